@@ -1,0 +1,220 @@
+/* SPDX-License-Identifier: MIT
+ * Owns one cgroup folder "tandem-<pid>" below this process's own memory cgroup and a child of it per capped process.
+ * v1: controller "memory" mounted on its own; v2: the unified hierarchy with the memory controller enabled for children.
+ * Nothing is mounted and no controller is taken from others: where the system does not allow it, open says why. */
+#include "coordinator/cgroup.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+
+#include "proto/err.h"
+#include "proto/util.h"
+
+#define CHILDREN_MAX 8
+
+struct cgroup {
+    bool v2;
+    char parent[PATH_MAX - 64]; /* our own group */
+    char path[PATH_MAX + 64];   /* <parent>/tandem-<pid> */
+    char children[CHILDREN_MAX][32];
+    int n_children;
+    bool has_self;
+};
+
+static int write_file(const char *dir, const char *name, const char *text)
+{
+    char path[PATH_MAX + 192];
+    snprintf(path, sizeof(path), "%s/%s", dir, name);
+    auto_fd fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0)
+        return -errno;
+    return write(fd, text, strlen(text)) < 0 ? -errno : 0;
+}
+
+static int read_u64(const char *dir, const char *name, uint64_t *ret)
+{
+    char path[PATH_MAX + 192];
+    snprintf(path, sizeof(path), "%s/%s", dir, name);
+    auto_file f = fopen(path, "re");
+    if (!f)
+        return -errno;
+    return fscanf(f, "%" SCNu64, ret) == 1 ? 0 : -EINVAL;
+}
+
+/* Where a hierarchy is mounted: v1 with the memory controller, or v2. Mount points with spaces are not looked for. */
+static bool find_mount(bool v2, char *ret, size_t size)
+{
+    auto_file f = fopen("/proc/self/mounts", "re");
+    char line[4096], dir[PATH_MAX], type[64], opts[1024];
+    while (f && fgets(line, sizeof(line), f)) {
+        if (sscanf(line, "%*s %4095s %63s %1023s", dir, type, opts) != 3)
+            continue;
+        bool is_memory = strcmp(type, "cgroup") == 0 && (strstr(opts, ",memory") || strncmp(opts, "memory", 6) == 0);
+        if (v2 ? strcmp(type, "cgroup2") == 0 : is_memory)
+            return (size_t)snprintf(ret, size, "%s", dir) < size;
+    }
+    return false;
+}
+
+/* Our group within the hierarchy, from /proc/self/cgroup: lines "id:controllers:path". */
+static bool find_self(bool v2, char *ret, size_t size)
+{
+    auto_file f = fopen("/proc/self/cgroup", "re");
+    char line[4096];
+    while (f && fgets(line, sizeof(line), f)) {
+        char *controllers = strchr(line, ':');
+        char *path = controllers ? strchr(controllers + 1, ':') : NULL;
+        if (!path)
+            continue;
+        *path++ = '\0';
+        controllers++;
+        path[strcspn(path, "\n")] = '\0';
+        if (v2 ? *controllers == '\0' : strcmp(controllers, "memory") == 0)
+            return (size_t)snprintf(ret, size, "%s", strcmp(path, "/") == 0 ? "" : path) < size;
+    }
+    return false;
+}
+
+static int try_open(struct cgroup *g, bool v2, struct err *err)
+{
+    char mount[1024], self[2048];
+    g->v2 = v2;
+    if (!find_mount(v2, mount, sizeof(mount)) || !find_self(v2, self, sizeof(self)))
+        return err_set(err, -ENOTSUP, "no memory controller of cgroup %s here", v2 ? "v2" : "v1");
+    snprintf(g->parent, sizeof(g->parent), "%s%s", mount, self);
+    if ((size_t)snprintf(g->path, sizeof(g->path), "%s/tandem-%d", g->parent, (int)getpid()) >= sizeof(g->path))
+        return err_set(err, -ENAMETOOLONG, "cgroup path below '%s' is too long", g->parent);
+    if (v2)
+        write_file(g->parent, "cgroup.subtree_control", "+memory"); /* fails where it is not ours; the check below tells */
+    if (mkdir(g->path, 0755) < 0 && errno != EEXIST)
+        return err_set_errno(err, -errno, "cgroup '%s' cannot be made (run as root, or under 'systemd-run --user --scope -p Delegate=yes')",
+                             g->path);
+    if (v2)
+        write_file(g->path, "cgroup.subtree_control", "+memory");
+    char probe[PATH_MAX + 128];
+    snprintf(probe, sizeof(probe), "%s/%s", g->path, v2 ? "memory.max" : "memory.limit_in_bytes");
+    if (access(probe, W_OK) < 0) {
+        rmdir(g->path);
+        return err_set(err, -ENOTSUP, "cgroup '%s' has no memory controller that we may use (run as root, or under 'systemd-run --user "
+                                      "--scope -p Delegate=yes')", g->parent);
+    }
+    return 0;
+}
+
+int cgroup_open(struct cgroup **ret, struct err *err)
+{
+    struct cgroup *g = calloc(1, sizeof(*g));
+    if (!g)
+        return err_set(err, -ENOMEM, "cgroup: out of memory");
+    struct err v2 = {0};
+    int r = try_open(g, true, &v2);
+    if (r < 0)
+        r = try_open(g, false, err);
+    if (r < 0) {
+        if (err && r == -ENOTSUP)
+            err_wrap(err, r, "%s", v2.text);
+        free(g);
+        return r;
+    }
+    *ret = g;
+    return 0;
+}
+
+const char *cgroup_path(const struct cgroup *g)
+{
+    return g->path;
+}
+
+const char *cgroup_version(const struct cgroup *g)
+{
+    return g->v2 ? "v2" : "v1";
+}
+
+static int set_caps(const struct cgroup *g, const char *dir, uint64_t cap)
+{
+    char text[32];
+    snprintf(text, sizeof(text), "%" PRIu64, cap);
+    int r = write_file(dir, g->v2 ? "memory.max" : "memory.limit_in_bytes", text);
+    if (r == 0 && g->v2)
+        write_file(dir, "memory.swap.max", "0"); /* absent without swap */
+    else if (r == 0)
+        write_file(dir, "memory.swappiness", "0");
+    return r;
+}
+
+int cgroup_add(struct cgroup *g, const char *name, int pid, uint64_t cap, struct err *err)
+{
+    char dir[PATH_MAX + 128], text[32];
+    if (g->n_children == CHILDREN_MAX)
+        return err_set(err, -ENOSPC, "cgroup '%s' has %d children already", g->path, CHILDREN_MAX);
+    snprintf(dir, sizeof(dir), "%s/%s", g->path, name);
+    if (mkdir(dir, 0755) < 0 && errno != EEXIST)
+        return err_set_errno(err, -errno, "cgroup '%s' cannot be made", dir);
+    snprintf(g->children[g->n_children++], sizeof(g->children[0]), "%s", name);
+    int r = set_caps(g, dir, cap);
+    if (r < 0)
+        return err_set_errno(err, r, "cgroup '%s' refuses a cap of %" PRIu64 " bytes", dir, cap);
+    snprintf(text, sizeof(text), "%d", pid);
+    r = write_file(dir, "cgroup.procs", text);
+    if (r < 0)
+        return err_set_errno(err, r, "process %d cannot be put into cgroup '%s'", pid, dir);
+    g->has_self |= pid == (int)getpid();
+    return 0;
+}
+
+uint64_t cgroup_peak(const struct cgroup *g, const char *name)
+{
+    char dir[PATH_MAX + 128];
+    uint64_t v = 0;
+    snprintf(dir, sizeof(dir), "%s/%s", g->path, name);
+    return read_u64(dir, g->v2 ? "memory.peak" : "memory.max_usage_in_bytes", &v) == 0 ? v : 0;
+}
+
+void cgroup_close(struct cgroup *g)
+{
+    if (!g)
+        return;
+    if (g->has_self) {
+        char text[32];
+        snprintf(text, sizeof(text), "%d", (int)getpid());
+        write_file(g->parent, "cgroup.procs", text);
+    }
+    for (int i = 0; i < g->n_children; i++) {
+        char dir[PATH_MAX + 128];
+        snprintf(dir, sizeof(dir), "%s/%s", g->path, g->children[i]);
+        rmdir(dir);
+    }
+    rmdir(g->path);
+    free(g);
+}
+
+static bool is_ours(const char *path)
+{
+    char mount[1024];
+    const char *base = strrchr(path, '/');
+    bool below = (find_mount(true, mount, sizeof(mount)) && strncmp(path, mount, strlen(mount)) == 0) ||
+                 (find_mount(false, mount, sizeof(mount)) && strncmp(path, mount, strlen(mount)) == 0);
+    return below && !strstr(path, "/../") && base && strncmp(base, "/tandem-", 8) == 0 && base[8] &&
+           base[8 + strspn(base + 8, "0123456789")] == '\0';
+}
+
+void cgroup_remove_stale(const char *path)
+{
+    if (!is_ours(path))
+        return;
+    DIR *d = opendir(path);
+    struct dirent *e;
+    while (d && (e = readdir(d))) {
+        if (e->d_type == DT_DIR && e->d_name[0] != '.')
+            unlinkat(dirfd(d), e->d_name, AT_REMOVEDIR); /* refused by the kernel while a process is in it */
+    }
+    if (d)
+        closedir(d);
+    rmdir(path);
+}

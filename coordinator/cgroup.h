@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: MIT
+ * A kernel memory cap per process: one cgroup "tandem-<pid>" below our own, with a child per process. cgroup v2 (memory.max) or v1
+ * (memory.limit_in_bytes), whichever the system has and lets us use. Pages are charged to the cgroup of the process that
+ * touches them first (kernel documentation: admin-guide/cgroup-v1/memory.rst, cgroup-v2.rst). Thread: the loop's. */
+#ifndef TANDEM_COORDINATOR_CGROUP_H
+#define TANDEM_COORDINATOR_CGROUP_H
+
+#include <stdint.h>
+
+struct cgroup;
+struct err;
+
+/* -ENOTSUP or another error when caps cannot be enforced here; err says why and what would allow it. */
+int cgroup_open(struct cgroup **ret, struct err *err);
+const char *cgroup_path(const struct cgroup *g);    /* of the parent folder, for the runtime directory */
+const char *cgroup_version(const struct cgroup *g); /* "v1" or "v2" */
+/* A child group with a cap, and the process in it. */
+int cgroup_add(struct cgroup *g, const char *name, int pid, uint64_t cap, struct err *err);
+/* Highest usage the kernel saw; 0 when not known. */
+uint64_t cgroup_peak(const struct cgroup *g, const char *name);
+/* Move ourselves out again and remove all folders (the processes must be gone). NULL is fine. */
+void cgroup_close(struct cgroup *g);
+/* Remove what a killed coordinator left at `path`; only a folder named tandem-<number> below a cgroup mount is touched. */
+void cgroup_remove_stale(const char *path);
+
+#endif

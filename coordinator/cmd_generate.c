@@ -1,0 +1,147 @@
+/* SPDX-License-Identifier: MIT
+ * `generate`: one prompt, one or several answers. One answer is printed as it comes; several are printed one after the other
+ * when all are there. Runs on the main thread. */
+#include <errno.h>
+#include <jansson.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "coordinator/answer.h"
+#include "coordinator/commands.h"
+#include "coordinator/report.h"
+#include "coordinator/tokenizer.h"
+#include "proto/config.h"
+#include "proto/util.h"
+
+struct prompt {
+    uint32_t *ids; /* owned */
+    size_t n;
+};
+
+static int encode_prompt(const struct command *c, struct prompt *ret, struct err *err)
+{
+    const struct options *o = c->options;
+    if (o->chat) {
+        struct tokenizer_message m[2] = {{"system", o->system}, {"user", o->prompt}};
+        return o->system ? tokenizer_chat(c->tokenizer, m, 2, &ret->ids, &ret->n, err)
+                         : tokenizer_chat(c->tokenizer, m + 1, 1, &ret->ids, &ret->n, err);
+    }
+    auto_free uint32_t *ids = NULL;
+    const uint32_t *from = o->ids;
+    size_t n = o->n_ids, extra = 0;
+    if (!o->has_ids) {
+        int r = tokenizer_encode(c->tokenizer, o->prompt, strlen(o->prompt), true, &ids, &n, err);
+        if (r < 0)
+            return r;
+        from = ids;
+        extra = 1; /* <bos> */
+    }
+    ret->ids = malloc((n + extra) * sizeof(*ret->ids));
+    if (!ret->ids)
+        return err_set(err, -ENOMEM, "prompt: out of memory for %zu tokens", n);
+    ret->ids[0] = tokenizer_bos(c->tokenizer);
+    if (n)
+        memcpy(ret->ids + extra, from, n * sizeof(*from));
+    ret->n = n + extra;
+    return 0;
+}
+
+static json_t *ids_json(const uint32_t *ids, size_t n)
+{
+    json_t *list = json_array();
+    for (size_t i = 0; i < n; i++)
+        json_array_append_new(list, json_integer(ids[i]));
+    return list;
+}
+
+static json_t *answer_json(const struct answer *a)
+{
+    const struct request_result *r = &a->result;
+    json_t *timings =
+        json_pack("{s:f, s:f, s:f, s:f, s:f}", "queue_ms", (double)r->queue_ns / 1e6, "prefill_ms", (double)r->prefill_ns / 1e6, "decode_ms",
+                  (double)r->decode_ns / 1e6, "prefill_tokens_per_s", answer_prefill_rate(a), "decode_tokens_per_s", answer_decode_rate(a));
+    return json_pack("{s:o, s:s%, s:s, s:o}", "output_ids", ids_json(a->ids, a->n_ids), "text", a->text, a->n_text, "finish_reason",
+                     engine_finish_name(r->finish), "timings", timings);
+}
+
+static int print_json(const struct prompt *p, const struct answer *a, uint32_t n, const struct engine_process_stats *stats, struct err *err)
+{
+    json_t *j = json_pack("{s:o}", "prompt_ids", ids_json(p->ids, p->n));
+    if (n == 1) {
+        json_t *one = answer_json(a);
+        json_object_update(j, one);
+        json_decref(one);
+    } else {
+        json_t *list = json_array();
+        for (uint32_t i = 0; i < n; i++) {
+            json_t *one = answer_json(&a[i]);
+            json_object_set_new(one, "choice", json_integer(i));
+            json_array_append_new(list, one);
+        }
+        json_object_set_new(j, "choices", list);
+    }
+    json_object_set_new(j, "processes", report_processes_json(stats));
+    return report_print_json(j, stdout, err);
+}
+
+static void print_texts(const struct answer *a, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        printf("%s--- answer %u (%s)\n%s\n", i ? "\n" : "", i, engine_finish_name(a[i].result.finish), a[i].text);
+}
+
+static int run_answers(struct command *c, const struct prompt *p, struct answer *a, uint32_t n, struct err *err)
+{
+    const struct options *o = c->options;
+    int r = 0;
+    for (uint32_t i = 0; i < n && r == 0; i++) {
+        struct request_params q;
+        commands_request(c, &q);
+        q.ids = p->ids;
+        q.n_ids = (uint32_t)p->n;
+        q.choice = i;
+        r = answer_init(&a[i], c->tokenizer, n == 1 && !o->json ? stdout : NULL, err);
+        if (r == 0)
+            r = answer_submit(&a[i], c->engine, &q, err);
+    }
+    if (r == 0)
+        r = engine_run(c->engine, err);
+    if (n == 1 && !o->json && a[0].n_text)
+        putchar('\n');
+    for (uint32_t i = 0; i < n && r == 0; i++) {
+        if (a[i].error.code)
+            r = err_set(err, a[i].error.code, "%s", a[i].error.text);
+    }
+    return r;
+}
+
+int cmd_generate_run(struct command *c, struct err *err)
+{
+    const struct options *o = c->options;
+    uint32_t n = o->parallel;
+    struct prompt p = {0};
+    struct engine_process_stats stats[CONFIG_PROCESSES];
+    int r = encode_prompt(c, &p, err);
+    struct answer *a = r == 0 ? calloc(n, sizeof(*a)) : NULL;
+    if (r == 0 && !a)
+        r = err_set(err, -ENOMEM, "answers: out of memory");
+    if (r == 0)
+        r = run_answers(c, &p, a, n, err);
+    if (r == 0 && !o->json && n > 1)
+        print_texts(a, n);
+    if (r == 0 && (o->json || o->report))
+        r = engine_stats(c->engine, stats, err);
+    if (r == 0 && o->json)
+        r = print_json(&p, a, n, stats, err);
+    if (r == 0 && o->report && !o->json) {
+        putchar('\n');
+        report_answers(a, n, stdout);
+        putchar('\n');
+        report_processes(stats, stdout);
+    }
+    for (uint32_t i = 0; a && i < n; i++)
+        answer_fini(&a[i]);
+    free(a);
+    free(p.ids);
+    return r;
+}

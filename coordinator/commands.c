@@ -1,0 +1,174 @@
+/* SPDX-License-Identifier: MIT
+ * Dispatch of commands, and those that start no stage: plan, tokenize, detokenize. Called by main.c on the main thread; errors
+ * go back to it, results go to standard output. */
+#include "coordinator/commands.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <jansson.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "coordinator/engine.h"
+#include "coordinator/plan.h"
+#include "coordinator/report.h"
+#include "coordinator/tokenizer.h"
+#include "proto/err.h"
+#include "proto/util.h"
+
+#define FILE_MAX_BYTES ((size_t)256 << 20)
+
+void commands_request(const struct command *c, struct request_params *ret)
+{
+    *ret = (struct request_params){.max_tokens = c->options->max_tokens, .sample = c->options->sample};
+}
+
+int commands_read_file(const char *path, char **ret, size_t *ret_n, struct err *err)
+{
+    size_t n = 0, room = 64 << 10;
+    auto_free char *buf = malloc(room);
+    auto_fd fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return err_set_errno(err, -errno, "file '%s': cannot be opened", path);
+    while (buf) {
+        if (n + 1 == room) {
+            char *p = room < FILE_MAX_BYTES ? realloc(buf, room * 2) : NULL;
+            if (!p)
+                return err_set(err, -EFBIG, "file '%s': does not fit in memory; expected at most %zu bytes of text", path, FILE_MAX_BYTES);
+            buf = p;
+            room *= 2;
+        }
+        ssize_t got = read(fd, buf + n, room - 1 - n);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            return err_set_errno(err, -errno, "file '%s': cannot be read", path);
+        if (got == 0)
+            break;
+        n += (size_t)got;
+    }
+    if (!buf)
+        return err_set(err, -ENOMEM, "file '%s': out of memory", path);
+    buf[n] = '\0';
+    *ret = take_ptr(&buf);
+    *ret_n = n;
+    return 0;
+}
+
+static int run_plan(const struct command *c, struct err *err)
+{
+    auto_free struct plan *p = malloc(sizeof(*p));
+    if (!p)
+        return err_set(err, -ENOMEM, "plan: out of memory");
+    int r = plan_make(c->config, c->gguf, p, err);
+    if (r < 0)
+        return r;
+    if (c->options->json)
+        return plan_print_json(p, stdout, err);
+    plan_print(p, stdout);
+    return 0;
+}
+
+static int print_ids_json(const struct tokenizer *t, const uint32_t *ids, size_t n, struct err *err)
+{
+    json_t *j = json_object(), *list = json_array(), *pieces = json_array();
+    for (size_t i = 0; i < n; i++) {
+        json_array_append_new(list, json_integer(ids[i]));
+        json_array_append_new(pieces, json_string(tokenizer_piece(t, ids[i])));
+    }
+    json_object_set_new(j, "ids", list);
+    json_object_set_new(j, "pieces", pieces);
+    return report_print_json(j, stdout, err);
+}
+
+static int run_tokenize(const struct command *c, struct err *err)
+{
+    const struct options *o = c->options;
+    auto_free char *text = NULL;
+    auto_free uint32_t *ids = NULL;
+    size_t n = o->text ? strlen(o->text) : 0, n_ids;
+    int r = o->file ? commands_read_file(o->file, &text, &n, err) : 0;
+    if (r == 0)
+        r = tokenizer_encode(c->tokenizer, o->file ? text : o->text, n, !o->no_markers, &ids, &n_ids, err);
+    if (r < 0)
+        return r;
+    if (o->json)
+        return print_ids_json(c->tokenizer, ids, n_ids, err);
+    for (size_t i = 0; i < n_ids; i++)
+        printf("%s%u", i ? "," : "", ids[i]);
+    putchar('\n');
+    return 0;
+}
+
+static int run_detokenize(const struct command *c, struct err *err)
+{
+    const struct options *o = c->options;
+    auto_free char *text = NULL;
+    size_t n;
+    for (uint32_t i = 0; i < o->n_ids; i++) {
+        if (o->ids[i] >= tokenizer_vocab(c->tokenizer))
+            return err_set(err, -EINVAL, "option '--ids': element %u is %u; expected less than the vocabulary's %u", i, o->ids[i],
+                           tokenizer_vocab(c->tokenizer));
+    }
+    int r = tokenizer_decode(c->tokenizer, o->ids, o->n_ids, &text, &n, err);
+    if (r < 0)
+        return r;
+    if (o->json)
+        return report_print_json(json_pack("{s:s%}", "text", text, n), stdout, err);
+    puts(text);
+    return 0;
+}
+
+static bool starts_stages(enum options_command k)
+{
+    return k != OPTIONS_PLAN && k != OPTIONS_TOKENIZE && k != OPTIONS_DETOKENIZE;
+}
+
+static bool needs_tokenizer(enum options_command k)
+{
+    return k != OPTIONS_PLAN && k != OPTIONS_EVAL && k != OPTIONS_BENCH;
+}
+
+static int dispatch(struct command *c, struct err *err)
+{
+    switch (c->options->command) {
+    case OPTIONS_CHAT:
+        return cmd_chat_run(c, err);
+    case OPTIONS_GENERATE:
+        return cmd_generate_run(c, err);
+    case OPTIONS_EVAL:
+        return cmd_eval_run(c, err);
+    case OPTIONS_PERPLEXITY:
+        return cmd_perplexity_run(c, err);
+    case OPTIONS_BENCH:
+        return cmd_bench_run(c, err);
+    case OPTIONS_PLAN:
+        return run_plan(c, err);
+    case OPTIONS_TOKENIZE:
+        return run_tokenize(c, err);
+    case OPTIONS_DETOKENIZE:
+        return run_detokenize(c, err);
+    case OPTIONS_SAMPLE_CONFIG: /* main.c answers it: there is no config yet */
+    case OPTIONS_COMMANDS:
+    default:
+        return err_set(err, -EINVAL, "command '%s' cannot be run here", options_command_name(c->options->command));
+    }
+}
+
+int commands_run(const struct options *o, const struct config *config, const struct gguf *g, int *ret_signal, struct err *err)
+{
+    struct command c = {.options = o, .config = config, .gguf = g};
+    int r = needs_tokenizer(o->command) ? tokenizer_open(g, &c.tokenizer, err) : 0;
+    if (r < 0)
+        r = err_wrap(err, r, "model '%s'", config->model);
+    if (r == 0 && starts_stages(o->command))
+        r = engine_open(config, g, &(struct engine_options){0}, &c.engine, err);
+    if (r == 0)
+        r = dispatch(&c, err);
+    *ret_signal = c.engine ? engine_signal(c.engine) : 0;
+    if (r == 0 && (fflush(stdout) == EOF || ferror(stdout)))
+        r = err_set(err, -EIO, "standard output: cannot be written");
+    engine_close(c.engine);
+    tokenizer_close(c.tokenizer);
+    return r;
+}

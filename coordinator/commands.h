@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: MIT
+ * The commands of `coordinator`, on top of engine.h: one file each (cmd_*.c), the small ones in commands.c.
+ * Thread: main. */
+#ifndef TANDEM_COORDINATOR_COMMANDS_H
+#define TANDEM_COORDINATOR_COMMANDS_H
+
+#include <stddef.h>
+
+#include "coordinator/options.h"
+
+struct config;
+struct engine;
+struct engine_process_stats;
+struct err;
+struct gguf;
+struct request_params;
+struct tokenizer;
+
+struct command { /* all borrowed */
+    const struct options *options;
+    const struct config *config;
+    const struct gguf *gguf;
+    struct tokenizer *tokenizer; /* NULL for eval, bench, plan */
+    struct engine *engine;       /* NULL for plan, tokenize, detokenize */
+};
+
+/* Opens what the command needs, runs it, closes everything. 0 or a negative errno; *ret_signal: what ended it, 0 = none. */
+int commands_run(const struct options *o, const struct config *c, const struct gguf *g, int *ret_signal, struct err *err);
+
+int cmd_generate_run(struct command *c, struct err *err);
+int cmd_chat_run(struct command *c, struct err *err);
+int cmd_eval_run(struct command *c, struct err *err);
+int cmd_perplexity_run(struct command *c, struct err *err);
+int cmd_bench_run(struct command *c, struct err *err);
+
+/* Sampling and length as the options say; ids and choice are the caller's. */
+void commands_request(const struct command *c, struct request_params *ret);
+/* Whole file with a NUL behind it; *ret is malloc'ed, returned owned. */
+int commands_read_file(const char *path, char **ret, size_t *ret_n, struct err *err);
+
+#endif

@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: MIT
+ * The running pipeline as the commands see it: submit token ids, get tokens. Owns the stages (supervise.c), rings and the
+ * schedule (schedule.c). Thread: the loop's; callbacks run inside engine_run. */
+#ifndef TANDEM_COORDINATOR_ENGINE_H
+#define TANDEM_COORDINATOR_ENGINE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "coordinator/plan.h"
+#include "coordinator/sample.h"
+#include "proto/chunk.h"
+
+struct config;
+struct engine;
+struct err;
+struct gguf;
+struct request;
+
+struct engine_options {
+    const char *stage_dir; /* where loader, npu_worker, gpu_worker lie; NULL = beside the coordinator */
+};
+
+/* Plans, makes rings, starts the stages and waits until all are ready. Signals SIGINT/SIGTERM end engine_run with -EINTR.
+ * g, c: borrowed until engine_close. */
+int engine_open(const struct config *c, const struct gguf *g, const struct engine_options *o, struct engine **ret, struct err *err);
+void engine_close(struct engine *e); /* stops the stages and waits for their exit; NULL is fine */
+const struct plan *engine_plan(const struct engine *e);
+
+enum engine_finish { ENGINE_FINISH_STOP, ENGINE_FINISH_LENGTH, ENGINE_FINISH_CONTEXT, ENGINE_FINISH_CANCELLED, ENGINE_FINISH_ERROR };
+const char *engine_finish_name(enum engine_finish f); /* "stop", "length", "context", "cancelled", "error" */
+
+struct request_result {
+    enum engine_finish finish;
+    const struct err *err; /* ENGINE_FINISH_ERROR */
+    uint32_t n_prompt, n_output;
+    uint64_t queue_ns, prefill_ns, decode_ns; /* prefill: until the first token's logits are there */
+    struct chunk_times prefill_times, decode_times; /* summed over the request's chunks */
+    uint32_t prefill_chunks, decode_chunks;
+};
+
+struct request_params {
+    const uint32_t *ids; /* prompt, copied; 1 <= n_ids <= context */
+    uint32_t n_ids;
+    uint32_t max_tokens;  /* 0: prompt only (eval, perplexity) */
+    bool all_logits;      /* logits callback for every prompt position, otherwise never */
+    bool ignore_end;      /* bench: go on after end tokens */
+    struct sample_params sample;
+    uint32_t choice;
+    /* May be NULL. token: every generated token, the end token excluded. logits: row for prompt position pos, borrowed for the call. */
+    void (*token)(void *ctx, uint32_t id, uint32_t index);
+    void (*logits)(void *ctx, uint32_t pos, const float *row, uint32_t vocab);
+    void (*finished)(void *ctx, const struct request_result *r);
+    bool (*is_end)(void *ctx, uint32_t id); /* NULL: no end tokens */
+    void *ctx;
+};
+
+/* Queues; runs when a sequence slot is free, in order. The request frees itself after `finished`. */
+int engine_submit(struct engine *e, const struct request_params *p, struct request **ret, struct err *err);
+void engine_cancel(struct engine *e, struct request *r);
+/* Until every request has finished (0), a signal came (-EINTR; requests stay), or the pipeline failed (they have finished). */
+int engine_run(struct engine *e, struct err *err);
+
+/* Run the loop until fd can be read (0), a signal came (-EINTR) or the pipeline failed. */
+int engine_wait_readable(struct engine *e, int fd, struct err *err);
+/* The signal that ended engine_run or engine_wait_readable with -EINTR; 0 = none. */
+int engine_signal(const struct engine *e);
+
+struct engine_process_stats {
+    const char *name;
+    int pid;
+    char backend[64];
+    uint64_t budget[BUDGET_CATEGORIES], total_peak;
+    uint64_t rss, pss, peak_bytes; /* peak_bytes: cgroup peak where there is one, else VmHWM less shared pages */
+    uint64_t cap;
+    bool cap_enforced; /* by a cgroup */
+    uint64_t busy_ns, idle_ns, blocked_ns, chunks, bytes_read;
+};
+/* Asks every stage and waits for the answers. ret: [CONFIG_PROCESSES]. */
+int engine_stats(struct engine *e, struct engine_process_stats *ret, struct err *err);
+
+#endif

@@ -1,0 +1,212 @@
+/* SPDX-License-Identifier: MIT
+ * Computes what every process will hold, by category, from config and GGUF metadata. Called before anything is loaded; allocates
+ * nothing, reads no tensor data. Weights, KV and scratch come from the same functions that the stages allocate by. */
+#include "coordinator/plan.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <string.h>
+
+#include <jansson.h>
+
+#include "kernels/cpu.h"
+#include "model/gguf.h"
+#include "model/segment.h"
+#include "model/work_plan.h"
+#include "proto/chunk.h"
+#include "proto/err.h"
+#include "proto/ring.h"
+#include "proto/util.h"
+
+#define MIB (1024.0 * 1024.0)
+#define DEFAULT_CHUNK 128
+#define DEFAULT_RING_SLOTS 4
+#define LOGITS_BLOCK_BYTES (4u << 20)
+
+const char *plan_process_name(enum config_process p)
+{
+    static const char *const names[] = {"coordinator", "loader", "npu_worker", "gpu_worker"};
+    return names[p];
+}
+
+static int collect_types(const struct gguf *g, struct plan *p, struct err *err)
+{
+    const struct hparams *h = &p->hparams;
+    uint32_t n = 0, per_layer = segment_n_tensors(SEGMENT_ATTN) + segment_n_tensors(SEGMENT_FFN);
+    if ((size_t)h->n_layers * per_layer + segment_n_tensors(SEGMENT_HEAD) + 1 > sizeof(p->types))
+        return err_set(err, -E2BIG, "model has %u layers; at most %zu are supported", h->n_layers, sizeof(p->types) / per_layer - 1);
+    for (uint32_t layer = 0; layer < h->n_layers; layer++) {
+        int r = segment_types(g, SEGMENT_ATTN, layer, p->types + n, err);
+        n += segment_n_tensors(SEGMENT_ATTN);
+        if (r == 0)
+            r = segment_types(g, SEGMENT_FFN, layer, p->types + n, err);
+        n += segment_n_tensors(SEGMENT_FFN);
+        if (r < 0)
+            return r;
+    }
+    int r = segment_types(g, SEGMENT_HEAD, 0, p->types + n, err);
+    n += segment_n_tensors(SEGMENT_HEAD);
+    const struct gguf_tensor *embd;
+    if (r == 0)
+        r = gemma3_find(g, GEMMA3_TOKEN_EMBD, 0, &embd, err);
+    if (r == 0) {
+        p->types[n++] = (uint8_t)embd->type;
+        p->n_types = n;
+    }
+    return r;
+}
+
+static int weights(struct plan *p, const struct gguf *g, struct err *err)
+{
+    const struct hparams *h = &p->hparams;
+    struct segment_layout l;
+    const uint8_t *t = p->types;
+    uint64_t largest_bounce = 0;
+    for (uint32_t layer = 0; layer <= h->n_layers; layer++) {
+        for (int kind = SEGMENT_ATTN; kind <= SEGMENT_HEAD; kind++) {
+            if ((layer == h->n_layers) != (kind == SEGMENT_HEAD))
+                continue;
+            int r = segment_layout_init(&l, h, (enum segment_kind)kind, t, err);
+            if (r < 0)
+                return r;
+            t += segment_n_tensors((enum segment_kind)kind);
+            p->process[kind == SEGMENT_ATTN ? CONFIG_NPU : CONFIG_GPU].bytes[BUDGET_WEIGHTS] += l.bytes;
+            largest_bounce = MAX(largest_bounce, segment_bounce_min(&l));
+        }
+    }
+    p->process[CONFIG_LOADER].bytes[BUDGET_SCRATCH] = work_plan_loader_bytes(h, largest_bounce);
+    for (uint32_t i = 0; i < gguf_n_tensors(g); i++)
+        p->tensor_bytes += gguf_tensor_at(g, i)->bytes;
+    return 0;
+}
+
+static void rings(struct plan *p)
+{
+    const struct hparams *h = &p->hparams;
+    p->token_slot_bytes = chunk_slot_bytes(p->chunk_tokens, p->sequences, p->chunk_tokens * sizeof(uint32_t));
+    p->worker_slot_bytes = chunk_slot_bytes(p->chunk_tokens, p->sequences, (size_t)p->chunk_tokens * h->hidden * sizeof(float));
+    p->out_slot_bytes = chunk_slot_bytes(p->chunk_tokens, p->sequences, (size_t)p->logits_rows * h->vocab * sizeof(float));
+    p->process[CONFIG_COORDINATOR].bytes[BUDGET_RING] = ring_bytes(p->ring_slots, p->token_slot_bytes) +
+                                                        3 * ring_bytes(p->ring_slots, p->worker_slot_bytes) +
+                                                        ring_bytes(p->logits_slots, p->out_slot_bytes);
+}
+
+/* What a process holds beside its budget: program, libraries' private pages, heap, stacks. Measured as cgroup peak less budget on
+ * Debian 12; the coordinator's part grows with the vocabulary (tokenizer and file metadata). */
+static void fixed(struct plan *p)
+{
+    p->process[CONFIG_COORDINATOR].fixed = (uint64_t)(16 * MIB) + (uint64_t)p->hparams.vocab * 700;
+    p->process[CONFIG_LOADER].fixed = (uint64_t)(8 * MIB) + (uint64_t)p->hparams.vocab * 100;
+    p->process[CONFIG_NPU].fixed = (uint64_t)(8 * MIB);
+    p->process[CONFIG_GPU].fixed = (uint64_t)(8 * MIB);
+}
+
+static int caps(const struct config *c, struct plan *p, struct err *err)
+{
+    char need[32], have[32], raise[32];
+    for (int i = 0; i < CONFIG_PROCESSES; i++) {
+        uint64_t total = p->process[i].fixed;
+        for (int k = 0; k < BUDGET_CATEGORIES; k++)
+            total += p->process[i].bytes[k];
+        p->process[i].total = total;
+        p->process[i].cap = c->caps[i] ? c->caps[i] : total + total / 10 + (16u << 20);
+        if (total > p->process[i].cap)
+            return err_set(err, -ENOMEM, "%s needs %s (%" PRIu64 " bytes) but 'memory.%s' allows %s; raise it to at least %" PRIu64
+                           " MiB, or lower 'context', 'sequences' or 'chunk_tokens'", plan_process_name((enum config_process)i),
+                           util_format_bytes(need, sizeof(need), total), total, plan_process_name((enum config_process)i),
+                           util_format_bytes(have, sizeof(have), p->process[i].cap), (total + (1u << 20) - 1) >> 20);
+    }
+    /* The NPU pool of the CPU backend is ordinary memory: weights, KV and scratch of npu_worker. */
+    const uint64_t *n = p->process[CONFIG_NPU].bytes;
+    uint64_t pool = n[BUDGET_WEIGHTS] + n[BUDGET_KV] + n[BUDGET_SCRATCH];
+    if (c->npu.memory && pool > c->npu.memory)
+        return err_set(err, -ENOMEM, "npu_worker's weights, KV cache and scratch need %s but 'npu.memory' is %s; raise it to %" PRIu64
+                       " MiB, or lower 'context' or 'sequences'", util_format_bytes(need, sizeof(need), pool),
+                       util_format_bytes(raise, sizeof(raise), c->npu.memory), (pool + (1u << 20) - 1) >> 20);
+    const uint64_t *g = p->process[CONFIG_GPU].bytes;
+    pool = g[BUDGET_WEIGHTS] + g[BUDGET_SCRATCH];
+    if (c->gpu.memory && pool > c->gpu.memory)
+        return err_set(err, -ENOMEM, "gpu_worker's weights and scratch need %s but 'gpu.memory' is %s; raise it to %" PRIu64 " MiB",
+                       util_format_bytes(need, sizeof(need), pool), util_format_bytes(raise, sizeof(raise), c->gpu.memory),
+                       (pool + (1u << 20) - 1) >> 20);
+    return 0;
+}
+
+int plan_make(const struct config *c, const struct gguf *g, struct plan *ret, struct err *err)
+{
+    struct plan *p = ret;
+    memset(p, 0, sizeof(*p));
+    int r = gemma3_hparams(g, &p->hparams, err);
+    if (r < 0)
+        return r;
+    const struct hparams *h = &p->hparams;
+    if (c->context > h->context_max)
+        return err_set(err, -EINVAL, "'context' is %u; the model was made for at most %u", c->context, h->context_max);
+    p->context = c->context;
+    p->sequences = c->sequences;
+    p->chunk_tokens = c->chunk_tokens ? c->chunk_tokens : MIN(DEFAULT_CHUNK, c->context);
+    p->chunk_tokens = MAX(p->chunk_tokens, p->sequences); /* a decode chunk holds one token of each */
+    p->ring_slots = DEFAULT_RING_SLOTS;
+    p->logits_rows = MIN(MAX(LOGITS_BLOCK_BYTES / (h->vocab * 4), 4u), 64u);
+    p->logits_slots = 4;
+    p->kv_type = c->kv_type;
+    p->npu_threads = c->npu.threads ? c->npu.threads : (uint32_t)cpu_count();
+    p->gpu_threads = c->gpu.threads ? c->gpu.threads : (uint32_t)cpu_count();
+    if ((r = collect_types(g, p, err)) < 0 || (r = weights(p, g, err)) < 0)
+        return r;
+    p->process[CONFIG_NPU].bytes[BUDGET_KV] =
+        work_plan_kv_bytes(h, p->context, p->sequences, p->chunk_tokens, p->ring_slots, p->kv_type);
+    p->process[CONFIG_NPU].bytes[BUDGET_SCRATCH] = work_plan_attn_bytes(h, p->types, p->chunk_tokens, p->ring_slots, p->npu_threads);
+    p->process[CONFIG_GPU].bytes[BUDGET_SCRATCH] = work_plan_ffn_bytes(h, p->types, p->chunk_tokens, p->logits_rows);
+    rings(p);
+    fixed(p);
+    return caps(c, p, err);
+}
+
+void plan_print(const struct plan *p, FILE *f)
+{
+    char buf[32];
+    fprintf(f, "model       %u layers, hidden %u, FFN %u, %u heads (%u KV) of %u, vocabulary %u, tensors %s\n", p->hparams.n_layers,
+            p->hparams.hidden, p->hparams.ffn, p->hparams.n_heads, p->hparams.n_kv_heads, p->hparams.head_dim, p->hparams.vocab,
+            util_format_bytes(buf, sizeof(buf), p->tensor_bytes));
+    fprintf(f, "run         context %u x %u sequences, KV %s, chunks of %u tokens, %u in flight, logits %u rows a block\n", p->context,
+            p->sequences, p->kv_type == 0 ? "f32" : "f16", p->chunk_tokens, p->ring_slots, p->logits_rows);
+    fprintf(f, "threads     npu_worker %u, gpu_worker %u\n\n", p->npu_threads, p->gpu_threads);
+    fprintf(f, "%-12s", "MiB");
+    for (int k = 0; k < BUDGET_CATEGORIES; k++)
+        fprintf(f, "%10s", budget_category_name((enum budget_category)k));
+    fprintf(f, "%10s%10s%10s\n", "fixed", "total", "cap");
+    uint64_t total = 0, cap = 0;
+    for (int i = 0; i < CONFIG_PROCESSES; i++) {
+        fprintf(f, "%-12s", plan_process_name((enum config_process)i));
+        for (int k = 0; k < BUDGET_CATEGORIES; k++)
+            fprintf(f, "%10.1f", (double)p->process[i].bytes[k] / MIB);
+        fprintf(f, "%10.1f%10.1f%10.1f\n", (double)p->process[i].fixed / MIB, (double)p->process[i].total / MIB,
+                (double)p->process[i].cap / MIB);
+        total += p->process[i].total;
+        cap += p->process[i].cap;
+    }
+    fprintf(f, "%-12s%*s%10.1f%10.1f\n", "all", 10 * (BUDGET_CATEGORIES + 1), "", (double)total / MIB, (double)cap / MIB);
+}
+
+int plan_print_json(const struct plan *p, FILE *f, struct err *err)
+{
+    json_t *processes = json_object();
+    for (int i = 0; i < CONFIG_PROCESSES; i++) {
+        json_t *o = json_object();
+        for (int k = 0; k < BUDGET_CATEGORIES; k++)
+            json_object_set_new(o, budget_category_name((enum budget_category)k), json_integer((json_int_t)p->process[i].bytes[k]));
+        json_object_set_new(o, "fixed", json_integer((json_int_t)p->process[i].fixed));
+        json_object_set_new(o, "total", json_integer((json_int_t)p->process[i].total));
+        json_object_set_new(o, "cap", json_integer((json_int_t)p->process[i].cap));
+        json_object_set_new(processes, plan_process_name((enum config_process)i), o);
+    }
+    json_t *root = json_pack("{s:i, s:i, s:i, s:s, s:i, s:i, s:i, s:i, s:I, s:o}", "layers", (int)p->hparams.n_layers, "context",
+                             (int)p->context, "sequences", (int)p->sequences, "kv_type", p->kv_type == 0 ? "f32" : "f16",
+                             "chunk_tokens", (int)p->chunk_tokens, "ring_slots", (int)p->ring_slots, "npu_threads",
+                             (int)p->npu_threads, "gpu_threads", (int)p->gpu_threads, "tensor_bytes", (json_int_t)p->tensor_bytes,
+                             "processes", processes);
+    int r = root && json_dumpf(root, f, JSON_INDENT(2)) == 0 && fputc('\n', f) != EOF ? 0 : -EIO;
+    json_decref(root);
+    return r < 0 ? err_set(err, r, "cannot write the plan as JSON") : 0;
+}

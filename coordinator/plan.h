@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: MIT
+ * The memory plan: computed from config and GGUF metadata before anything is loaded; the same numbers size rings, chunks and
+ * budgets. Threads: plain data. */
+#ifndef TANDEM_COORDINATOR_PLAN_H
+#define TANDEM_COORDINATOR_PLAN_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "model/hparams.h"
+#include "proto/budget.h"
+#include "proto/config.h"
+
+struct err;
+struct gguf;
+
+struct plan {
+    struct hparams hparams;
+    uint32_t context, sequences, chunk_tokens, ring_slots, logits_rows, logits_slots;
+    int kv_type;
+    uint32_t npu_threads, gpu_threads;
+    uint64_t tensor_bytes;   /* of the file, the tied head counted once */
+    uint64_t worker_slot_bytes, token_slot_bytes, out_slot_bytes;
+    struct {
+        uint64_t bytes[BUDGET_CATEGORIES];
+        uint64_t fixed; /* program, libraries, heap: stated, not budgeted */
+        uint64_t total; /* sum of the above; shared rings count for the coordinator only */
+        uint64_t cap;   /* from config, or total + 10% + 16 MiB when auto */
+    } process[CONFIG_PROCESSES];
+    uint32_t n_types;
+    uint8_t types[8192]; /* as CONFIGURE carries them */
+};
+
+int plan_make(const struct config *c, const struct gguf *g, struct plan *ret, struct err *err); /* -ENOMEM with the remedy when a cap does not fit */
+void plan_print(const struct plan *p, FILE *f);
+int plan_print_json(const struct plan *p, FILE *f, struct err *err);
+const char *plan_process_name(enum config_process p);
+
+#endif

@@ -1,0 +1,17 @@
+/* SPDX-License-Identifier: MIT
+ * What /proc says of a process's memory. Thread: any. */
+#ifndef TANDEM_COORDINATOR_PROCESS_MEMORY_H
+#define TANDEM_COORDINATOR_PROCESS_MEMORY_H
+
+#include <stdint.h>
+
+struct process_memory {
+    uint64_t rss;          /* VmRSS */
+    uint64_t pss;          /* proportional share, from smaps_rollup; 0 when not readable */
+    uint64_t peak_private; /* VmHWM less the shared pages of now (RssFile + RssShmem): an estimate where there is no cgroup */
+};
+
+/* 0 or a negative errno. */
+int process_memory_read(int pid, struct process_memory *ret);
+
+#endif

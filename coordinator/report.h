@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: MIT
+ * What the processes did and used, as a table for people and as JSON. Threads: none of its own. */
+#ifndef TANDEM_COORDINATOR_REPORT_H
+#define TANDEM_COORDINATOR_REPORT_H
+
+#include <stdio.h>
+
+#include "coordinator/engine.h"
+
+struct answer;
+struct json_t;
+
+/* stats: [CONFIG_PROCESSES]. */
+void report_processes(const struct engine_process_stats *stats, FILE *f);
+struct json_t *report_processes_json(const struct engine_process_stats *stats); /* returns owned, NULL = out of memory */
+/* Tokens and tokens/s of prompt and answer; one line per answer when there are several. */
+void report_answers(const struct answer *a, size_t n, FILE *f);
+/* One line and its newline; -EIO when it cannot be written. Takes j; NULL is out of memory. */
+int report_print_json(struct json_t *j, FILE *f, struct err *err);
+
+#endif

@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: MIT
+ * Which tokens go into which chunk, and what to do with what comes back. Sequence slots, queue, chunks in flight, sampling.
+ * Knows rings but no processes. Thread: the loop's; callbacks of requests run inside schedule_drain and schedule_fail. */
+#ifndef TANDEM_COORDINATOR_SCHEDULE_H
+#define TANDEM_COORDINATOR_SCHEDULE_H
+
+#include <stdbool.h>
+
+#include "coordinator/engine.h"
+
+struct ring;
+struct schedule;
+
+int schedule_open(const struct plan *plan, struct schedule **ret, struct err *err);
+void schedule_close(struct schedule *s); /* drops requests without callbacks; NULL is fine */
+/* Rings of the current epoch; borrowed. */
+void schedule_attach(struct schedule *s, struct ring *tokens, struct ring *output, uint32_t epoch);
+int schedule_submit(struct schedule *s, const struct request_params *p, struct request **ret, struct err *err);
+void schedule_cancel(struct schedule *s, struct request *r);
+/* Send as many chunks as there are credits for. */
+void schedule_pump(struct schedule *s);
+/* Take everything from the output ring, sample, call back, pump. -EPROTO when gpu_worker breaks the format. */
+int schedule_drain(struct schedule *s, struct err *err);
+/* The pipeline is gone: every request finishes with ENGINE_FINISH_ERROR. */
+void schedule_fail(struct schedule *s, const struct err *err);
+uint32_t schedule_active(const struct schedule *s); /* requests queued or running */
+
+#endif

@@ -1,0 +1,519 @@
+/* SPDX-License-Identifier: MIT
+ * Owns the three stage processes, their control connections, the bells, the rings and a duplicate of every segment's fd.
+ * Called by engine.c on the loop's thread; events arrive as libuv callbacks. It never touches weights or activations.
+ *
+ * Life of a stage: spawned -> HELLO -> (all three said hello) CONFIGURE + ATTACH_RING -> SEGMENT_NEW* + SEGMENT_END ->
+ * SEGMENT_FILLED* -> START -> READY. The loader is configured first, because it answers SEGMENT_FILL for the others.
+ * The first thing that goes wrong is reported once and everything is stopped by the owner. */
+#include "coordinator/supervise.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "coordinator/cgroup.h"
+#include "model/hparams.h"
+#include "model/segment.h"
+#include "proto/conn.h"
+#include "proto/err.h"
+#include "proto/log.h"
+#include "proto/ring.h"
+#include "proto/util.h"
+
+#define GRACE_MS 2000
+#define SEGMENTS_MAX 1024
+
+enum ring_name { RING_TOKENS, RING_X0, RING_H, RING_X, RING_OUTPUT, RINGS };
+enum { BELL_COORDINATOR = MSG_ROLES, BELLS };
+
+/* Who produces and consumes a ring, and the index of the ring among that stage's outputs and inputs (proto/stage.h). */
+static const struct {
+    const char *name;
+    int producer, output_index, consumer, input_index;
+} ring_table[RINGS] = {
+    [RING_TOKENS] = {"tandem-tokens", BELL_COORDINATOR, 0, MSG_ROLE_LOADER, 0},
+    [RING_X0] = {"tandem-x0", MSG_ROLE_LOADER, 0, MSG_ROLE_NPU, 1},
+    [RING_H] = {"tandem-h", MSG_ROLE_NPU, 0, MSG_ROLE_GPU, 0},
+    [RING_X] = {"tandem-x", MSG_ROLE_GPU, 0, MSG_ROLE_NPU, 0},
+    [RING_OUTPUT] = {"tandem-output", MSG_ROLE_GPU, 1, BELL_COORDINATOR, 0},
+};
+
+struct stage {
+    struct supervise *owner;
+    enum msg_role role;
+    uv_process_t process;
+    bool handle_open, running, hello, started, ready;
+    struct conn *conn;
+    char backend[64];
+    struct err error; /* what the stage said before it ended */
+    uint32_t n_segments, n_filled;
+    bool segments_known;
+};
+
+struct segment_fd {
+    enum msg_role role;
+    uint32_t kind, layer;
+    int fd;
+};
+
+struct supervise {
+    struct supervise_options o;
+    struct stage stages[MSG_ROLES];
+    uint32_t epoch;
+    int bell_fds[BELLS], ring_fds[RINGS];
+    struct bell *bell, *peers[2]; /* ours; those of the loader and of gpu_worker */
+    struct ring *tokens, *output;
+    struct segment_fd *segments;
+    uint32_t n_segments;
+    uv_timer_t grace;
+    bool grace_open, stopping, failed;
+};
+
+static void fail(struct supervise *s, const struct err *err)
+{
+    if (s->failed || s->stopping)
+        return;
+    s->failed = true;
+    s->o.failed(s->o.ctx, err);
+}
+
+static int send_to(struct stage *st, const struct msg *m, const int *fds, int n_fds, struct err *err)
+{
+    if (!st->conn)
+        return err_set(err, -EPIPE, "%s: control connection is closed", msg_role_name(st->role));
+    int r = conn_send(st->conn, m, fds, n_fds, err);
+    return r < 0 ? err_wrap(err, r, "%s", msg_role_name(st->role)) : 0;
+}
+
+static int send_configure(struct stage *st, struct err *err)
+{
+    const struct supervise *s = st->owner;
+    const struct plan *p = s->o.plan;
+    const struct config *c = s->o.config;
+    struct msg m = {.type = MSG_TYPE_configure};
+    struct msg_configure *q = &m.configure;
+    static const enum config_process process[] = {
+        [MSG_ROLE_LOADER] = CONFIG_LOADER, [MSG_ROLE_NPU] = CONFIG_NPU, [MSG_ROLE_GPU] = CONFIG_GPU};
+
+    hparams_to_msg(&p->hparams, q);
+    q->budget = p->process[process[st->role]].cap - p->process[process[st->role]].fixed;
+    q->epoch = s->epoch;
+    q->context = p->context;
+    q->sequences = p->sequences;
+    q->chunk_tokens = p->chunk_tokens;
+    q->ring_slots = p->ring_slots;
+    q->kv_type = (uint32_t)p->kv_type;
+    q->logits_rows = p->logits_rows;
+    q->threads = st->role == MSG_ROLE_NPU ? p->npu_threads : st->role == MSG_ROLE_GPU ? p->gpu_threads : 1;
+    const char *backend = st->role == MSG_ROLE_NPU ? c->npu.backend : st->role == MSG_ROLE_GPU ? c->gpu.backend : "cpu";
+    snprintf(q->backend, sizeof(q->backend), "%s", backend);
+    const char *variant = util_env(UTIL_ENV_CPU);
+    snprintf(q->variant, sizeof(q->variant), "%s", variant ? variant : "auto");
+    if (st->role == MSG_ROLE_LOADER) {
+        if (strlen(c->model) >= sizeof(q->model))
+            return err_set(err, -ENAMETOOLONG, "model path has %zu bytes; expected fewer than %zu", strlen(c->model), sizeof(q->model));
+        memcpy(q->model, c->model, strlen(c->model) + 1);
+    }
+    memcpy(q->types, p->types, p->n_types);
+    q->types_len = p->n_types;
+    return send_to(st, &m, &s->bell_fds[st->role], 1, err);
+}
+
+static int send_rings(struct stage *st, struct err *err)
+{
+    const struct supervise *s = st->owner;
+    for (int i = 0; i < RINGS; i++) {
+        bool produces = ring_table[i].producer == (int)st->role, consumes = ring_table[i].consumer == (int)st->role;
+        if (!produces && !consumes)
+            continue;
+        struct msg m = {.type = MSG_TYPE_attach_ring};
+        m.attach_ring.direction = produces;
+        m.attach_ring.index = (uint32_t)(produces ? ring_table[i].output_index : ring_table[i].input_index);
+        m.attach_ring.epoch = s->epoch;
+        int peer = produces ? ring_table[i].consumer : ring_table[i].producer;
+        int r = send_to(st, &m, (int[]){s->ring_fds[i], s->bell_fds[peer]}, 2, err);
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
+static int start_if_complete(struct stage *st, struct err *err)
+{
+    if (st->started || !st->segments_known || st->n_filled < st->n_segments)
+        return 0;
+    st->started = true;
+    return send_to(st, &(struct msg){.type = MSG_TYPE_start}, NULL, 0, err);
+}
+
+static int on_hello(struct stage *st, const struct msg_hello *h, struct err *err)
+{
+    struct supervise *s = st->owner;
+    if (st->hello || h->role != (uint32_t)st->role)
+        return err_set(err, -EPROTO, "%s: HELLO with role %u%s; expected role %u once", msg_role_name(st->role), h->role,
+                       st->hello ? " again" : "", st->role);
+    if (strcmp(h->build, TANDEM_VERSION) != 0)
+        return err_set(err, -EPROTO, "%s is version '%s', the coordinator '%s'; install both from one build", msg_role_name(st->role),
+                       h->build, TANDEM_VERSION);
+    st->hello = true;
+    for (int i = 0; i < MSG_ROLES; i++) {
+        if (!s->stages[i].hello)
+            return 0;
+    }
+    for (int i = 0; i < MSG_ROLES; i++) { /* MSG_ROLE_LOADER is the first */
+        int r = send_configure(&s->stages[i], err);
+        if (r >= 0)
+            r = send_rings(&s->stages[i], err);
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
+static int on_segment_new(struct stage *st, const struct msg_segment_new *m, int *fd, struct err *err)
+{
+    struct supervise *s = st->owner;
+    if (st->role == MSG_ROLE_LOADER || st->segments_known || s->n_segments == SEGMENTS_MAX)
+        return err_set(err, -EPROTO, "%s: unexpected SEGMENT_NEW (kind %u, layer %u)", msg_role_name(st->role), m->kind, m->layer);
+    struct msg fill = {.type = MSG_TYPE_segment_fill, .segment_fill = {.kind = m->kind, .layer = m->layer, .bytes = m->bytes}};
+    int r = send_to(&s->stages[MSG_ROLE_LOADER], &fill, fd, 1, err);
+    if (r < 0)
+        return r;
+    s->segments[s->n_segments++] = (struct segment_fd){.role = st->role, .kind = m->kind, .layer = m->layer, .fd = take_fd(fd)};
+    st->n_segments++;
+    return 0;
+}
+
+static int on_segment_filled(struct stage *st, const struct msg_segment_filled *m, struct err *err)
+{
+    struct supervise *s = st->owner;
+    if (st->role != MSG_ROLE_LOADER)
+        return err_set(err, -EPROTO, "%s: unexpected SEGMENT_FILLED", msg_role_name(st->role));
+    for (uint32_t i = 0; i < s->n_segments; i++) {
+        if (s->segments[i].kind != m->kind || s->segments[i].layer != m->layer)
+            continue;
+        struct stage *to = &s->stages[s->segments[i].role];
+        to->n_filled++;
+        int r = send_to(to, &(struct msg){.type = MSG_TYPE_segment_filled, .segment_filled = *m}, NULL, 0, err);
+        return r < 0 ? r : start_if_complete(to, err);
+    }
+    return err_set(err, -EPROTO, "loader: SEGMENT_FILLED for kind %u layer %u, which nobody asked for", m->kind, m->layer);
+}
+
+static int on_ready(struct stage *st, const struct msg_ready *m, struct err *err)
+{
+    struct supervise *s = st->owner;
+    if (!st->started || st->ready)
+        return err_set(err, -EPROTO, "%s: unexpected READY", msg_role_name(st->role));
+    st->ready = true;
+    snprintf(st->backend, sizeof(st->backend), "%s", m->backend);
+    log_info("supervise", "%s (pid %d) is ready: backend %s", msg_role_name(st->role), st->process.pid, st->backend);
+    for (int i = 0; i < MSG_ROLES; i++) {
+        if (!s->stages[i].ready)
+            return 0;
+    }
+    s->o.ready(s->o.ctx);
+    return 0;
+}
+
+static int handle(struct stage *st, const struct msg *m, int *fds, struct err *err)
+{
+    struct supervise *s = st->owner;
+    switch (m->type) {
+    case MSG_TYPE_hello:
+        return on_hello(st, &m->hello, err);
+    case MSG_TYPE_segment_new:
+        return on_segment_new(st, &m->segment_new, &fds[0], err);
+    case MSG_TYPE_segment_end:
+        if (m->segment_end.count != st->n_segments)
+            return err_set(err, -EPROTO, "%s: SEGMENT_END with count %u; %u were announced", msg_role_name(st->role),
+                           m->segment_end.count, st->n_segments);
+        st->segments_known = true;
+        return start_if_complete(st, err);
+    case MSG_TYPE_segment_filled:
+        return on_segment_filled(st, &m->segment_filled, err);
+    case MSG_TYPE_ready:
+        return on_ready(st, &m->ready, err);
+    case MSG_TYPE_stats:
+        if (s->o.stats)
+            s->o.stats(s->o.ctx, st->role, &m->stats);
+        return 0;
+    case MSG_TYPE_error:
+        err_set(&st->error, m->error.code < 0 ? m->error.code : -EIO, "%s (pid %d): %s", msg_role_name(st->role), st->process.pid,
+                m->error.text);
+        return err_set(err, st->error.code, "%s", st->error.text);
+    case MSG_TYPE_drained:
+        return 0;
+    case MSG_NONE:
+    case MSG_TYPE_configure:
+    case MSG_TYPE_attach_ring:
+    case MSG_TYPE_segment_fill:
+    case MSG_TYPE_start:
+    case MSG_TYPE_stats_request:
+    case MSG_TYPE_drain:
+    case MSG_TYPE_shutdown:
+    default:
+        return err_set(err, -EPROTO, "%s: sent a %s message, which only the coordinator may send", msg_role_name(st->role),
+                       msg_name(m->type));
+    }
+}
+
+static void on_message(void *ctx, struct conn *c, const struct msg *m, int *fds, int n_fds)
+{
+    struct stage *st = ctx;
+    struct err err = {0};
+    (void)c;
+    (void)n_fds;
+    if (!st->owner->failed && handle(st, m, fds, &err) < 0)
+        fail(st->owner, &err);
+}
+
+static void on_closed(void *ctx, struct conn *c, const struct err *err)
+{
+    struct stage *st = ctx;
+    st->conn = NULL;
+    conn_close(c);
+    if (err->code == 0)
+        return; /* it ends: on_stage_exit tells how */
+    struct err e = *err;
+    err_wrap(&e, e.code, "%s (pid %d)", msg_role_name(st->role), st->process.pid);
+    fail(st->owner, &e);
+}
+
+static void on_process_closed(uv_handle_t *h)
+{
+    struct stage *st = h->data;
+    st->handle_open = false;
+}
+
+static void on_stage_exit(uv_process_t *p, int64_t status, int term_signal)
+{
+    struct stage *st = p->data;
+    struct err err = {0};
+    st->running = false;
+    uv_close((uv_handle_t *)p, on_process_closed);
+    if (term_signal)
+        err_set(&err, -ECHILD, "%s (pid %d) was killed by signal %d (%s)", msg_role_name(st->role), p->pid, term_signal,
+                strsignal(term_signal));
+    else
+        err_set(&err, -ECHILD, "%s (pid %d) ended with status %d", msg_role_name(st->role), p->pid, (int)status);
+    fail(st->owner, st->error.code ? &st->error : &err);
+}
+
+static int stage_path(const struct supervise *s, const char *name, char *buf, size_t size, struct err *err)
+{
+    char dir[PATH_MAX];
+    const char *base = s->o.stage_dir;
+    if (!base) {
+        ssize_t n = readlink("/proc/self/exe", dir, sizeof(dir) - 1);
+        if (n < 0)
+            return err_set_errno(err, -errno, "cannot find this program's folder");
+        dir[n] = '\0';
+        char *slash = strrchr(dir, '/');
+        if (slash)
+            *slash = '\0';
+        base = dir;
+    }
+    if ((size_t)snprintf(buf, size, "%s/%s", base, name) >= size)
+        return err_set(err, -ENAMETOOLONG, "path of '%s' is too long", name);
+    return 0;
+}
+
+static int spawn(struct supervise *s, enum msg_role role, struct err *err)
+{
+    struct stage *st = &s->stages[role];
+    const char *name = msg_role_name(role);
+    static const struct conn_handlers handlers = {.message = on_message, .closed = on_closed};
+    char path[PATH_MAX];
+    int pair[2], r = stage_path(s, name, path, sizeof(path), err);
+    if (r < 0)
+        return r;
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)
+        return err_set_errno(err, -errno, "%s: socketpair", name);
+    auto_fd ours = pair[0], theirs = pair[1];
+
+    char *argv[] = {path, (char[]){"--stage-fd"}, (char[]){"3"}, NULL};
+    uv_stdio_container_t stdio[] = {
+        {.flags = UV_IGNORE},
+        {.flags = UV_INHERIT_FD, .data.fd = 2},
+        {.flags = UV_INHERIT_FD, .data.fd = 2},
+        {.flags = UV_INHERIT_FD, .data.fd = theirs},
+    };
+    uv_process_options_t po = {.exit_cb = on_stage_exit, .file = path, .args = argv, .stdio_count = 4, .stdio = stdio};
+    r = uv_spawn(s->o.loop, &st->process, &po);
+    st->process.data = st;
+    st->handle_open = true;
+    if (r < 0) {
+        uv_close((uv_handle_t *)&st->process, on_process_closed);
+        return err_set(err, r, "cannot start '%s': %s; build or install it beside the coordinator", path, uv_strerror(r));
+    }
+    st->running = true;
+    static const enum config_process process[] = {
+        [MSG_ROLE_LOADER] = CONFIG_LOADER, [MSG_ROLE_NPU] = CONFIG_NPU, [MSG_ROLE_GPU] = CONFIG_GPU};
+    if (s->o.cgroup) {
+        r = cgroup_add(s->o.cgroup, name, st->process.pid, s->o.plan->process[process[role]].cap, err);
+        if (r < 0)
+            return r;
+    }
+    r = conn_open(s->o.loop, ours, name, &handlers, st, &st->conn, err);
+    if (r == 0)
+        take_fd(&ours);
+    return r;
+}
+
+static int make_rings(struct supervise *s, struct err *err)
+{
+    const struct plan *p = s->o.plan;
+    int r;
+    for (int i = 0; i < BELLS; i++) {
+        if ((s->bell_fds[i] = bell_make(err)) < 0)
+            return s->bell_fds[i];
+    }
+    for (int i = 0; i < RINGS; i++) {
+        size_t slot = i == RING_TOKENS ? p->token_slot_bytes : i == RING_OUTPUT ? p->out_slot_bytes : p->worker_slot_bytes;
+        uint32_t n = i == RING_OUTPUT ? p->logits_slots : p->ring_slots;
+        if ((s->ring_fds[i] = ring_make(ring_table[i].name, n, slot, s->epoch, err)) < 0)
+            return s->ring_fds[i];
+    }
+    if ((r = bell_map(s->bell_fds[BELL_COORDINATOR], &s->bell, err)) < 0 ||
+        (r = bell_map(s->bell_fds[MSG_ROLE_LOADER], &s->peers[0], err)) < 0 ||
+        (r = bell_map(s->bell_fds[MSG_ROLE_GPU], &s->peers[1], err)) < 0 ||
+        (r = ring_attach(s->ring_fds[RING_TOKENS], RING_PRODUCER, s->epoch, s->bell, s->peers[0], &s->tokens, err)) < 0 ||
+        (r = ring_attach(s->ring_fds[RING_OUTPUT], RING_CONSUMER, s->epoch, s->bell, s->peers[1], &s->output, err)) < 0)
+        return r;
+    return 0;
+}
+
+int supervise_open(const struct supervise_options *o, struct supervise **ret, struct err *err)
+{
+    struct supervise *s = calloc(1, sizeof(*s));
+    if (!s)
+        return err_set(err, -ENOMEM, "supervisor: out of memory");
+    s->o = *o;
+    s->epoch = 1;
+    for (int i = 0; i < BELLS; i++)
+        s->bell_fds[i] = -1;
+    for (int i = 0; i < RINGS; i++)
+        s->ring_fds[i] = -1;
+    s->segments = calloc(SEGMENTS_MAX, sizeof(*s->segments));
+    int r = s->segments ? make_rings(s, err) : err_set(err, -ENOMEM, "supervisor: out of memory");
+    *ret = s; /* also on failure: the owner stops and closes it */
+    for (int i = 0; r == 0 && i < MSG_ROLES; i++) {
+        s->stages[i].owner = s;
+        s->stages[i].role = (enum msg_role)i;
+        r = spawn(s, (enum msg_role)i, err);
+    }
+    return r;
+}
+
+struct ring *supervise_token_ring(struct supervise *s)
+{
+    return s->tokens;
+}
+
+struct ring *supervise_output_ring(struct supervise *s)
+{
+    return s->output;
+}
+
+struct bell *supervise_bell(struct supervise *s)
+{
+    return s->bell;
+}
+
+uint32_t supervise_epoch(const struct supervise *s)
+{
+    return s->epoch;
+}
+
+int supervise_pid(const struct supervise *s, enum msg_role role)
+{
+    return s->stages[role].running ? s->stages[role].process.pid : 0;
+}
+
+const char *supervise_backend(const struct supervise *s, enum msg_role role)
+{
+    return s->stages[role].backend;
+}
+
+int supervise_request_stats(struct supervise *s, uint64_t serial, struct err *err)
+{
+    for (int i = 0; i < MSG_ROLES; i++) {
+        struct msg m = {.type = MSG_TYPE_stats_request, .stats_request = {.serial = serial}};
+        int r = send_to(&s->stages[i], &m, NULL, 0, err);
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
+static void on_grace(uv_timer_t *t)
+{
+    struct supervise *s = t->data;
+    for (int i = 0; i < MSG_ROLES; i++) {
+        if (!s->stages[i].running)
+            continue;
+        log_warn("supervise", "%s (pid %d) did not end within %d ms; killing it", msg_role_name((enum msg_role)i),
+                 s->stages[i].process.pid, GRACE_MS);
+        uv_process_kill(&s->stages[i].process, SIGKILL);
+    }
+}
+
+static void on_grace_closed(uv_handle_t *h)
+{
+    ((struct supervise *)h->data)->grace_open = false;
+}
+
+void supervise_stop(struct supervise *s)
+{
+    if (s->stopping)
+        return;
+    s->stopping = true;
+    if (uv_timer_init(s->o.loop, &s->grace) == 0) {
+        s->grace.data = s;
+        s->grace_open = true;
+        uv_timer_start(&s->grace, on_grace, GRACE_MS, 0);
+    }
+    for (int i = 0; i < MSG_ROLES; i++) {
+        if (s->stages[i].running)
+            send_to(&s->stages[i], &(struct msg){.type = MSG_TYPE_shutdown}, NULL, 0, NULL);
+    }
+}
+
+bool supervise_stopped(const struct supervise *s)
+{
+    for (int i = 0; i < MSG_ROLES; i++) {
+        if (s->stages[i].handle_open)
+            return false;
+    }
+    return true;
+}
+
+void supervise_close(struct supervise *s)
+{
+    if (!s)
+        return;
+    for (int i = 0; i < MSG_ROLES; i++)
+        conn_close(s->stages[i].conn);
+    if (s->grace_open)
+        uv_close((uv_handle_t *)&s->grace, on_grace_closed);
+    while (s->grace_open)
+        uv_run(s->o.loop, UV_RUN_ONCE);
+    ring_detach(s->tokens);
+    ring_detach(s->output);
+    for (int i = 0; i < BELLS; i++)
+        util_close_fd(&s->bell_fds[i]);
+    for (int i = 0; i < RINGS; i++)
+        util_close_fd(&s->ring_fds[i]);
+    for (uint32_t i = 0; i < s->n_segments; i++)
+        util_close_fd(&s->segments[i].fd);
+    bell_unmap(s->bell);
+    bell_unmap(s->peers[0]);
+    bell_unmap(s->peers[1]);
+    free(s->segments);
+    free(s);
+}

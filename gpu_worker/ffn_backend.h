@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: MIT
+ * What gpu_worker asks of a device: x = h + post_ffn_norm(FFN(pre_ffn_norm(h))) for one layer, and the head.
+ * All functions return 0 or a negative errno with a message; a lost device is a return value, never an abort.
+ * Threads: run and head on the data thread; all others on the main thread before it starts or after it ended. */
+#ifndef TANDEM_GPU_WORKER_FFN_BACKEND_H
+#define TANDEM_GPU_WORKER_FFN_BACKEND_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "model/segment.h"
+
+struct budget;
+struct err;
+
+struct ffn_backend_options {
+    const struct hparams *hparams;
+    struct budget *budget; /* borrowed */
+    uint32_t n_threads, chunk_tokens, logits_rows;
+    const char *variant;
+};
+
+typedef void (*ffn_dump_fn)(void *ctx, const char *name, const float *rows, uint32_t n_tokens, uint32_t width);
+
+struct ffn_backend {
+    const char *name;
+    bool (*probe)(const char **ret_reason);
+    int (*open)(const struct ffn_backend_options *o, void **ret, struct err *err);
+    int (*load_segment)(void *b, uint32_t layer, const struct segment_layout *l, const void *data, struct err *err); /* FFN or HEAD by l->kind */
+    /* h, x: [n_tokens][hidden] f32; may be the same array. */
+    int (*run)(void *b, uint32_t layer, uint32_t n_tokens, const float *h, float *x, ffn_dump_fn dump, void *dump_ctx, struct err *err);
+    /* Final norm and output matrix of n_rows <= logits_rows rows x[n_rows][hidden] -> logits [n_rows][vocab]. */
+    int (*head)(void *b, uint32_t n_rows, const float *x, float *logits, ffn_dump_fn dump, void *dump_ctx, struct err *err);
+    void (*close)(void *b);
+};
+
+extern const struct ffn_backend ffn_cpu;
+
+#endif

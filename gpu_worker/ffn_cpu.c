@@ -1,0 +1,2 @@
+/* SPDX-License-Identifier: MIT */
+extern int tandem_not_written;

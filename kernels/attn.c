@@ -1,0 +1,17 @@
+/* SPDX-License-Identifier: MIT
+ * Sizes of pages and scratch, the same for every variant. */
+#include "kernels/attn.h"
+
+#include "kernels/quant.h"
+
+size_t attn_page_bytes(const struct attn_shape *s)
+{
+    return (size_t)s->n_kv_heads * s->head_dim * 2 * ATTN_PAGE * (s->kv_type == QUANT_F16 ? 2 : 4);
+}
+
+/* K and V of one tile and head as f32; per query row: outputs, scores, lane sums, and two scalars. */
+size_t attn_scratch_bytes(const struct attn_shape *s, uint32_t n_queries)
+{
+    size_t rows = (size_t)n_queries * (s->n_heads / s->n_kv_heads);
+    return (2 * (size_t)ATTN_PAGE * s->head_dim + rows * (s->head_dim + ATTN_PAGE + 16 + 16)) * sizeof(float);
+}

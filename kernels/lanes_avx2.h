@@ -1,0 +1,103 @@
+/* SPDX-License-Identifier: MIT
+ * Sixteen f32 lanes as two AVX registers (AVX2, FMA, F16C). Same operations as lanes_ref.h, same bits. */
+#ifndef TANDEM_KERNELS_LANES_AVX2_H
+#define TANDEM_KERNELS_LANES_AVX2_H
+
+#include <immintrin.h>
+#include <stdint.h>
+
+#define LANES_VARIANT(name) name##_avx2
+#define LANES_NAME "avx2"
+#define LANES_QUERIES 1
+#define LANES_TOKENS 4
+#define LANES_GEMV_TILES 4
+
+typedef struct {
+    __m256 a, b;
+} v16;
+
+static inline v16 v16_set(float x)
+{
+    return (v16){_mm256_set1_ps(x), _mm256_set1_ps(x)};
+}
+static inline v16 v16_load(const float *p)
+{
+    return (v16){_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)};
+}
+static inline void v16_store(float *p, v16 x)
+{
+    _mm256_storeu_ps(p, x.a);
+    _mm256_storeu_ps(p + 8, x.b);
+}
+static inline v16 v16_load_f16(const uint16_t *p)
+{
+    return (v16){_mm256_cvtph_ps(_mm_loadu_si128((const void *)p)), _mm256_cvtph_ps(_mm_loadu_si128((const void *)(p + 8)))};
+}
+static inline v16 v16_load_bf16(const uint16_t *p)
+{
+    __m256i a = _mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)p));
+    __m256i b = _mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)(p + 8)));
+    return (v16){_mm256_castsi256_ps(_mm256_slli_epi32(a, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(b, 16))};
+}
+static inline void v16_store_f16(uint16_t *p, v16 x)
+{
+    _mm_storeu_si128((void *)p, _mm256_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT));
+    _mm_storeu_si128((void *)(p + 8), _mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT));
+}
+static inline v16 v16_add(v16 x, v16 y)
+{
+    return (v16){_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)};
+}
+static inline v16 v16_sub(v16 x, v16 y)
+{
+    return (v16){_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)};
+}
+static inline v16 v16_mul(v16 x, v16 y)
+{
+    return (v16){_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)};
+}
+static inline v16 v16_div(v16 x, v16 y)
+{
+    return (v16){_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)};
+}
+static inline v16 v16_fma(v16 x, v16 y, v16 z)
+{
+    return (v16){_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
+}
+static inline v16 v16_max(v16 x, v16 y)
+{
+    return (v16){_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)};
+}
+static inline v16 v16_min(v16 x, v16 y)
+{
+    return (v16){_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)};
+}
+static inline v16 v16_round(v16 x)
+{
+    return (v16){_mm256_round_ps(x.a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC),
+                 _mm256_round_ps(x.b, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+static inline __m256 v16_exp2i_half(__m256 x)
+{
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(x), _mm256_set1_epi32(127)), 23));
+}
+static inline v16 v16_exp2i(v16 x)
+{
+    return (v16){v16_exp2i_half(x.a), v16_exp2i_half(x.b)};
+}
+static inline v16 v16_zero_unless_less(v16 x, v16 y, v16 z)
+{
+    return (v16){_mm256_and_ps(_mm256_cmp_ps(x.a, y.a, _CMP_LT_OQ), z.a), _mm256_and_ps(_mm256_cmp_ps(x.b, y.b, _CMP_LT_OQ), z.b)};
+}
+static inline __m256 v16_range_half(__m256 x, __m256 y, int lo, int hi, int first)
+{
+    __m256i i = _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(first));
+    __m256i in = _mm256_and_si256(_mm256_cmpgt_epi32(i, _mm256_set1_epi32(lo - 1)), _mm256_cmpgt_epi32(_mm256_set1_epi32(hi), i));
+    return _mm256_blendv_ps(y, x, _mm256_castsi256_ps(in));
+}
+static inline v16 v16_select_range(v16 x, v16 y, int lo, int hi)
+{
+    return (v16){v16_range_half(x.a, y.a, lo, hi, 0), v16_range_half(x.b, y.b, lo, hi, 8)};
+}
+
+#endif

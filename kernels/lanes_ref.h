@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: MIT
+ * Sixteen f32 lanes in plain C: the definition of what the SIMD variants must compute, bit for bit. fmaf rounds once. */
+#ifndef TANDEM_KERNELS_LANES_REF_H
+#define TANDEM_KERNELS_LANES_REF_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "kernels/quant.h"
+
+#define LANES_VARIANT(name) name##_ref
+#define LANES_NAME "ref"
+#define LANES_QUERIES 1 /* rows of queries, tokens and tiles that fit the registers */
+#define LANES_TOKENS 2
+#define LANES_GEMV_TILES 1
+
+typedef struct {
+    float v[16];
+} v16;
+
+#define EACH for (int i = 0; i < 16; i++)
+static inline v16 v16_set(float x)
+{
+    v16 r;
+    EACH r.v[i] = x;
+    return r;
+}
+static inline v16 v16_load(const float *p)
+{
+    v16 r;
+    memcpy(r.v, p, sizeof(r.v));
+    return r;
+}
+static inline void v16_store(float *p, v16 a)
+{
+    memcpy(p, a.v, sizeof(a.v));
+}
+static inline v16 v16_load_f16(const uint16_t *p)
+{
+    v16 r;
+    EACH r.v[i] = quant_f16_to_f32(p[i]);
+    return r;
+}
+static inline v16 v16_load_bf16(const uint16_t *p)
+{
+    v16 r;
+    EACH r.v[i] = quant_bf16_to_f32(p[i]);
+    return r;
+}
+static inline void v16_store_f16(uint16_t *p, v16 a)
+{
+    EACH p[i] = quant_f32_to_f16(a.v[i]);
+}
+static inline v16 v16_add(v16 a, v16 b)
+{
+    EACH a.v[i] += b.v[i];
+    return a;
+}
+static inline v16 v16_sub(v16 a, v16 b)
+{
+    EACH a.v[i] -= b.v[i];
+    return a;
+}
+static inline v16 v16_mul(v16 a, v16 b)
+{
+    EACH a.v[i] *= b.v[i];
+    return a;
+}
+static inline v16 v16_div(v16 a, v16 b)
+{
+    EACH a.v[i] /= b.v[i];
+    return a;
+}
+/* a * b + c, rounded once */
+static inline v16 v16_fma(v16 a, v16 b, v16 c)
+{
+    EACH a.v[i] = fmaf(a.v[i], b.v[i], c.v[i]);
+    return a;
+}
+/* a > b ? a : b, as the x86 instruction: b when either is NaN */
+static inline v16 v16_max(v16 a, v16 b)
+{
+    EACH a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
+    return a;
+}
+static inline v16 v16_min(v16 a, v16 b)
+{
+    EACH a.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i];
+    return a;
+}
+static inline v16 v16_round(v16 a)
+{
+    EACH a.v[i] = rintf(a.v[i]);
+    return a;
+}
+/* 2^a for integral a in [-126, 127] */
+static inline v16 v16_exp2i(v16 a)
+{
+    EACH
+    {
+        uint32_t u = (uint32_t)((int32_t)a.v[i] + 127) << 23;
+        memcpy(&a.v[i], &u, 4);
+    }
+    return a;
+}
+/* x where a < b, else 0 */
+static inline v16 v16_zero_unless_less(v16 a, v16 b, v16 x)
+{
+    EACH x.v[i] = a.v[i] < b.v[i] ? x.v[i] : 0;
+    return x;
+}
+/* lanes lo <= i < hi of a, the others b */
+static inline v16 v16_select_range(v16 a, v16 b, int lo, int hi)
+{
+    EACH a.v[i] = i >= lo && i < hi ? a.v[i] : b.v[i];
+    return a;
+}
+#undef EACH
+
+#endif

@@ -1,0 +1,188 @@
+/* SPDX-License-Identifier: MIT
+ * Owns n - 1 threads that help the caller with one loop at a time. A loop is published by a new generation number; items are taken
+ * in grains from one atomic counter; the caller returns when every helper that entered has left. Helpers sleep on a futex when
+ * there is no loop; between pool_begin and pool_end they first spin for a bounded time, because another loop follows within
+ * microseconds. A helper that was asleep is not waited for: it finds the loop closed and goes back to sleep. */
+#include "kernels/pool.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "kernels/cpu.h"
+
+#define SPINS 4000 /* pauses before a helper sleeps while loops follow each other; about 50 us */
+#define LINE 64
+
+struct helper {
+    struct pool *pool;
+    pthread_t thread;
+    int index;
+};
+
+struct pool {
+    int n_threads, n_started;
+    bool may_spin;
+    struct helper *helpers;
+    /* the loop, written by the caller before it publishes the generation */
+    pool_fn fn;
+    void *ctx;
+    uint32_t n_items, grain;
+    _Alignas(LINE) _Atomic uint32_t generation; /* futex; odd: a loop is open */
+    _Atomic uint32_t sleepers;
+    _Atomic bool active, stop;
+    _Alignas(LINE) _Atomic uint32_t next;
+    _Alignas(LINE) _Atomic uint32_t inside; /* helpers within the loop */
+};
+
+static void relax(void)
+{
+#ifdef TANDEM_X86_KERNELS
+    __builtin_ia32_pause();
+#endif
+}
+
+static void work(struct pool *p, int thread)
+{
+    for (;;) {
+        uint32_t begin = atomic_fetch_add(&p->next, p->grain);
+        if (begin >= p->n_items)
+            return;
+        uint32_t end = p->n_items - begin < p->grain ? p->n_items : begin + p->grain;
+        p->fn(p->ctx, begin, end, thread);
+    }
+}
+
+/* Wait for a generation other than `seen`. */
+static uint32_t wait_change(struct pool *p, uint32_t seen)
+{
+    for (;;) {
+        int spins = p->may_spin ? SPINS : 0;
+        uint32_t g;
+        while ((g = atomic_load(&p->generation)) == seen && spins > 0 && atomic_load(&p->active)) {
+            relax();
+            spins--;
+        }
+        if (g != seen)
+            return g;
+        atomic_fetch_add(&p->sleepers, 1);
+        if (atomic_load(&p->generation) == seen && !atomic_load(&p->stop))
+            syscall(SYS_futex, &p->generation, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
+        atomic_fetch_sub(&p->sleepers, 1);
+        if (atomic_load(&p->stop))
+            return seen;
+    }
+}
+
+static void *helper_main(void *arg)
+{
+    struct helper *h = arg;
+    struct pool *p = h->pool;
+    uint32_t seen = 0;
+    pthread_setname_np(pthread_self(), "pool");
+    while (!atomic_load(&p->stop)) {
+        seen = wait_change(p, seen);
+        if (!(seen & 1))
+            continue;
+        atomic_fetch_add(&p->inside, 1);
+        if (atomic_load(&p->generation) == seen) /* still open: the caller waits until we leave */
+            work(p, h->index);
+        atomic_fetch_sub(&p->inside, 1);
+    }
+    return NULL;
+}
+
+int pool_open(int n_threads, struct pool **ret)
+{
+    if (n_threads < 1 || n_threads > 1024)
+        return -EINVAL;
+    struct pool *p = aligned_alloc(LINE, sizeof(*p));
+    if (!p)
+        return -ENOMEM;
+    *p = (struct pool){.n_threads = n_threads, .may_spin = cpu_count() >= n_threads};
+    p->helpers = calloc((size_t)n_threads, sizeof(*p->helpers));
+    if (!p->helpers) {
+        free(p);
+        return -ENOMEM;
+    }
+    sigset_t all, old;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    int r = 0;
+    for (int i = 1; i < n_threads && r == 0; i++) {
+        struct helper *h = &p->helpers[p->n_started];
+        *h = (struct helper){.pool = p, .index = i};
+        r = pthread_create(&h->thread, NULL, helper_main, h);
+        if (r == 0)
+            p->n_started++;
+    }
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    if (r) {
+        pool_close(p);
+        return -r;
+    }
+    *ret = p;
+    return 0;
+}
+
+static void wake(struct pool *p)
+{
+    if (atomic_load(&p->sleepers))
+        syscall(SYS_futex, &p->generation, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+}
+
+void pool_close(struct pool *p)
+{
+    if (!p)
+        return;
+    atomic_store(&p->stop, true);
+    atomic_fetch_add(&p->generation, 2);
+    syscall(SYS_futex, &p->generation, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+    for (int i = 0; i < p->n_started; i++)
+        pthread_join(p->helpers[i].thread, NULL);
+    free(p->helpers);
+    free(p);
+}
+
+int pool_threads(const struct pool *p)
+{
+    return p->n_threads;
+}
+
+void pool_begin(struct pool *p)
+{
+    atomic_store(&p->active, true);
+}
+
+void pool_end(struct pool *p)
+{
+    atomic_store(&p->active, false);
+}
+
+void pool_run(struct pool *p, uint32_t n_items, uint32_t grain, pool_fn fn, void *ctx)
+{
+    if (n_items == 0)
+        return;
+    if (p->n_started == 0 || n_items <= grain) {
+        fn(ctx, 0, n_items, 0);
+        return;
+    }
+    p->fn = fn;
+    p->ctx = ctx;
+    p->n_items = n_items;
+    p->grain = grain;
+    atomic_store(&p->next, 0);
+    atomic_fetch_add(&p->generation, 1); /* odd: open */
+    wake(p);
+    work(p, 0);
+    atomic_fetch_add(&p->generation, 1); /* even: nobody enters any more */
+    while (atomic_load(&p->inside))
+        relax();
+}

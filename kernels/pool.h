@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: MIT
+ * Threads for one parallel loop at a time. The caller takes part; the others sleep (futex) when there is no loop, after a
+ * short bounded spin while `pool_begin`..`pool_end` says that more loops follow at once. Items are handed out in
+ * grains from an atomic counter: who computes an item never changes its value. */
+#ifndef TANDEM_KERNELS_POOL_H
+#define TANDEM_KERNELS_POOL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+struct pool;
+typedef void (*pool_fn)(void *ctx, uint32_t begin, uint32_t end, int thread);
+
+/* n_threads >= 1, the caller included. Negative errno when threads cannot be made. Signals are blocked in the threads. */
+int pool_open(int n_threads, struct pool **ret);
+void pool_close(struct pool *p); /* joins; NULL is fine */
+int pool_threads(const struct pool *p);
+/* Between begin and end idle threads may spin (bounded) between loops. One owner thread at a time. */
+void pool_begin(struct pool *p);
+void pool_end(struct pool *p);
+/* fn over [0, n_items) in pieces of at most `grain`; returns when all are done and visible. */
+void pool_run(struct pool *p, uint32_t n_items, uint32_t grain, pool_fn fn, void *ctx);
+
+#endif

@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: MIT
+ * What npu_worker asks of a device: h = x + post_attention_norm(Attention(input_norm(x))) for one layer.
+ * All functions return 0 or a negative errno with a message; a lost device is a return value, never an abort.
+ * Threads: run on the data thread; all others on the main thread before it starts or after it ended. */
+#ifndef TANDEM_NPU_WORKER_ATTN_BACKEND_H
+#define TANDEM_NPU_WORKER_ATTN_BACKEND_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "model/segment.h"
+
+struct budget;
+struct chunk;
+struct err;
+struct kv;
+
+struct attn_backend_options {
+    const struct hparams *hparams;
+    struct budget *budget; /* borrowed */
+    struct kv *kv;         /* borrowed; created by npu.c, pages from the NPU pool */
+    uint32_t n_threads, chunk_tokens, context;
+    int kv_type;
+    const char *variant; /* CPU kernels: "auto", "ref", ... */
+};
+
+/* Named intermediate rows for the golden comparisons of single-stage mode; NULL in the pipeline. rows: [n_tokens][width]. */
+typedef void (*attn_dump_fn)(void *ctx, const char *name, const float *rows, uint32_t n_tokens, uint32_t width);
+
+struct attn_backend {
+    const char *name;
+    bool (*probe)(const char **ret_reason); /* can it run here? Cannot kill the process. */
+    int (*open)(const struct attn_backend_options *o, void **ret, struct err *err);
+    int (*load_segment)(void *b, uint32_t layer, const struct segment_layout *l, const void *data, struct err *err);
+    /* x, h: [c->h.n_tokens][hidden] f32, not overlapping. */
+    int (*run)(void *b, uint32_t layer, const struct chunk *c, const float *x, float *h, attn_dump_fn dump, void *dump_ctx, struct err *err);
+    void (*close)(void *b);
+};
+
+extern const struct attn_backend attn_cpu;
+
+#endif

@@ -1,0 +1,637 @@
+/* SPDX-License-Identifier: MIT
+ * The configuration file: one table of keys, from which checks, error messages and the "did you mean" of unknown keys follow.
+ * Called by main programs before any thread or socket exists; it never logs and never keeps a file open.
+ *
+ * Three steps. (1) walk() goes over libyaml's events, because only they carry a line for every key: it refuses what a
+ * configuration has no use for (anchors, aliases, tags, lists, deep nesting, several documents), unknown keys and keys
+ * given twice, and notes the line of each key. (2) libcyaml loads the text into struct raw by schema; all leaves are strings
+ * there, since several keys take a word or a number. (3) apply() turns each string into its value with the key's bounds;
+ * overrides of the command line take the same step. */
+#include "proto/config.h"
+
+#include <cyaml/cyaml.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <string.h>
+#include <yaml.h>
+
+#include "proto/err.h"
+#include "proto/util.h"
+
+#define FILE_MAX_BYTES (64u << 10)
+#define VALUE_MAX_BYTES 4095u
+#define POOL_MIN_BYTES (1u << 20)
+
+struct raw_memory {
+    char *coordinator, *loader, *npu_worker, *gpu_worker;
+};
+struct raw_worker {
+    char *backend, *memory, *threads;
+};
+struct raw {
+    char *model, *context, *sequences, *chunk_tokens, *kv_type, *memory_word;
+    struct raw_memory memory;
+    struct raw_worker npu, gpu;
+};
+
+enum kind { KIND_MODEL, KIND_U32, KIND_KV_TYPE, KIND_ALL_CAPS, KIND_BYTES, KIND_BACKEND };
+
+struct key {
+    const char *name; /* "npu.memory" */
+    enum kind kind;
+    bool allow_auto; /* "auto" is stored as 0 */
+    uint32_t min, max;
+    size_t raw;    /* of the char * in struct raw */
+    size_t offset; /* of the value in struct config */
+    const char *expected;
+};
+
+#define KEY(name_, kind_, auto_, min_, max_, raw_, out_, expected_)                                                               \
+    {                                                                                                                             \
+        .name = (name_), .kind = (kind_), .allow_auto = (auto_), .min = (min_), .max = (max_), .raw = offsetof(struct raw, raw_), \
+        .offset = offsetof(struct config, out_), .expected = (expected_)                                                          \
+    }
+#define EXPECT_SIZE "a size of at least 1MiB such as 512MiB or 2GiB, or auto"
+#define EXPECT_THREADS "auto or a whole number from 1 to 1024"
+
+static const struct key keys[] = {
+    KEY("model", KIND_MODEL, false, 0, 0, model, model, "the path of a GGUF file"),
+    KEY("context", KIND_U32, false, 1, 1048576, context, context, "a whole number from 1 to 1048576"),
+    KEY("sequences", KIND_U32, false, 1, 64, sequences, sequences, "a whole number from 1 to 64"),
+    KEY("chunk_tokens", KIND_U32, true, 1, 1024, chunk_tokens, chunk_tokens, "auto or a whole number from 1 to 1024"),
+    KEY("kv_type", KIND_KV_TYPE, false, 0, 0, kv_type, kv_type, "f32 or f16"),
+    KEY("memory", KIND_ALL_CAPS, false, 0, 0, memory_word, caps,
+        "auto, or a mapping of coordinator, loader, npu_worker, gpu_worker to sizes"),
+    KEY("memory.coordinator", KIND_BYTES, true, 0, 0, memory.coordinator, caps[CONFIG_COORDINATOR], EXPECT_SIZE),
+    KEY("memory.loader", KIND_BYTES, true, 0, 0, memory.loader, caps[CONFIG_LOADER], EXPECT_SIZE),
+    KEY("memory.npu_worker", KIND_BYTES, true, 0, 0, memory.npu_worker, caps[CONFIG_NPU], EXPECT_SIZE),
+    KEY("memory.gpu_worker", KIND_BYTES, true, 0, 0, memory.gpu_worker, caps[CONFIG_GPU], EXPECT_SIZE),
+    KEY("npu.backend", KIND_BACKEND, false, 0, 0, npu.backend, npu.backend, "auto or cpu"),
+    KEY("npu.memory", KIND_BYTES, true, 0, 0, npu.memory, npu.memory, EXPECT_SIZE),
+    KEY("npu.threads", KIND_U32, true, 1, 1024, npu.threads, npu.threads, EXPECT_THREADS),
+    KEY("gpu.backend", KIND_BACKEND, false, 0, 0, gpu.backend, gpu.backend, "auto or cpu"),
+    KEY("gpu.memory", KIND_BYTES, true, 0, 0, gpu.memory, gpu.memory, EXPECT_SIZE),
+    KEY("gpu.threads", KIND_U32, true, 1, 1024, gpu.threads, gpu.threads, EXPECT_THREADS),
+};
+#define N_KEYS ARRAY_LEN(keys)
+enum { KEY_MEMORY = 5 };
+
+/* Of the design, but not of this version: refused by name so that nobody hunts for a typing error. */
+static const struct {
+    const char *name, *remedy;
+} absent_keys[] = {
+    {"http", "it serves no HTTP; remove the key and use the command line"},
+    {"loader", "the loader is always started by the coordinator; remove the key ('memory.loader' sets its cap)"},
+    {"gpu.device", "gpu_worker has only its cpu backend; remove the key"},
+    {"npu.spawn", "stages are always started by the coordinator; remove the key"},
+    {"gpu.spawn", "stages are always started by the coordinator; remove the key"},
+};
+static const char *const absent_values[] = {"xrt", "vulkan", "q8_0"};
+
+/* clang-format off */
+#define LEAF(type, name, member) \
+    CYAML_FIELD_STRING_PTR(name, CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, struct type, member, 0, VALUE_MAX_BYTES)
+#define GROUP(name, member, fields) CYAML_FIELD_MAPPING(name, CYAML_FLAG_OPTIONAL, struct raw, member, fields)
+static const cyaml_schema_field_t memory_fields[] = {
+    LEAF(raw_memory, "coordinator", coordinator), LEAF(raw_memory, "loader", loader), LEAF(raw_memory, "npu_worker", npu_worker),
+    LEAF(raw_memory, "gpu_worker", gpu_worker), CYAML_FIELD_END,
+};
+static const cyaml_schema_field_t worker_fields[] = {
+    LEAF(raw_worker, "backend", backend), LEAF(raw_worker, "memory", memory), LEAF(raw_worker, "threads", threads), CYAML_FIELD_END,
+};
+/* `memory` is a word or a mapping, which a schema cannot say: one schema for each. */
+#define TOP_FIELDS(memory_field) {                                                                                            \
+    LEAF(raw, "model", model), LEAF(raw, "context", context), LEAF(raw, "sequences", sequences),                              \
+    LEAF(raw, "chunk_tokens", chunk_tokens), LEAF(raw, "kv_type", kv_type), memory_field,                                     \
+    GROUP("npu", npu, worker_fields), GROUP("gpu", gpu, worker_fields), CYAML_FIELD_END                                       \
+}
+static const cyaml_schema_field_t fields_memory_word[] = TOP_FIELDS(LEAF(raw, "memory", memory_word));
+static const cyaml_schema_field_t fields_memory_mapping[] = TOP_FIELDS(GROUP("memory", memory, memory_fields));
+static const cyaml_schema_value_t schema_memory_word = {CYAML_VALUE_MAPPING(CYAML_FLAG_POINTER, struct raw, fields_memory_word)};
+static const cyaml_schema_value_t schema_memory_mapping = {CYAML_VALUE_MAPPING(CYAML_FLAG_POINTER, struct raw, fields_memory_mapping)};
+/* clang-format on */
+
+static int key_find(const char *name)
+{
+    for (size_t i = 0; i < N_KEYS; i++) {
+        if (strcmp(keys[i].name, name) == 0)
+            return (int)i;
+    }
+    return -1;
+}
+
+/* "npu", "gpu", "memory": keys that have keys below them. */
+static bool is_group(const char *name)
+{
+    size_t n = strlen(name);
+    for (size_t i = 0; i < N_KEYS; i++) {
+        if (strncmp(keys[i].name, name, n) == 0 && keys[i].name[n] == '.')
+            return true;
+    }
+    return false;
+}
+
+/* Names that stand where `prefix` ("" or "npu.") stands, for messages. */
+static void list_names(const char *prefix, char *buf, size_t buf_size)
+{
+    size_t n = strlen(prefix), used = 0;
+    char last[32] = "";
+    buf[0] = '\0';
+    for (size_t i = 0; i < N_KEYS; i++) {
+        if (strncmp(keys[i].name, prefix, n) != 0)
+            continue;
+        char name[32];
+        snprintf(name, sizeof(name), "%.*s", (int)strcspn(keys[i].name + n, "."), keys[i].name + n);
+        if (strcmp(name, last) == 0)
+            continue;
+        snprintf(last, sizeof(last), "%s", name);
+        int w = snprintf(buf + used, buf_size - used, "%s%s", used ? ", " : "", name);
+        used = MIN(used + (size_t)MAX(w, 0), buf_size - 1);
+    }
+}
+
+/* The known key nearest to `name`, or NULL when nothing is near. A right last part under a wrong parent is near. */
+static const char *nearest(const char *name)
+{
+    const char *best = NULL, *part = strrchr(name, '.');
+    unsigned best_distance = (unsigned)MAX(strlen(name) / 3, 2u) + 1;
+    part = part ? part + 1 : name;
+    for (size_t i = 0; i < N_KEYS; i++) {
+        const char *known_part = strrchr(keys[i].name, '.');
+        unsigned d = util_distance(name, keys[i].name);
+        if (known_part && strcmp(known_part + 1, part) == 0)
+            d = MIN(d, 2u);
+        if (d < best_distance) {
+            best_distance = d;
+            best = keys[i].name;
+        }
+    }
+    static const char *const groups[] = {"npu", "gpu", "memory"};
+    for (size_t i = 0; i < ARRAY_LEN(groups); i++) {
+        unsigned d = util_distance(name, groups[i]);
+        if (d < best_distance && d < strlen(name)) {
+            best_distance = d;
+            best = groups[i];
+        }
+    }
+    return best;
+}
+
+static int unknown_key(const char *name, const char *place, struct err *err)
+{
+    for (size_t i = 0; i < ARRAY_LEN(absent_keys); i++) {
+        size_t n = strlen(absent_keys[i].name);
+        if (strncmp(absent_keys[i].name, name, n) == 0 && (name[n] == '\0' || name[n] == '.'))
+            return err_set(err, -EINVAL, "%s: key '%.80s' is not part of this version: %s", place, name, absent_keys[i].remedy);
+    }
+    char prefix[16] = "", list[192];
+    const char *dot = strchr(name, '.');
+    if (dot && (size_t)(dot - name) + 2 <= sizeof(prefix)) {
+        char group[16];
+        snprintf(group, sizeof(group), "%.*s", (int)(dot - name), name);
+        if (is_group(group))
+            snprintf(prefix, sizeof(prefix), "%.14s.", group);
+    }
+    list_names(prefix, list, sizeof(list));
+    const char *near = nearest(name);
+    if (near)
+        return err_set(err, -EINVAL, "%s: unknown key '%.80s'; did you mean '%s'? (known: %s)", place, name, near, list);
+    return err_set(err, -EINVAL, "%s: unknown key '%.80s'; expected one of %s", place, name, list);
+}
+
+struct walk {
+    const char *path;
+    yaml_parser_t parser;
+    unsigned lines[N_KEYS]; /* 0 = not in the file */
+    unsigned group_lines[3];
+    bool memory_is_mapping;
+};
+
+static void place_of(char buf[160], const char *path, size_t line)
+{
+    size_t n = strlen(path);
+    snprintf(buf, 160, "config '%s%s', line %zu", n > 110 ? "..." : "", n > 110 ? path + n - 110 : path, line);
+}
+
+static int walk_next(struct walk *w, yaml_event_t *ev, struct err *err)
+{
+    char place[160];
+    if (!yaml_parser_parse(&w->parser, ev)) {
+        const yaml_parser_t *p = &w->parser;
+        if (p->error == YAML_MEMORY_ERROR)
+            return err_set(err, -ENOMEM, "config '%s': out of memory", w->path);
+        if (p->error == YAML_READER_ERROR)
+            return err_set(err, -EINVAL, "config '%s', byte %zu: %s; expected YAML in UTF-8", w->path, p->problem_offset,
+                           p->problem);
+        place_of(place, w->path, p->problem_mark.line + 1);
+        return err_set(err, -EINVAL, "%s, column %zu: not valid YAML: %s%s%s", place, p->problem_mark.column + 1,
+                       p->problem ? p->problem : "unknown problem", p->context ? " " : "", p->context ? p->context : "");
+    }
+    place_of(place, w->path, ev->start_mark.line + 1);
+    const char *what = NULL;
+    if (ev->type == YAML_ALIAS_EVENT)
+        what = "an alias (*name)";
+    else if ((ev->type == YAML_SCALAR_EVENT && ev->data.scalar.anchor) ||
+             (ev->type == YAML_MAPPING_START_EVENT && ev->data.mapping_start.anchor))
+        what = "an anchor (&name)";
+    else if ((ev->type == YAML_SCALAR_EVENT && ev->data.scalar.tag) ||
+             (ev->type == YAML_MAPPING_START_EVENT && ev->data.mapping_start.tag))
+        what = "a tag (!name)";
+    else if (ev->type == YAML_SCALAR_EVENT && memchr(ev->data.scalar.value, 0, ev->data.scalar.length))
+        what = "a NUL byte";
+    else if (ev->type == YAML_SCALAR_EVENT && ev->data.scalar.length > VALUE_MAX_BYTES)
+        what = "a text of more than 4095 bytes";
+    if (!what)
+        return 0;
+    yaml_event_delete(ev);
+    return err_set(err, -EINVAL, "%s: found %s; expected plain 'key: value' lines", place, what);
+}
+
+static int walk_scalar(struct walk *w, const char *name, size_t line, struct err *err)
+{
+    char place[160];
+    place_of(place, w->path, line);
+    int k = key_find(name);
+    if (k < 0 && is_group(name)) {
+        char prefix[40], list[192];
+        snprintf(prefix, sizeof(prefix), "%.32s.", name);
+        list_names(prefix, list, sizeof(list));
+        return err_set(err, -EINVAL, "%s: key '%s' has a single value; expected a mapping with any of %s", place, name, list);
+    }
+    if (k < 0)
+        return unknown_key(name, place, err);
+    unsigned first = k == KEY_MEMORY && w->group_lines[0] ? w->group_lines[0] : w->lines[k];
+    if (first)
+        return err_set(err, -EINVAL, "%s: key '%s' is given twice, first in line %u; remove one", place, name, first);
+    w->lines[k] = (unsigned)line;
+    return 0;
+}
+
+static int walk_group_start(struct walk *w, const char *name, size_t line, struct err *err)
+{
+    static const char *const groups[] = {"memory", "npu", "gpu"};
+    char place[160];
+    place_of(place, w->path, line);
+    for (size_t i = 0; i < ARRAY_LEN(groups); i++) {
+        if (strcmp(groups[i], name) != 0)
+            continue;
+        unsigned first = w->group_lines[i] ? w->group_lines[i] : i == 0 ? w->lines[KEY_MEMORY] : 0;
+        if (first)
+            return err_set(err, -EINVAL, "%s: key '%s' is given twice, first in line %u; remove one", place, name, first);
+        w->group_lines[i] = (unsigned)line;
+        if (i == 0)
+            w->memory_is_mapping = true;
+        return 0;
+    }
+    int k = key_find(name);
+    if (k >= 0)
+        return err_set(err, -EINVAL, "%s: key '%s' has a mapping; expected %s", place, name, keys[k].expected);
+    return unknown_key(name, place, err);
+}
+
+/* The keys of one mapping up to its end; `group` is "" at the top. Nesting is at most two by construction. */
+static int walk_mapping(struct walk *w, const char *group, struct err *err);
+
+static int walk_value(struct walk *w, const char *group, const char *name, size_t line, struct err *err)
+{
+    char place[160];
+    yaml_event_t ev;
+    int r = walk_next(w, &ev, err);
+    if (r < 0)
+        return r;
+    yaml_event_type_t type = ev.type;
+    yaml_event_delete(&ev);
+    place_of(place, w->path, line);
+    if (type == YAML_SCALAR_EVENT)
+        return walk_scalar(w, name, line, err);
+    int k = key_find(name);
+    if (k < 0 && !is_group(name))
+        return unknown_key(name, place, err);
+    if (type != YAML_MAPPING_START_EVENT)
+        return err_set(err, -EINVAL, "%s: key '%s' has a list; expected %s", place, name, k < 0 ? "a mapping" : keys[k].expected);
+    if (*group)
+        return err_set(err, -EINVAL, "%s: key '%s' has a mapping; expected %s", place, name, k < 0 ? "a value" : keys[k].expected);
+    r = walk_group_start(w, name, line, err);
+    return r < 0 ? r : walk_mapping(w, name, err);
+}
+
+static int walk_mapping(struct walk *w, const char *group, struct err *err)
+{
+    for (;;) {
+        yaml_event_t ev;
+        int r = walk_next(w, &ev, err);
+        if (r < 0)
+            return r;
+        if (ev.type == YAML_MAPPING_END_EVENT) {
+            yaml_event_delete(&ev);
+            return 0;
+        }
+        char name[128], place[160];
+        size_t line = ev.start_mark.line + 1;
+        bool scalar = ev.type == YAML_SCALAR_EVENT;
+        snprintf(name, sizeof(name), "%.16s%s%.100s", group, *group ? "." : "", scalar ? (const char *)ev.data.scalar.value : "");
+        yaml_event_delete(&ev);
+        place_of(place, w->path, line);
+        if (!scalar)
+            return err_set(err, -EINVAL, "%s: found a list or mapping as key; expected the name of a key", place);
+        r = walk_value(w, group, name, line, err);
+        if (r < 0)
+            return r;
+    }
+}
+
+static int walk_expect(struct walk *w, yaml_event_type_t type, const char *what, struct err *err)
+{
+    yaml_event_t ev;
+    int r = walk_next(w, &ev, err);
+    if (r < 0)
+        return r;
+    char place[160];
+    place_of(place, w->path, ev.start_mark.line + 1);
+    bool ok = ev.type == type;
+    yaml_event_delete(&ev);
+    return ok ? 0 : err_set(err, -EINVAL, "%s: expected %s", place, what);
+}
+
+static int walk(struct walk *w, const char *text, size_t n, struct err *err)
+{
+    static const char *const one = "one mapping of keys to values, at least 'model: FILE.gguf'";
+    if (!yaml_parser_initialize(&w->parser))
+        return err_set(err, -ENOMEM, "config '%s': out of memory", w->path);
+    yaml_parser_set_input_string(&w->parser, (const unsigned char *)text, n);
+    int r = walk_expect(w, YAML_STREAM_START_EVENT, "YAML", err);
+    if (r == 0)
+        r = walk_expect(w, YAML_DOCUMENT_START_EVENT, one, err);
+    if (r == 0)
+        r = walk_expect(w, YAML_MAPPING_START_EVENT, one, err);
+    if (r == 0)
+        r = walk_mapping(w, "", err);
+    if (r == 0)
+        r = walk_expect(w, YAML_DOCUMENT_END_EVENT, "the end of the file after the mapping", err);
+    if (r == 0)
+        r = walk_expect(w, YAML_STREAM_END_EVENT, "the end of the file; a second document is not read", err);
+    yaml_parser_delete(&w->parser);
+    return r;
+}
+
+struct capture {
+    char text[512];
+    size_t used;
+};
+
+__attribute__((format(printf, 3, 0))) static void capture_log(cyaml_log_t level, void *ctx, const char *fmt, va_list args)
+{
+    struct capture *c = ctx;
+    if (level < CYAML_LOG_ERROR || c->used + 1 >= sizeof(c->text))
+        return;
+    int n = vsnprintf(c->text + c->used, sizeof(c->text) - c->used, fmt, args);
+    c->used = MIN(c->used + (size_t)MAX(n, 0), sizeof(c->text) - 1);
+    for (char *p = c->text; *p; p++) {
+        if (*p == '\n')
+            *p = ' ';
+    }
+}
+
+static cyaml_config_t loader_config(struct capture *c)
+{
+    return (cyaml_config_t){
+        .log_fn = capture_log, .log_ctx = c, .mem_fn = cyaml_mem, .log_level = CYAML_LOG_ERROR, .flags = CYAML_CFG_NO_ALIAS};
+}
+
+static int load(const struct walk *w, const char *text, size_t n, struct raw **ret, struct err *err)
+{
+    struct capture c = {0};
+    cyaml_config_t config = loader_config(&c);
+    const cyaml_schema_value_t *schema = w->memory_is_mapping ? &schema_memory_mapping : &schema_memory_word;
+    cyaml_err_t r = cyaml_load_data((const uint8_t *)text, n, &config, schema, (cyaml_data_t **)ret, NULL);
+    if (r == CYAML_OK && *ret)
+        return 0;
+    return err_set(err, r == CYAML_ERR_OOM ? -ENOMEM : -EINVAL, "config '%s': %s (%s)", w->path, cyaml_strerror(r), c.text);
+}
+
+static int parse_u32(const struct key *k, const char *value, uint32_t *ret)
+{
+    char *end;
+    errno = 0;
+    if (*value < '0' || *value > '9')
+        return -EINVAL;
+    unsigned long long v = strtoull(value, &end, 10);
+    if (errno || *end || v < k->min || v > k->max)
+        return -EINVAL;
+    *ret = (uint32_t)v;
+    return 0;
+}
+
+static int set_model(struct config *c, const char *value)
+{
+    char *slash = strrchr(c->path, '/'), *cwd = NULL, *model = NULL;
+    int dir = slash ? (int)(slash - c->path) + 1 : 0, r;
+    if (*value == '\0')
+        return -EINVAL;
+    if (*value != '/' && *c->path != '/' && !(cwd = getcwd(NULL, 0)))
+        return -errno;
+    if (*value == '/')
+        r = asprintf(&model, "%s", value);
+    else
+        r = asprintf(&model, "%s%s%.*s%s", cwd ? cwd : "", cwd ? "/" : "", dir, c->path, value);
+    free(cwd);
+    if (r < 0)
+        return -ENOMEM;
+    free(c->model);
+    c->model = model;
+    return 0;
+}
+
+static int apply(struct config *c, const struct key *k, const char *value, const char *place, struct err *err)
+{
+    void *out = (char *)c + k->offset;
+    int r = -EINVAL;
+    uint64_t bytes;
+    if (k->allow_auto && strcmp(value, "auto") == 0) {
+        memset(out, 0, k->kind == KIND_BYTES ? sizeof(uint64_t) : sizeof(uint32_t));
+        return 0;
+    }
+    switch (k->kind) {
+    case KIND_MODEL:
+        r = set_model(c, value);
+        break;
+    case KIND_U32:
+        r = parse_u32(k, value, out);
+        break;
+    case KIND_KV_TYPE: /* ggml type ids, as CONFIGURE carries them */
+        if (strcmp(value, "f32") == 0 || strcmp(value, "f16") == 0) {
+            c->kv_type = strcmp(value, "f16") == 0;
+            return 0;
+        }
+        break;
+    case KIND_ALL_CAPS:
+        if (strcmp(value, "auto") == 0) {
+            memset(c->caps, 0, sizeof(c->caps));
+            return 0;
+        }
+        break;
+    case KIND_BYTES:
+        if (util_parse_bytes(value, &bytes) == 0 && bytes >= POOL_MIN_BYTES) {
+            memcpy(out, &bytes, sizeof(bytes));
+            return 0;
+        }
+        break;
+    case KIND_BACKEND:
+        if (strcmp(value, "auto") == 0 || strcmp(value, "cpu") == 0) {
+            snprintf(out, sizeof(c->npu.backend), "%s", value);
+            return 0;
+        }
+        break;
+    default:
+        break;
+    }
+    if (r == 0)
+        return 0;
+    if (r != -EINVAL)
+        return err_set_errno(err, r, "%s: key '%s'", place, k->name);
+    for (size_t i = 0; i < ARRAY_LEN(absent_values); i++) {
+        if ((k->kind == KIND_BACKEND || k->kind == KIND_KV_TYPE) && strcmp(absent_values[i], value) == 0)
+            return err_set(err, -EINVAL, "%s: key '%s': found '%s', which this version does not have; expected %s", place, k->name,
+                           value, k->expected);
+    }
+    return err_set(err, -EINVAL, "%s: key '%s': found '%.80s'; expected %s", place, k->name, value, k->expected);
+}
+
+static int apply_raw(struct config *c, const struct walk *w, const struct raw *raw, struct err *err)
+{
+    char place[160];
+    for (size_t i = 0; i < N_KEYS; i++) {
+        const char *value;
+        memcpy(&value, (const char *)raw + keys[i].raw, sizeof(value));
+        if (!value)
+            continue;
+        place_of(place, w->path, w->lines[i]);
+        int r = apply(c, &keys[i], value, place, err);
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
+static int apply_override(struct config *c, const char *text, struct err *err)
+{
+    char name[64], place[96];
+    size_t n = strcspn(text, "=");
+    snprintf(place, sizeof(place), "--set '%.80s'", text);
+    if (text[n] != '=' || n == 0 || n >= sizeof(name))
+        return err_set(err, -EINVAL, "%s: expected key=value, such as --set gpu.threads=2", place);
+    snprintf(name, sizeof(name), "%.*s", (int)n, text);
+    int k = key_find(name);
+    if (k < 0 && is_group(name))
+        return err_set(err, -EINVAL, "%s: key '%s' has keys below it; expected one of them, such as %s.threads=2", place, name,
+                       name);
+    return k < 0 ? unknown_key(name, place, err) : apply(c, &keys[k], text + n + 1, place, err);
+}
+
+static int read_text(const char *path, char *buf, size_t *ret_n, struct err *err)
+{
+    size_t n = 0;
+    auto_fd fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return err_set_errno(err, -errno, "config '%s': cannot be opened", path);
+    for (;;) {
+        ssize_t got = read(fd, buf + n, FILE_MAX_BYTES + 1 - n);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            return err_set_errno(err, -errno, "config '%s': cannot be read", path);
+        n += (size_t)got;
+        if (got == 0)
+            break;
+        if (n > FILE_MAX_BYTES)
+            return err_set(err, -EFBIG, "config '%s': more than %u bytes; expected a YAML file of a few lines", path,
+                           FILE_MAX_BYTES);
+    }
+    *ret_n = n;
+    return 0;
+}
+
+static int load_file(struct config *c, struct err *err)
+{
+    struct walk w = {.path = c->path};
+    struct raw *raw = NULL;
+    size_t n = 0;
+    auto_free char *text = malloc(FILE_MAX_BYTES + 1);
+    if (!text)
+        return err_set(err, -ENOMEM, "config '%s': out of memory", c->path);
+    int r = read_text(c->path, text, &n, err);
+    if (r == 0)
+        r = walk(&w, text, n, err);
+    if (r == 0)
+        r = load(&w, text, n, &raw, err);
+    if (r < 0)
+        return r;
+    r = apply_raw(c, &w, raw, err);
+    struct capture unused = {0};
+    cyaml_config_t config = loader_config(&unused);
+    cyaml_free(&config, w.memory_is_mapping ? &schema_memory_mapping : &schema_memory_word, raw, 0);
+    return r;
+}
+
+int config_load(const char *path, const char *const *overrides, int n_overrides, struct config **ret, struct err *err)
+{
+    struct config *c = calloc(1, sizeof(*c));
+    if (!c || !(c->path = strdup(path))) {
+        free(c);
+        return err_set(err, -ENOMEM, "config '%s': out of memory", path);
+    }
+    c->context = 2048;
+    c->sequences = 4;
+    c->kv_type = 1;
+    c->npu = (struct config_worker){.backend = "auto", .memory = 2ull << 30};
+    c->gpu = (struct config_worker){.backend = "auto", .memory = 16ull << 30};
+    int r = load_file(c, err);
+    for (int i = 0; r == 0 && i < n_overrides; i++)
+        r = apply_override(c, overrides[i], err);
+    if (r == 0 && !c->model)
+        r = err_set(err, -EINVAL,
+                    "config '%s': key 'model' is missing; expected 'model: FILE.gguf' (a path relative to this file, or absolute)",
+                    path);
+    if (r < 0) {
+        config_free(c);
+        return r;
+    }
+    *ret = c;
+    return 0;
+}
+
+void config_free(struct config *c)
+{
+    if (!c)
+        return;
+    free(c->path);
+    free(c->model);
+    free(c);
+}
+
+void config_sample(const char *model, char *buf, unsigned long buf_size)
+{
+    char quoted[2 * VALUE_MAX_BYTES];
+    size_t n = 0;
+    for (const char *p = model; *p && n + 3 < sizeof(quoted); p++) { /* a single quote is doubled in YAML */
+        if (*p == '\'')
+            quoted[n++] = '\'';
+        quoted[n++] = *p;
+    }
+    quoted[n] = '\0';
+    snprintf(buf, buf_size,
+             "# Tandem. Every key but `model` may be left out; what stands here are the defaults.\n"
+             "# Sizes take KiB, MiB, GiB. A relative path is relative to this file.\n"
+             "model: '%s'\n"
+             "context: 2048        # tokens per sequence, 1 to 1048576\n"
+             "sequences: 4         # at once, 1 to 64\n"
+             "chunk_tokens: auto   # tokens that travel together: auto, or 1 to 1024\n"
+             "kv_type: f16         # entries of the KV cache: f32 or f16\n"
+             "# A hard cap per process: auto (what the plan needs and a tenth more), or\n"
+             "# memory: {coordinator: 256MiB, loader: 512MiB, npu_worker: 2560MiB, gpu_worker: 1GiB}\n"
+             "memory: auto\n"
+             "# backend: auto or cpu; memory: the device pool, a size or auto; threads: auto, or 1 to 1024\n"
+             "npu: {backend: auto, memory: 2GiB, threads: auto}\n"
+             "gpu: {backend: auto, memory: 16GiB, threads: auto}\n",
+             quoted);
+}

@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: MIT
+ * The one YAML file, read through libcyaml with a schema; every key but `model` has a default; sizes take KiB/MiB/GiB; unknown
+ * keys are errors with line and the nearest known key. Relative paths are relative to the file. Read by the coordinator and by
+ * each stage in single-stage mode. Threads: immutable after load. */
+#ifndef TANDEM_PROTO_CONFIG_H
+#define TANDEM_PROTO_CONFIG_H
+
+#include <stdint.h>
+
+struct err;
+
+enum config_process { CONFIG_COORDINATOR, CONFIG_LOADER, CONFIG_NPU, CONFIG_GPU, CONFIG_PROCESSES };
+
+struct config_worker {
+    char backend[32];  /* "auto", "cpu", ... */
+    uint64_t memory;   /* bytes of the device pool */
+    uint32_t threads;  /* 0 = auto */
+};
+
+struct config {
+    char *path;           /* of the file */
+    char *model;          /* absolute */
+    uint32_t context;     /* tokens per sequence, default 2048 */
+    uint32_t sequences;   /* default 4, 1..64 */
+    uint32_t chunk_tokens; /* 0 = auto, else 1..1024 */
+    int kv_type;          /* QUANT_F32 or QUANT_F16 (default) */
+    uint64_t caps[CONFIG_PROCESSES]; /* memory: bytes per process, 0 = auto */
+    struct config_worker npu, gpu;
+};
+
+/* overrides: "key=value" or "key.sub=value" strings as of --set, applied in order on top of the file. */
+int config_load(const char *path, const char *const *overrides, int n_overrides, struct config **ret, struct err *err);
+void config_free(struct config *c); /* NULL is fine */
+/* The documented sample with every key and its default, for --help and scripts/demo; `model` is written in. */
+void config_sample(const char *model, char *buf, unsigned long buf_size);
+
+#endif

@@ -1,0 +1,220 @@
+/* SPDX-License-Identifier: MIT
+ * File input in exact pieces and file output that appears whole or not at all. Owns the fds it opens. Reads are pread, from any
+ * thread; with O_DIRECT an unaligned request goes through an aligned buffer that lives for the call. Output is written beside its
+ * final name and renamed after fsync, so that no reader ever sees half a file. */
+#include "proto/io.h"
+
+#include <fcntl.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "proto/err.h"
+#include "proto/util.h"
+
+#define ALIGN 4096u
+#define BOUNCE (1u << 20)
+
+struct io_file {
+    int fd;        /* buffered */
+    int direct_fd; /* O_DIRECT, or -1 */
+    uint64_t size;
+    char path[];
+};
+
+int io_open(const char *path, bool direct, struct io_file **ret, struct err *err)
+{
+    auto_fd fd = open(path, O_RDONLY | O_CLOEXEC);
+    struct stat st;
+    if (fd < 0)
+        return err_set_errno(err, -errno, "cannot open '%s'", path);
+    if (fstat(fd, &st) < 0)
+        return err_set_errno(err, -errno, "cannot stat '%s'", path);
+    if (S_ISDIR(st.st_mode))
+        return err_set(err, -EISDIR, "'%s' is a folder; expected a file", path);
+    if (!S_ISREG(st.st_mode))
+        return err_set(err, -EINVAL, "'%s' is not a regular file", path);
+    struct io_file *f = malloc(sizeof(*f) + strlen(path) + 1);
+    if (!f)
+        return err_set(err, -ENOMEM, "'%s': out of memory", path);
+    memcpy(f->path, path, strlen(path) + 1);
+    f->size = (uint64_t)st.st_size;
+    f->direct_fd = direct ? open(path, O_RDONLY | O_CLOEXEC | O_DIRECT) : -1;
+    f->fd = take_fd(&fd);
+    *ret = f;
+    return 0;
+}
+
+void io_close(struct io_file *f)
+{
+    if (!f)
+        return;
+    util_close_fd(&f->fd);
+    util_close_fd(&f->direct_fd);
+    free(f);
+}
+
+uint64_t io_size(const struct io_file *f)
+{
+    return f->size;
+}
+
+const char *io_path(const struct io_file *f)
+{
+    return f->path;
+}
+
+/* As much as there is, up to n; a count or a negative errno. Under O_DIRECT a piece that is no multiple of the alignment is the
+ * end of the file, and what follows it could not be asked for. */
+static ssize_t read_some(int fd, bool direct, uint64_t offset, void *buf, size_t n)
+{
+    size_t got = 0;
+    while (got < n) {
+        ssize_t r = pread(fd, (char *)buf + got, n - got, (off_t)(offset + got));
+        if (r < 0 && errno == EINTR)
+            continue;
+        if (r < 0)
+            return -errno;
+        if (r == 0)
+            break;
+        got += (size_t)r;
+        if (direct && got % ALIGN)
+            break;
+    }
+    return (ssize_t)got;
+}
+
+static ssize_t read_direct(const struct io_file *f, uint64_t offset, void *buf, size_t n)
+{
+    if (((uintptr_t)buf | offset | n) % ALIGN == 0)
+        return read_some(f->direct_fd, true, offset, buf, n);
+    void *bounce;
+    size_t size = MIN(util_round_up(n + ALIGN, ALIGN), BOUNCE), got = 0;
+    if (posix_memalign(&bounce, ALIGN, size))
+        return -ENOMEM;
+    ssize_t r = 0;
+    while (got < n) {
+        uint64_t at = (offset + got) / ALIGN * ALIGN;
+        size_t skip = (size_t)(offset + got - at);
+        r = read_some(f->direct_fd, true, at, bounce, MIN(size, util_round_up(skip + n - got, ALIGN)));
+        if (r < 0 || (size_t)r <= skip)
+            break;
+        size_t piece = MIN((size_t)r - skip, n - got);
+        memcpy((char *)buf + got, (char *)bounce + skip, piece);
+        got += piece;
+    }
+    free(bounce);
+    return r < 0 ? r : (ssize_t)got;
+}
+
+int io_read(struct io_file *f, uint64_t offset, void *buf, size_t n, struct err *err)
+{
+    if (offset > f->size || n > f->size - offset)
+        return err_set(err, -EIO, "'%s': %zu bytes wanted at offset %" PRIu64 "; the file has %" PRIu64 " (is it cut off?)", f->path, n,
+                       offset, f->size);
+    ssize_t r = -EINVAL;
+    if (f->direct_fd >= 0 && n >= ALIGN)
+        r = read_direct(f, offset, buf, n);
+    if (r == -EINVAL) /* no O_DIRECT here after all, or a small piece */
+        r = read_some(f->fd, false, offset, buf, n);
+    if (r < 0)
+        return err_set_errno(err, (int)r, "'%s': cannot read %zu bytes at offset %" PRIu64, f->path, n, offset);
+    if ((size_t)r != n)
+        return err_set(err, -EIO, "'%s': got %zd of %zu bytes at offset %" PRIu64 "; the file was cut while open", f->path, r, n, offset);
+    return 0;
+}
+
+struct io_out {
+    int fd;
+    uint64_t end;
+    char *path, *temporary;
+};
+
+static void out_free(struct io_out *o)
+{
+    util_close_fd(&o->fd);
+    free(o->path);
+    free(o->temporary);
+    free(o);
+}
+
+int io_out_open(const char *path, struct io_out **ret, struct err *err)
+{
+    struct io_out *o = calloc(1, sizeof(*o));
+    if (!o)
+        return err_set(err, -ENOMEM, "'%s': out of memory", path);
+    o->fd = -1;
+    o->path = strdup(path);
+    if (!o->path || asprintf(&o->temporary, "%s.tmp-%d", path, (int)getpid()) < 0) {
+        o->temporary = NULL;
+        out_free(o);
+        return err_set(err, -ENOMEM, "'%s': out of memory", path);
+    }
+    unlink(o->temporary); /* of a killed process that had our id */
+    o->fd = open(o->temporary, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    if (o->fd < 0) {
+        int code = -errno;
+        err_set_errno(err, code, "cannot create '%s'", o->temporary);
+        out_free(o);
+        return code;
+    }
+    *ret = o;
+    return 0;
+}
+
+int io_out_pwrite(struct io_out *o, uint64_t offset, const void *data, size_t n, struct err *err)
+{
+    size_t done = 0;
+    while (done < n) {
+        ssize_t w = pwrite(o->fd, (const char *)data + done, n - done, (off_t)(offset + done));
+        if (w < 0 && errno == EINTR)
+            continue;
+        if (w <= 0)
+            return err_set_errno(err, w < 0 ? -errno : -EIO, "'%s': cannot write %zu bytes at offset %" PRIu64, o->path, n, offset);
+        done += (size_t)w;
+    }
+    o->end = MAX(o->end, offset + n);
+    return 0;
+}
+
+int io_out_write(struct io_out *o, const void *data, size_t n, struct err *err)
+{
+    return io_out_pwrite(o, o->end, data, n, err);
+}
+
+static void sync_folder(const char *path)
+{
+    char dir[PATH_MAX];
+    snprintf(dir, sizeof(dir), "%s", path);
+    char *slash = strrchr(dir, '/');
+    if (slash)
+        slash[slash == dir] = '\0';
+    auto_fd fd = open(slash ? dir : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd >= 0)
+        fsync(fd);
+}
+
+int io_out_commit(struct io_out *o, struct err *err)
+{
+    int code = 0;
+    if (fsync(o->fd) < 0)
+        code = err_set_errno(err, -errno, "'%s': fsync", o->path);
+    else if (rename(o->temporary, o->path) < 0)
+        code = err_set_errno(err, -errno, "cannot rename '%s' to '%s'", o->temporary, o->path);
+    if (code < 0) {
+        io_out_abort(o);
+        return code;
+    }
+    sync_folder(o->path);
+    out_free(o);
+    return 0;
+}
+
+void io_out_abort(struct io_out *o)
+{
+    if (!o)
+        return;
+    unlink(o->temporary);
+    out_free(o);
+}

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: MIT
+"""Broken files, configs and arguments: one sentence on stderr, a non-zero status, no crash, nothing half-written."""
+import json
+import os
+import random
+import shutil
+
+import tandem
+from tandem import DEMO, GOLDEN, check, config, model, one_line_error, run
+
+
+def plan(path, **keys):
+    return run("coordinator", "--config", config(path, **keys), "plan", status=None)
+
+
+def data_start(data):
+    """Where the tensor data begins: after the last of the names that the tensor table repeats."""
+    return data.rindex(b"post_ffw_norm.weight") + 4096
+
+
+def test_truncated_gguf():
+    with open(model("tiny-27b", "q4_0"), "rb") as f:
+        data = f.read()
+    path = tandem.scratch("short.gguf")
+    for size in (0, 1, 4, 7, 8, 24, 100, 1000, 5000, data_start(data) // 2, len(data) // 2, len(data) - 4096, len(data) - 1):
+        with open(path, "wb") as f:
+            f.write(data[:size])
+        one_line_error(plan(path), "short.gguf")
+    for command in (("generate", "--prompt", "a"), ("eval", "--ids", "2,3", "--logits", tandem.scratch("no.npy"))):
+        one_line_error(run("coordinator", "--config", config(path), *command, status=None), "short.gguf")
+    check(not os.path.exists(tandem.scratch("no.npy")), "an output file was left")
+    one_line_error(run("loader", "--config", config(path), "--ids", "2,3", "--out", tandem.scratch("no.npy"), status=None), "short.gguf")
+
+
+def test_corrupted_gguf():
+    """Any byte of the metadata may be anything: it is accepted or refused in one sentence."""
+    with open(model("tiny-27b", "q4_0"), "rb") as f:
+        data = bytearray(f.read())
+    path, r, refused = tandem.scratch("bad.gguf"), random.Random(1), 0
+    end = data_start(bytes(data))
+    for _ in range(60):
+        copy = bytearray(data)
+        for _ in range(r.choice((1, 1, 4, 64))):
+            copy[r.randrange(4 if r.random() < 0.5 else 24, r.choice((600, end)))] = r.choice((0, 1, 0x7f, 0x80, 0xff, r.randrange(256)))
+        with open(path, "wb") as f:
+            f.write(copy)
+        result = plan(path)
+        if result.returncode != 0:
+            one_line_error(result)
+            refused += 1
+    check(refused > 10, f"only {refused} of 60 corrupted files were refused")
+
+
+def test_hostile_counts():
+    path = tandem.scratch("huge.gguf")
+    for tensors, keys in ((2**64 - 1, 0), (0, 2**64 - 1), (2**32, 2**32), (1, 1)):
+        with open(path, "wb") as f:
+            f.write(b"GGUF" + (3).to_bytes(4, "little") + tensors.to_bytes(8, "little") + keys.to_bytes(8, "little") + b"\xff" * 64)
+        one_line_error(plan(path), "huge.gguf")
+    with open(path, "wb") as f:
+        f.write(b"GGUF" + (1).to_bytes(4, "little") + bytes(100))
+    one_line_error(plan(path), "version")
+    with open(path, "wb") as f:
+        f.write(b"GGML" + bytes(100))
+    one_line_error(plan(path), "huge.gguf")
+
+
+def test_missing_things():
+    one_line_error(plan(tandem.scratch("nowhere.gguf")), "nowhere.gguf")
+    one_line_error(plan(tandem.WORK), os.path.basename(tandem.WORK))
+    one_line_error(run("coordinator", "--config", tandem.scratch("nowhere.yaml"), "plan", status=None), "nowhere.yaml")
+    cfg = config(model("demo", "f32"))
+    one_line_error(run("coordinator", "--config", cfg, "perplexity", "--file", tandem.scratch("nowhere.txt"), status=None), "nowhere.txt")
+    one_line_error(run("coordinator", "--config", cfg, "eval", "--ids", "2,3", "--logits", "/nowhere/out.npy", status=None), "/nowhere/out.npy")
+
+
+def test_bad_config():
+    good = model("demo", "f32")
+    for text, *words in (
+            (f"model: {good}\nchunk_token: 4\n", "chunk_token", "chunk_tokens", "2"),
+            (f"model: {good}\nnpu: {{thread: 4}}\n", "thread", "threads"),
+            (f"model: {good}\nsequences: 0\n", "sequences"),
+            (f"model: {good}\nsequences: 65\n", "sequences", "64"),
+            (f"model: {good}\nchunk_tokens: 4096\n", "chunk_tokens"),
+            (f"model: {good}\ncontext: -1\n", "context"),
+            (f"model: {good}\ncontext: many\n", "context"),
+            (f"model: {good}\nkv_type: q5\n", "kv_type"),
+            (f"model: {good}\nmemory: {{npu_worker: 12Gib}}\n", "npu_worker"),
+            (f"model: {good}\nnpu: {{backend: abacus}}\n", "backend"),
+            (f"model: [{good}]\n", "model"),
+            ("context: 128\n", "model"),
+            (f"model: {good}\n\tcontext: 3\n", ),
+            ("", "model"),
+            ("\x00\x01\x02", )):
+        path = tandem.scratch("bad.yaml")
+        with open(path, "w", encoding="utf-8") as f:
+            f.write(text)
+        one_line_error(run("coordinator", "--config", path, "plan", status=None), "bad.yaml", *words)
+    for override in ("chunk_token=4", "npu.thread=4", "sequences=0", "sequences", "=3"):
+        r = run("coordinator", "--config", config(good), "--set", override, "plan", status=None)
+        one_line_error(r, override.split("=")[0])
+
+
+def test_caps_that_cannot_hold():
+    """The plan says so before anything starts."""
+    r = plan(model("demo", "f32"), memory__npu_worker="1MiB")
+    check(r.returncode == 1 and "npu_worker" in r.stderr, r.returncode, r.stderr)
+    r = run("coordinator", "--config", config(model("demo", "f32"), memory__gpu_worker="2MiB"), "generate", "--prompt", "a", status=None)
+    check(r.returncode == 1 and "gpu_worker" in r.stderr, r.returncode, r.stderr)
+
+
+def checkpoint(name, *, drop=()):
+    """A copy of tiny-27b that may be spoiled."""
+    folder = tandem.scratch(name)
+    shutil.copytree(os.path.join(GOLDEN, "tiny-27b"), folder, ignore=shutil.ignore_patterns("golden*", *drop))
+    for file in os.listdir(folder):
+        os.chmod(os.path.join(folder, file), 0o644)
+    return folder
+
+
+def refuse(folder, *words, kind="q4_0"):
+    out = tandem.scratch("refused.gguf")
+    r = run("quantizer", "--in", folder, "--out", out, "--type", kind, status=None)
+    lines = [l for l in r.stderr.splitlines() if l.strip()]
+    check(r.returncode in (1, 2) and lines, f"status {r.returncode}", r.stderr)
+    for word in words:
+        check(word in lines[-1], f"'{word}' is missing in:", lines[-1])
+    left = [f for f in os.listdir(tandem.WORK) if f.startswith("refused.gguf")]
+    check(not left, "left behind:", left)
+
+
+def test_bad_checkpoints():
+    refuse(tandem.scratch("nowhere"), "nowhere")
+    refuse(checkpoint("c1", drop=("config.json",)), "config.json")
+    refuse(checkpoint("c2", drop=("tokenizer.model",)), "tokenizer.model")
+    refuse(checkpoint("c3", drop=("model-00002*",)), "model-00002")
+    folder = checkpoint("c4")
+    shard = os.path.join(folder, "model-00001-of-00002.safetensors")
+    size = os.path.getsize(shard)
+    for keep in (0, 4, 100, size // 2, size - 1):
+        os.truncate(shard, keep) if keep < os.path.getsize(shard) else None
+        shutil.copy(os.path.join(GOLDEN, "tiny-27b", os.path.basename(shard)), shard)
+        os.chmod(shard, 0o644)
+        os.truncate(shard, keep)
+        refuse(folder, "model-00001")
+    folder = checkpoint("c5")
+    path = os.path.join(folder, "config.json")
+    with open(path, encoding="utf-8") as f:
+        good = json.load(f)
+    for change in ({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}, {"hidden_size": 161}, {"hidden_size": "big"},
+                   {"num_hidden_layers": 9}, {"num_hidden_layers": -1}, {"vocab_size": 600}, {"num_key_value_heads": 3}):
+        with open(path, "w", encoding="utf-8") as f:
+            json.dump({**good, **change}, f)
+        refuse(folder)
+    with open(path, "w", encoding="utf-8") as f:
+        f.write("{\"architectures\": [")
+    refuse(folder, "config.json")
+    with open(os.path.join(checkpoint("c6"), "tokenizer.model"), "r+b") as f:
+        f.truncate(100)
+    refuse(tandem.scratch("c6"), "tokenizer.model")
+    refuse(DEMO, "q5_k", kind="q5_k")
+
+
+def test_output_is_replaced_only_when_complete():
+    """A failing conversion leaves the old file as it was."""
+    out = tandem.scratch("kept.gguf")
+    with open(out, "wb") as f:
+        f.write(b"old")
+    folder = checkpoint("c7")
+    os.truncate(os.path.join(folder, "model-00002-of-00002.safetensors"), 5000)
+    run("quantizer", "--in", folder, "--out", out, "--type", "q4_0", status=1)
+    with open(out, "rb") as f:
+        check(f.read() == b"old", "the old file was touched")
+    r = run("quantizer", "--in", DEMO, "--out", "/nowhere/out.gguf", "--type", "q4_0", status=None)
+    check(r.returncode == 1 and "/nowhere" in r.stderr, r.returncode, r.stderr)
+
+
+def test_bad_arrays():
+    """Single-stage mode reads .npy files."""
+    cfg = config(model("demo", "f32"))
+    path, out = tandem.scratch("in.npy"), tandem.scratch("out.npy")
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (2, 256), }"
+    good = b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + header.ljust(117) + b"\n" + bytes(2 * 256 * 4)
+    cases = (b"", b"junk", good[:-1], good[:60], good.replace(b"<f4", b"<f8"), good.replace(b"(2, 256)", b"(2, 255)"),
+             good.replace(b"(2, 256)", b"(2,2256)"), good.replace(b"False", b"True "), good.replace(b"(2, 256)", b"(-2,256)"))
+    for data in cases:
+        with open(path, "wb") as f:
+            f.write(data)
+        for program in ("npu_worker", "gpu_worker"):
+            one_line_error(run(program, "--config", cfg, "--layer", 0, "--in", path, "--out", out, status=None), "in.npy")
+    with open(path, "wb") as f:
+        f.write(good)
+    one_line_error(run("npu_worker", "--config", cfg, "--layer", 12, "--in", path, "--out", out, status=None), "12")
+    one_line_error(run("loader", "--config", cfg, "--ids", "2,4096", "--out", out, status=None), "4096")
+    check(not os.path.exists(out), "an output file was left")
+
+
+if __name__ == "__main__":
+    tandem.main(globals())

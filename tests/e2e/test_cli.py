@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: MIT
+"""--help and --version of every program, refusals of what is unknown, and that the README speaks of options that exist."""
+import os
+import re
+
+import tandem
+from tandem import check, config, model, run
+
+PROGRAMS = ("coordinator", "loader", "npu_worker", "gpu_worker", "quantizer")
+
+
+def test_help_and_version():
+    for program in PROGRAMS:
+        text = run(program, "--help").stdout
+        check(program in text and "usage" in text.lower(), f"{program} --help:", text)
+        version = run(program, "--version").stdout
+        check(re.search(r"\d+\.\d+\.\d+", version), f"{program} --version:", version)
+
+
+def test_unknown_options():
+    for program in PROGRAMS:
+        for args in (("--no-such-option",), ("no-such-command",)):
+            r = run(program, *args, status=None)
+            check(r.returncode == 2 and r.stdout == "", f"{program} {args}: status {r.returncode}", r.stdout, r.stderr)
+            check(args[0] in r.stderr, f"{program} does not name '{args[0]}':", r.stderr)
+    cfg = config(model("demo", "f32"))
+    for args in (("generate", "--no-such-option"), ("no-such-command",), ("generate", "--prompt"), ("generate",), ("eval",),
+                 ("perplexity",), ("generate", "--prompt", "a", "--ids", "2")):
+        r = run("coordinator", "--config", cfg, *args, status=None)
+        check(r.returncode == 2 and r.stdout == "", f"{args}: status {r.returncode}", r.stdout, r.stderr)
+
+
+def test_without_arguments():
+    for program in PROGRAMS:
+        r = run(program, status=None)
+        check(r.returncode == 2 and r.stdout == "" and r.stderr.strip(), f"{program}: status {r.returncode}", r.stderr)
+
+
+def test_readme():
+    """Each command line in README and docs uses only commands and options that --help of the program knows."""
+    helps = {p: run(p, "--help").stdout for p in PROGRAMS}
+    commands = re.findall(r"^  ([a-z][a-z-]+) ", helps["coordinator"].partition("Commands:")[2].partition("\n\n")[0], re.M)
+    check({"generate", "eval", "perplexity", "bench", "plan", "tokenize", "detokenize"} <= set(commands), "commands:", commands)
+    helps.update({f"coordinator {c}": run("coordinator", c, "--help").stdout for c in commands})
+    seen = 0
+    files = [os.path.join(tandem.SOURCE, "README.md")] + [os.path.join(tandem.SOURCE, "docs", f) for f in
+                                                         sorted(os.listdir(os.path.join(tandem.SOURCE, "docs")))]
+    for path in files:
+        with open(path, encoding="utf-8") as f:
+            text = f.read()
+        for block in re.findall(r"^```[a-z]*\n(.*?)^```", text, re.S | re.M):
+            for line in block.replace("\\\n", " ").splitlines():
+                bare = re.sub(r'"[^"]*"', "TEXT", line.partition(" #")[0])
+                program = next((p for p in PROGRAMS if re.match(rf"\s*(\S*/)?{p} +(--|sample-config)", bare)), None)
+                if not program:
+                    continue
+                seen += 1
+                words = bare.split()[1:]
+                command = next((w for w in words if re.fullmatch("[a-z][a-z-]+", w) and w in commands), None)
+                help_text = helps[f"{program} {command}" if command else program]
+                for option in re.findall(r"--[a-z][a-z0-9-]*", bare):
+                    check(option in help_text, f"{os.path.basename(path)}: '{option}' is not in {program} {command or ''} --help: {line}")
+    check(seen >= 8, f"only {seen} command lines found")
+
+
+def test_environment_is_documented():
+    text = run("coordinator", "--help").stdout
+    with open(os.path.join(tandem.SOURCE, "docs", "OPERATIONS.md"), encoding="utf-8") as f:
+        operations = f.read()
+    names = set(re.findall(r"TANDEM_[A-Z]+(?:_[A-Z]+)*", text))
+    check(names, "--help lists no environment variables")
+    for name in names:
+        check(name in operations, f"docs/OPERATIONS.md does not speak of {name}")
+
+
+if __name__ == "__main__":
+    tandem.main(globals())

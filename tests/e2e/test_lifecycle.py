@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: MIT
+"""What is left after an exit, a signal, or a kill: nothing, or what the next start removes."""
+import os
+import signal
+import subprocess
+import time
+
+import tandem
+from tandem import check, config, left_behind, model, processes, start, wait_running, wait_until
+
+# Long enough to be in the middle of: 1900 tokens, whatever the model would like to stop at.
+LONG = ("bench", "--prompt-tokens", "64", "--gen-tokens", "1900")
+
+
+def finish(process, timeout=30):
+    out, err = process.communicate(timeout=timeout)
+    return out, err.decode("utf-8", "replace")
+
+
+def streaming(cfg):
+    """A generation that has already printed something."""
+    process = start("coordinator", "--config", cfg, "generate", "--chat", "--prompt", "Tell me a long story", "--temperature", "1",
+                    "--seed", "3", "--max-tokens", "1500")
+    first = os.read(process.stdout.fileno(), 1)
+    check(first, "ended before the first character:", process.stderr.read().decode("utf-8", "replace") if not first else "")
+    return process
+
+
+def test_signals_end_cleanly():
+    cfg = config(model("demo", "f32"))
+    for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        for begin in (lambda: start("coordinator", "--config", cfg, *LONG), lambda: streaming(cfg)):
+            process = begin()
+            wait_running(process)
+            process.send_signal(number)
+            _, err = finish(process)
+            check(process.returncode == status, f"{number!r}: status {process.returncode} instead of {status}", err)
+            check("Sanitizer" not in err, err)
+            check(not processes(process.pid), "still running:", processes(process.pid))
+            check(not left_behind(), left_behind())
+
+
+def test_signal_while_idle():
+    process = start("coordinator", "--config", config(model("demo", "f32")), stdin=subprocess.PIPE)
+    wait_running(process)
+    process.send_signal(signal.SIGTERM)
+    _, err = finish(process)
+    check(process.returncode == 143, "status", process.returncode, err)
+    check(not left_behind(), left_behind())
+
+
+def test_signal_to_the_whole_group():
+    """Ctrl-C on a terminal reaches the stages as well; they must leave the ending to the coordinator."""
+    process = streaming(config(model("demo", "f32")))
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = finish(process)
+    check(process.returncode == 130, "status", process.returncode, err)
+    check(not left_behind(), left_behind())
+
+
+def test_kill_of_the_coordinator():
+    cfg = config(model("demo", "f32"))
+    process = start("coordinator", "--config", cfg, *LONG)
+    wait_running(process)
+    pid = process.pid
+    process.kill()
+    killed = time.monotonic()
+    process.wait()
+    wait_until(lambda: not processes(pid), 1.0, lambda: processes(pid))
+    print(f"  stages were gone after {time.monotonic() - killed:.3f} s")
+    finish(process)
+    # The next start works and clears what the killed one could not.
+    r = tandem.run("coordinator", "--config", cfg, "generate", "--prompt", "Once", "--max-tokens", "3", "--temperature", "0")
+    check(r.stdout.strip(), "no text after a restart")
+    check(not left_behind(), left_behind())
+    check(not tandem.cgroups([pid]), "stale cgroups:", tandem.cgroups([pid]))
+
+
+def test_kill_of_a_stage():
+    """There is no recovery yet: one clear error, a non-zero status, nothing left."""
+    for victim in tandem.STAGES:
+        process = start("coordinator", "--config", config(model("demo", "f32")), *LONG)
+        wait_running(process)
+        pid = next(p for p, c in processes(process.pid).items() if os.path.basename(c.split(" ")[0]) == victim)
+        os.kill(pid, signal.SIGKILL)
+        out, err = finish(process)
+        check(process.returncode == 1, f"{victim}: status {process.returncode}", err)
+        check(victim in err and "Sanitizer" not in err, f"the error does not name {victim}:", err)
+        check(not left_behind(), left_behind())
+
+
+def test_end_of_input():
+    """One prompt per line from a pipe; the end of input is a clean end."""
+    r = tandem.run("coordinator", "--config", config(model("demo", "bf16")), stdin="Tell me a story about a cat\nTell me about a dog\n")
+    check("cat" in r.stdout and "dog" in r.stdout, "the stories are not there:", r.stdout)
+
+
+def test_closed_output():
+    """The reader of our stream goes away, as with 'head'."""
+    process = streaming(config(model("demo", "f32")))
+    process.stdout.close()
+    err = process.stderr.read().decode("utf-8", "replace")
+    process.stderr.close()
+    process.wait(timeout=60)
+    check("Sanitizer" not in err, err)
+    wait_until(lambda: not processes(process.pid), 2.0, lambda: processes(process.pid))
+    check(not left_behind(), left_behind())
+
+
+def test_two_at_once():
+    """Two coordinators share the runtime folder and do not take each other for dead."""
+    cfg = config(model("demo", "f32"))
+    first = start("coordinator", "--config", cfg, stdin=subprocess.PIPE)
+    wait_running(first)
+    second = start("coordinator", "--config", cfg, "generate", "--prompt", "Once", "--max-tokens", "3", "--temperature", "0")
+    out, err = finish(second)
+    check(second.returncode == 0 and out.strip(), "status", second.returncode, err)
+    check(first.poll() is None, "the first one ended")
+    out, err = first.communicate(b"Tell me a story about a cat\n", timeout=60)
+    check(first.returncode == 0 and b"cat" in out, "status", first.returncode, out, err)
+    check(not left_behind(), left_behind())
+
+
+def test_without_model_file_beside_stages():
+    """Commands that need no pipeline start no process."""
+    before = set(processes())
+    tandem.run("coordinator", "--config", config(model("demo", "f32")), "plan")
+    check(set(processes()) == before, "processes appeared")
+
+
+if __name__ == "__main__":
+    tandem.main(globals())

@@ -1,0 +1,408 @@
+/* SPDX-License-Identifier: MIT
+ * Every kernel variant that this processor has against the plain C reference, bit for bit, and the reference against
+ * double precision. Also: the value of an output does not depend on what is computed beside it. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <math.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/attn.h"
+#include "kernels/cpu.h"
+#include "kernels/gemm.h"
+#include "kernels/quant.h"
+#include "kernels/repack.h"
+#include "kernels/vec.h"
+
+#define LEN(a) (sizeof(a) / sizeof((a)[0]))
+
+static const int types[] = {QUANT_F32, QUANT_F16, QUANT_BF16, QUANT_Q8_0, QUANT_Q4_0};
+static const char *const names[] = {"avx2", "avx512"};
+
+static uint64_t seed = 1;
+static float rnd(void)
+{
+    seed = seed * 6364136223846793005u + 1442695040888963407u;
+    return (float)((double)(seed >> 33) / 2147483648.0 * 2 - 1);
+}
+
+static void fill(float *p, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        p[i] = rnd() * (rnd() > 0.95f ? 8.0f : 1.0f);
+}
+
+struct matrix {
+    struct gemm_matrix m;
+    uint8_t *rows;
+    void *tiles;
+};
+
+static struct matrix matrix_new(int type, uint32_t n_rows, uint32_t n_cols)
+{
+    struct matrix x = {.m = {.type = type, .n_rows = n_rows, .n_cols = n_cols}};
+    size_t row = quant_row_bytes(type, n_cols), tile = repack_tile_bytes(type, n_cols);
+    float *f = malloc(n_cols * sizeof(float));
+    x.rows = malloc(row * n_rows);
+    x.tiles = aligned_alloc(64, repack_bytes(type, n_rows, n_cols) + 64);
+    for (uint32_t i = 0; i < n_rows; i++) {
+        fill(f, n_cols);
+        quant_quantize_row(type, f, x.rows + i * row, n_cols);
+    }
+    for (uint32_t i = 0; i < n_rows; i += REPACK_ROWS)
+        repack_tile(type, x.rows + i * row, n_rows - i < 16 ? n_rows - i : 16, n_cols, (uint8_t *)x.tiles + i / 16 * tile);
+    x.m.tiles = x.tiles;
+    free(f);
+    return x;
+}
+
+static void matrix_free(struct matrix *x)
+{
+    free(x->rows);
+    free(x->tiles);
+}
+
+static void test_repack_round_trip(void **state)
+{
+    (void)state;
+    for (size_t a = 0; a < LEN(types); a++) {
+        struct matrix x = matrix_new(types[a], 37, 96);
+        size_t row = quant_row_bytes(types[a], 96), tile = repack_tile_bytes(types[a], 96);
+        uint8_t *got = malloc(row);
+        for (uint32_t i = 0; i < 37; i++) {
+            repack_extract_row(types[a], (uint8_t *)x.tiles + i / 16 * tile, i % 16, 96, got);
+            assert_memory_equal(got, x.rows + i * row, row);
+        }
+        free(got);
+        matrix_free(&x);
+    }
+}
+
+/* The whole product, or in pieces: tokens and tiles one at a time. */
+static void product(const struct gemm_ops *g, const struct gemm_matrix *m, const float *x, uint32_t n, bool pieces, float *y)
+{
+    size_t bytes = gemm_act_bytes(m->type, m->n_cols);
+    uint8_t *act = aligned_alloc(64, bytes * n);
+    uint32_t n_tiles = (uint32_t)repack_n_tiles(m->n_rows);
+    for (uint32_t t = 0; t < n; t++)
+        g->prepare(m->type, x + (size_t)t * m->n_cols, m->n_cols, act + t * bytes);
+    if (!pieces)
+        g->tiles(m, 0, n_tiles, act, n, y, m->n_rows);
+    for (uint32_t t = 0; pieces && t < n; t++) {
+        for (uint32_t i = n_tiles; i-- > 0;)
+            g->tiles(m, i, i + 1, act + t * bytes, 1, y + (size_t)t * m->n_rows, m->n_rows);
+    }
+    free(act);
+}
+
+static void test_gemm(void **state)
+{
+    (void)state;
+    static const uint32_t rows[] = {1, 15, 16, 17, 100}, cols[] = {32, 64, 160, 256, 1152}, tokens[] = {1, 2, 3, 5, 7, 8, 33};
+    for (size_t a = 0; a < LEN(types); a++) {
+        for (size_t b = 0; b < LEN(rows); b++) {
+            for (size_t c = 0; c < LEN(cols); c++) {
+                struct matrix x = matrix_new(types[a], rows[b], cols[c]);
+                for (size_t d = 0; d < LEN(tokens); d++) {
+                    size_t n = (size_t)tokens[d] * rows[b];
+                    float *in = malloc(tokens[d] * cols[c] * sizeof(float)), *want = malloc(n * 4), *got = malloc(n * 4);
+                    fill(in, tokens[d] * cols[c]);
+                    product(&gemm_ref, &x.m, in, tokens[d], false, want);
+                    product(&gemm_ref, &x.m, in, tokens[d], true, got);
+                    assert_memory_equal(got, want, n * 4);
+                    for (size_t v = 0; v < LEN(names); v++) {
+                        const struct cpu_kernels *k = cpu_select(names[v]);
+                        for (int pieces = 0; k && pieces < 2; pieces++) {
+                            memset(got, 0xff, n * 4);
+                            product(k->gemm, &x.m, in, tokens[d], pieces, got);
+                            assert_memory_equal(got, want, n * 4);
+                        }
+                    }
+                    free(in);
+                    free(want);
+                    free(got);
+                }
+                matrix_free(&x);
+            }
+        }
+    }
+}
+
+/* Bound: float types round once per product, K * 2^-24 * sum |w x|; integer types also round the activations to 1/254 of
+ * the block's largest, which adds at most 0.5/127 * max|x| * sum |w| per block. */
+static void test_gemm_against_double(void **state)
+{
+    (void)state;
+    for (size_t a = 0; a < LEN(types); a++) {
+        const uint32_t n_rows = 33, n_cols = 256;
+        struct matrix x = matrix_new(types[a], n_rows, n_cols);
+        bool integer = quant_block_elems(types[a]) == 32;
+        float in[256], y[33], w[256];
+        fill(in, n_cols);
+        product(&gemm_ref, &x.m, in, 1, false, y);
+        for (uint32_t r = 0; r < n_rows; r++) {
+            double sum = 0, bound = 0;
+            quant_dequantize_row(types[a], x.rows + r * quant_row_bytes(types[a], n_cols), w, n_cols);
+            for (uint32_t k = 0; k < n_cols; k++) {
+                double amax = 0;
+                for (uint32_t j = k / 32 * 32; j < k / 32 * 32 + 32; j++)
+                    amax = fmax(amax, fabs((double)in[j]));
+                sum += (double)w[k] * (double)in[k];
+                bound += fabs((double)w[k]) * (fabs((double)in[k]) * n_cols * 0x1p-24 + (integer ? amax * 0.501 / 127 : 0));
+            }
+            assert_true(fabs((double)y[r] - sum) <= bound + 1e-6);
+        }
+        matrix_free(&x);
+    }
+}
+
+static void test_q8_0_extremes(void **state)
+{
+    (void)state;
+    struct matrix x = matrix_new(QUANT_Q8_0, 16, 64);
+    float in[64], want[16], got[16];
+    for (int r = 0; r < 16; r++) {
+        for (int i = 0; i < 64; i++)
+            x.rows[r * 68 + i / 32 * 34 + 2 + i % 32] = (uint8_t)(r % 2 ? 0x80 : 0x7f); /* -128 as other writers may have it */
+    }
+    repack_tile(QUANT_Q8_0, x.rows, 16, 64, x.tiles);
+    for (int i = 0; i < 64; i++)
+        in[i] = i % 3 ? 1 : -1;
+    product(&gemm_ref, &x.m, in, 1, false, want);
+    for (size_t v = 0; v < LEN(names); v++) {
+        const struct cpu_kernels *k = cpu_select(names[v]);
+        if (k) {
+            product(k->gemm, &x.m, in, 1, false, got);
+            assert_memory_equal(got, want, sizeof(got));
+        }
+    }
+    matrix_free(&x);
+}
+
+static void test_f16(void **state)
+{
+    (void)state;
+    for (uint32_t i = 0; i < 65536; i++) {
+        float f = quant_f16_to_f32((uint16_t)i);
+        uint32_t exp = i >> 10 & 31, man = i & 1023;
+        if (exp == 31 && man) {
+            assert_true(isnan(f));
+            continue;
+        }
+        double want = exp == 31 ? INFINITY : ldexp(exp ? 1024 + man : man, (int)(exp ? exp : 1) - 25);
+        assert_true((double)f == (i & 0x8000 ? -want : want));
+        assert_int_equal(quant_f32_to_f16(f), i);
+        if (exp < 30) { /* halfway to the next rounds to even */
+            float next = quant_f16_to_f32((uint16_t)(i + 1));
+            assert_int_equal(quant_f32_to_f16((f + next) / 2), i + (i & 1));
+        }
+    }
+}
+
+static void test_quant_known_blocks(void **state)
+{
+    (void)state;
+    float x[32];
+    uint8_t b[34];
+    for (int i = 0; i < 32; i++)
+        x[i] = (float)(i - 16);
+    quant_quantize_row(QUANT_Q4_0, x, b, 32); /* largest magnitude -16: d = 2, q = x / 2 + 8.5 */
+    assert_int_equal(b[0] | b[1] << 8, 0x4000);
+    for (int i = 0; i < 16; i++)
+        assert_int_equal(b[2 + i], (int)(x[i] / 2 + 8.5f) | (int)fminf(15, x[i + 16] / 2 + 8.5f) << 4);
+    x[0] = -127;
+    quant_quantize_row(QUANT_Q8_0, x, b, 32);
+    assert_int_equal(b[0] | b[1] << 8, 0x3c00);
+    assert_int_equal((int8_t)b[2], -127);
+    for (int i = 1; i < 32; i++)
+        assert_int_equal((int8_t)b[2 + i], i - 16);
+    memset(x, 0, sizeof(x));
+    quant_quantize_row(QUANT_Q4_0, x, b, 32);
+    quant_dequantize_row(QUANT_Q4_0, b, x, 32);
+    for (int i = 0; i < 32; i++)
+        assert_true(x[i] == 0);
+}
+
+static void test_exp(void **state)
+{
+    (void)state;
+    for (double x = -87; x < 88.7; x += 0.0137) {
+        double want = exp((double)(float)x);
+        assert_true(fabs((double)vec_expf((float)x) - want) <= 3e-7 * want);
+    }
+    assert_true(vec_expf(-100) == 0 && vec_expf(-INFINITY) == 0 && vec_expf(0) == 1);
+}
+
+static void test_vec(void **state)
+{
+    (void)state;
+    static const size_t sizes[] = {16, 32, 40, 64, 160, 256, 1152};
+    for (size_t a = 0; a < LEN(sizes); a++) {
+        size_t n = sizes[a];
+        float x[1152], w[1152], r[1152], c[1152], s[1152], want[4][1152], got[1152];
+        fill(x, n);
+        fill(w, n);
+        fill(r, n);
+        vec_rope_table(1234, n, 10000, 1, c, s);
+        vec_ref.rmsnorm(x, w, n, 1e-6f, want[0]);
+        vec_ref.rmsnorm_add(x, w, n, 1e-6f, r, want[1]);
+        vec_ref.geglu(x, r, n, want[2]);
+        memcpy(want[3], x, n * 4);
+        vec_ref.rope(want[3], n, c, s);
+        double ss = 0;
+        for (size_t i = 0; i < n; i++)
+            ss += (double)x[i] * (double)x[i];
+        double inv = 1 / sqrt(ss / (double)n + 1e-6);
+        for (size_t i = 0; i < n; i++) {
+            double g = (double)x[i], gelu = 0.5 * g * (1 + tanh(sqrt(2 / M_PI) * (g + 0.044715 * g * g * g)));
+            assert_true(fabs((double)want[0][i] - g * inv * (double)w[i]) < 1e-5);
+            assert_true(fabs((double)want[2][i] - gelu * (double)r[i]) < 1e-5);
+        }
+        for (size_t i = 0; i < n / 2; i++) {
+            double angle = 1234 * pow(10000, -2.0 * (double)i / (double)n);
+            double re = (double)x[i] * cos(angle) - (double)x[i + n / 2] * sin(angle);
+            assert_true(fabs((double)want[3][i] - re) < 1e-5);
+        }
+        for (size_t v = 0; v < LEN(names); v++) {
+            const struct cpu_kernels *k = cpu_select(names[v]);
+            if (!k)
+                continue;
+            k->vec->rmsnorm(x, w, n, 1e-6f, got);
+            assert_memory_equal(got, want[0], n * 4);
+            k->vec->rmsnorm_add(x, w, n, 1e-6f, r, got);
+            assert_memory_equal(got, want[1], n * 4);
+            k->vec->geglu(x, r, n, got);
+            assert_memory_equal(got, want[2], n * 4);
+            memcpy(got, x, n * 4);
+            k->vec->rope(got, n, c, s);
+            assert_memory_equal(got, want[3], n * 4);
+        }
+    }
+}
+
+struct cache {
+    struct attn_shape s;
+    void *pages[8];
+    float *q, *k, *v; /* [n][heads * dim] */
+    uint32_t n;
+};
+
+static struct cache cache_new(uint32_t heads, uint32_t kv, uint32_t dim, uint32_t window, int kv_type, uint32_t n, const struct attn_ops *ops)
+{
+    struct cache c = {.s = {heads, kv, dim, window, 0.11f, kv_type}, .n = n};
+    c.q = malloc(n * heads * dim * 4);
+    c.k = malloc(n * kv * dim * 4);
+    c.v = malloc(n * kv * dim * 4);
+    seed = 77;
+    fill(c.q, n * heads * dim);
+    fill(c.k, n * kv * dim);
+    fill(c.v, n * kv * dim);
+    for (uint32_t p = 0; p < (n + 63) / 64; p++) {
+        c.pages[p] = aligned_alloc(64, (attn_page_bytes(&c.s) + 63) / 64 * 64);
+        memset(c.pages[p], 0, attn_page_bytes(&c.s));
+    }
+    for (uint32_t i = 0; i < n; i++)
+        ops->store(&c.s, c.pages[i / 64], i % 64, c.k + i * kv * dim, c.v + i * kv * dim);
+    return c;
+}
+
+static void cache_free(struct cache *c)
+{
+    for (int i = 0; i < 8; i++)
+        free(c->pages[i]);
+    free(c->q);
+    free(c->k);
+    free(c->v);
+}
+
+static void attend(const struct cache *c, const struct attn_ops *ops, uint32_t step, float *out)
+{
+    size_t stride = (size_t)c->s.n_heads * c->s.head_dim;
+    void *scratch = aligned_alloc(64, (attn_scratch_bytes(&c->s, step) + 63) / 64 * 64);
+    for (uint32_t i = 0; i < c->n; i += step) {
+        uint32_t n = c->n - i < step ? c->n - i : step;
+        for (uint32_t h = 0; h < c->s.n_kv_heads; h++)
+            ops->run(&c->s, h, c->q + i * stride, stride, i, n, c->pages, out + i * stride, scratch);
+    }
+    free(scratch);
+}
+
+static float rounded(const struct attn_shape *s, float x)
+{
+    return s->kv_type == QUANT_F16 ? quant_f16_to_f32(quant_f32_to_f16(x)) : x;
+}
+
+static void check_softmax(const struct cache *c, const float *out)
+{
+    const struct attn_shape *s = &c->s;
+    uint32_t group = s->n_heads / s->n_kv_heads, d = s->head_dim;
+    for (uint32_t i = 0; i < c->n; i++) {
+        for (uint32_t h = 0; h < s->n_heads; h++) {
+            uint32_t from = s->window && i + 1 > s->window ? i + 1 - s->window : 0;
+            double p[512], sum = 0, top = -1e300;
+            for (uint32_t t = from; t <= i; t++) {
+                p[t] = 0;
+                for (uint32_t x = 0; x < d; x++)
+                    p[t] += (double)c->q[(i * s->n_heads + h) * d + x] * (double)rounded(s, c->k[(t * s->n_kv_heads + h / group) * d + x]);
+                p[t] *= (double)s->scale;
+                top = fmax(top, p[t]);
+            }
+            for (uint32_t t = from; t <= i; t++)
+                sum += p[t] = exp(p[t] - top);
+            for (uint32_t x = 0; x < d; x++) {
+                double want = 0;
+                for (uint32_t t = from; t <= i; t++)
+                    want += p[t] / sum * (double)rounded(s, c->v[(t * s->n_kv_heads + h / group) * d + x]);
+                assert_true(fabs((double)out[(i * s->n_heads + h) * d + x] - want) < 2e-5 * 8);
+            }
+        }
+    }
+}
+
+static void test_attention(void **state)
+{
+    (void)state;
+    static const struct {
+        uint32_t heads, kv, dim, window, n;
+    } cases[] = {{4, 2, 32, 0, 200}, {4, 1, 64, 33, 200}, {2, 2, 16, 64, 150}, {4, 2, 80, 1, 70}, {8, 2, 128, 100, 300}};
+    for (size_t a = 0; a < LEN(cases); a++) {
+        for (int t = 0; t < 2; t++) {
+            struct cache c = cache_new(cases[a].heads, cases[a].kv, cases[a].dim, cases[a].window, t ? QUANT_F16 : QUANT_F32, cases[a].n, &attn_ref);
+            size_t bytes = (size_t)c.n * c.s.n_heads * c.s.head_dim * 4;
+            float *want = malloc(bytes), *got = malloc(bytes);
+            attend(&c, &attn_ref, 1, want);
+            check_softmax(&c, want);
+            attend(&c, &attn_ref, 13, got);
+            assert_memory_equal(got, want, bytes);
+            for (size_t v = 0; v < LEN(names); v++) {
+                const struct cpu_kernels *k = cpu_select(names[v]);
+                for (uint32_t step = 1; k && step <= 70; step += 23) {
+                    struct cache other = cache_new(cases[a].heads, cases[a].kv, cases[a].dim, cases[a].window, t ? QUANT_F16 : QUANT_F32, cases[a].n, k->attn);
+                    attend(&other, k->attn, step, got);
+                    assert_memory_equal(got, want, bytes);
+                    cache_free(&other);
+                }
+            }
+            free(want);
+            free(got);
+            cache_free(&c);
+        }
+    }
+}
+
+int main(void)
+{
+    print_message("kernel variants here: %s\n", cpu_available());
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_f16),   cmocka_unit_test(test_quant_known_blocks), cmocka_unit_test(test_repack_round_trip),
+        cmocka_unit_test(test_gemm),  cmocka_unit_test(test_gemm_against_double), cmocka_unit_test(test_q8_0_extremes),
+        cmocka_unit_test(test_exp),   cmocka_unit_test(test_vec),                 cmocka_unit_test(test_attention),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
