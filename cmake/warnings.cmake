@@ -25,3 +25,6 @@ if(TANDEM_SANITIZE)
         target_compile_options(tandem_options INTERFACE -fno-sanitize-recover=undefined)
     endif()
 endif()
+if(TANDEM_FUZZ) # libFuzzer steers by coverage of the libraries, not only of its target
+    target_compile_options(tandem_options INTERFACE -fsanitize=fuzzer-no-link)
+endif()

@@ -51,7 +51,8 @@ static int append_user(struct chat *t, const char *text, struct err *err)
     struct tokenizer_message m[2] = {{"system", system}, {"user", text}};
     auto_free uint32_t *ids = NULL;
     size_t n, bos = t->n_ids ? 1 : 0;
-    int r = system ? tokenizer_chat(t->c->tokenizer, m, 2, &ids, &n, err) : tokenizer_chat(t->c->tokenizer, m + 1, 1, &ids, &n, err);
+    int r =
+        system ? tokenizer_chat(t->c->tokenizer, m, 2, &ids, &n, err) : tokenizer_chat(t->c->tokenizer, m + 1, 1, &ids, &n, err);
     return r < 0 ? r : append(t, ids + bos, n - bos, err);
 }
 
@@ -109,7 +110,8 @@ static int next_line(struct chat *t, char **ret, size_t *ret_used, struct err *e
         if (t->end_of_input)
             return -ENODATA;
         if (t->n_input == LINE_MAX_BYTES)
-            return err_set(err, -E2BIG, "standard input: a line of more than %u bytes; expected one prompt per line", LINE_MAX_BYTES);
+            return err_set(err, -E2BIG, "standard input: a line of more than %u bytes; expected one prompt per line",
+                           LINE_MAX_BYTES);
         struct pollfd p = {.fd = STDIN_FILENO, .events = POLLIN};
         int r = poll(&p, 1, 0) > 0 ? 0 : engine_wait_readable(t->c->engine, STDIN_FILENO, err);
         if (r < 0)
@@ -174,8 +176,8 @@ int cmd_chat_run(struct command *c, struct err *err)
     if (t.terminal)
         printf("%s\n/reset begins a new conversation, /stats shows memory, /quit or Ctrl-D ends\n", c->config->model);
     while (r == 0) {
-        char *line;
-        size_t used;
+        char *line = NULL;
+        size_t used = 0;
         if (t.terminal) {
             printf("> ");
             fflush(stdout);

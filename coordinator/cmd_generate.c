@@ -57,14 +57,15 @@ static json_t *ids_json(const uint32_t *ids, size_t n)
 static json_t *answer_json(const struct answer *a)
 {
     const struct request_result *r = &a->result;
-    json_t *timings =
-        json_pack("{s:f, s:f, s:f, s:f, s:f}", "queue_ms", (double)r->queue_ns / 1e6, "prefill_ms", (double)r->prefill_ns / 1e6, "decode_ms",
-                  (double)r->decode_ns / 1e6, "prefill_tokens_per_s", answer_prefill_rate(a), "decode_tokens_per_s", answer_decode_rate(a));
+    json_t *timings = json_pack("{s:f, s:f, s:f, s:f, s:f}", "queue_ms", (double)r->queue_ns / 1e6, "prefill_ms",
+                                (double)r->prefill_ns / 1e6, "decode_ms", (double)r->decode_ns / 1e6, "prefill_tokens_per_s",
+                                answer_prefill_rate(a), "decode_tokens_per_s", answer_decode_rate(a));
     return json_pack("{s:o, s:s%, s:s, s:o}", "output_ids", ids_json(a->ids, a->n_ids), "text", a->text, a->n_text, "finish_reason",
                      engine_finish_name(r->finish), "timings", timings);
 }
 
-static int print_json(const struct prompt *p, const struct answer *a, uint32_t n, const struct engine_process_stats *stats, struct err *err)
+static int print_json(const struct prompt *p, const struct answer *a, uint32_t n, const struct engine_process_stats *stats,
+                      struct err *err)
 {
     json_t *j = json_pack("{s:o}", "prompt_ids", ids_json(p->ids, p->n));
     if (n == 1) {

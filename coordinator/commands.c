@@ -34,7 +34,8 @@ int commands_read_file(const char *path, char **ret, size_t *ret_n, struct err *
         if (n + 1 == room) {
             char *p = room < FILE_MAX_BYTES ? realloc(buf, room * 2) : NULL;
             if (!p)
-                return err_set(err, -EFBIG, "file '%s': does not fit in memory; expected at most %zu bytes of text", path, FILE_MAX_BYTES);
+                return err_set(err, -EFBIG, "file '%s': does not fit in memory; expected at most %zu bytes of text", path,
+                               FILE_MAX_BYTES);
             buf = p;
             room *= 2;
         }

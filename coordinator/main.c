@@ -1,5 +1,67 @@
-/* SPDX-License-Identifier: MIT */
-int main(void)
+/* SPDX-License-Identifier: MIT
+ * The coordinator program: command line, configuration, model metadata, command. Everything it prints about failures goes to
+ * standard error as one line; exit status 0 done, 1 failed, 2 wrong command line, 128 + n ended by signal n. */
+#include <errno.h>
+#include <signal.h>
+
+#include "coordinator/commands.h"
+#include "coordinator/options.h"
+#include "model/gguf.h"
+#include "proto/config.h"
+#include "proto/err.h"
+#include "proto/log.h"
+#include "proto/util.h"
+
+static int print_sample(const struct options *o, struct err *err)
 {
-    return 1;
+    char text[8192];
+    config_sample(o->model ? o->model : "model.gguf", text, sizeof(text));
+    if (fputs(text, stdout) == EOF || fflush(stdout) == EOF)
+        return err_set_errno(err, -errno, "standard output: cannot be written");
+    return 0;
+}
+
+static int run(const struct options *o, int *ret_signal, struct err *err)
+{
+    struct config *c;
+    struct gguf *g;
+    if (o->command == OPTIONS_SAMPLE_CONFIG)
+        return print_sample(o, err);
+    int r = config_load(o->config, o->sets, o->n_sets, &c, err);
+    if (r < 0)
+        return r;
+    r = gguf_open(c->model, false, &g, err);
+    if (r == 0) {
+        r = commands_run(o, c, g, ret_signal, err);
+        gguf_close(g);
+    }
+    config_free(c);
+    return r;
+}
+
+int main(int argc, char **argv)
+{
+    struct options o;
+    struct err err = {0};
+    int ended_by = 0;
+    log_init("coordinator", util_env(UTIL_ENV_LOG));
+    signal(SIGPIPE, SIG_IGN); /* a closed pipe is a failed write, so that the stages are ended in order */
+    int r = options_parse(&o, argc, argv, &err);
+    if (r < 0) {
+        fprintf(stderr, "coordinator: error: %s\n", err.text);
+        options_free(&o);
+        return 2;
+    }
+    if (o.action == OPTIONS_HELP)
+        options_help(o.command, stdout);
+    else if (o.action == OPTIONS_VERSION)
+        printf("coordinator (Tandem) %s\n", TANDEM_VERSION);
+    else
+        r = run(&o, &ended_by, &err);
+    options_free(&o);
+    if (ended_by)
+        return 128 + ended_by;
+    if (r < 0)
+        fprintf(stderr, "coordinator: error: %s\n", err.text);
+    return r < 0 || fflush(stdout) == EOF ? 1 : 0;
 }

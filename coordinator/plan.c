@@ -157,7 +157,8 @@ int plan_make(const struct config *c, const struct gguf *g, struct plan *ret, st
     p->process[CONFIG_NPU].bytes[BUDGET_KV] =
         work_plan_kv_bytes(h, p->context, p->sequences, p->chunk_tokens, p->ring_slots, p->kv_type);
     p->process[CONFIG_NPU].bytes[BUDGET_SCRATCH] = work_plan_attn_bytes(h, p->types, p->chunk_tokens, p->ring_slots, p->npu_threads);
-    p->process[CONFIG_GPU].bytes[BUDGET_SCRATCH] = work_plan_ffn_bytes(h, p->types, p->chunk_tokens, p->logits_rows);
+    p->process[CONFIG_GPU].bytes[BUDGET_SCRATCH] = work_plan_ffn_bytes(h, p->types, p->chunk_tokens, p->logits_rows) +
+                                                     work_plan_last_bytes(h, p->chunk_tokens, p->logits_rows);
     rings(p);
     fixed(p);
     return caps(c, p, err);

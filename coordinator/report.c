@@ -41,11 +41,12 @@ json_t *report_processes_json(const struct engine_process_stats *stats)
             json_object_set_new(budget, budget_category_name((enum budget_category)k), json_integer((json_int_t)s->budget[k]));
         json_object_set_new(budget, "total", json_integer((json_int_t)budget_sum(s)));
         json_object_set_new(budget, "total_peak", json_integer((json_int_t)s->total_peak));
-        json_t *one = json_pack("{s:s, s:i, s:s, s:I, s:b, s:I, s:I, s:I, s:o, s:f, s:f, s:f, s:I, s:I}", "name", s->name, "pid", s->pid,
-                                "backend", s->backend, "cap_bytes", (json_int_t)s->cap, "cap_enforced", (int)s->cap_enforced, "peak_bytes",
-                                (json_int_t)s->peak_bytes, "rss_bytes", (json_int_t)s->rss, "pss_bytes", (json_int_t)s->pss, "budget", budget,
-                                "busy_ms", (double)s->busy_ns / 1e6, "idle_ms", (double)s->idle_ns / 1e6, "blocked_ms",
-                                (double)s->blocked_ns / 1e6, "chunks", (json_int_t)s->chunks, "bytes_read", (json_int_t)s->bytes_read);
+        json_t *one =
+            json_pack("{s:s, s:i, s:s, s:I, s:b, s:I, s:I, s:I, s:o, s:f, s:f, s:f, s:I, s:I}", "name", s->name, "pid", s->pid,
+                      "backend", s->backend, "cap_bytes", (json_int_t)s->cap, "cap_enforced", (int)s->cap_enforced, "peak_bytes",
+                      (json_int_t)s->peak_bytes, "rss_bytes", (json_int_t)s->rss, "pss_bytes", (json_int_t)s->pss, "budget", budget,
+                      "busy_ms", (double)s->busy_ns / 1e6, "idle_ms", (double)s->idle_ns / 1e6, "blocked_ms",
+                      (double)s->blocked_ns / 1e6, "chunks", (json_int_t)s->chunks, "bytes_read", (json_int_t)s->bytes_read);
         if (!one || json_array_append_new(list, one) < 0) {
             json_decref(list);
             return NULL;
@@ -59,8 +60,9 @@ void report_answers(const struct answer *a, size_t n, FILE *f)
     for (size_t i = 0; i < n; i++) {
         if (n > 1)
             fprintf(f, "answer %zu: ", i);
-        fprintf(f, "prompt %u tokens, %.1f tokens/s; answer %u tokens, %.1f tokens/s (%s)\n", a[i].result.n_prompt, answer_prefill_rate(&a[i]),
-                a[i].result.n_output, answer_decode_rate(&a[i]), engine_finish_name(a[i].result.finish));
+        fprintf(f, "prompt %u tokens, %.1f tokens/s; answer %u tokens, %.1f tokens/s (%s)\n", a[i].result.n_prompt,
+                answer_prefill_rate(&a[i]), a[i].result.n_output, answer_decode_rate(&a[i]),
+                engine_finish_name(a[i].result.finish));
     }
 }
 

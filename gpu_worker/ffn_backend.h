@@ -16,22 +16,27 @@ struct err;
 struct ffn_backend_options {
     const struct hparams *hparams;
     struct budget *budget; /* borrowed */
+    const uint8_t *types; /* ggml type ids of all layers and the head, as CONFIGURE carries them; borrowed during open */
     uint32_t n_threads, chunk_tokens, logits_rows;
     const char *variant;
 };
 
+/* Names: pre_ffn_norm, gate, up, act, down, post_ffn_norm; final_norm (head). NULL in the pipeline. rows: [n_tokens][width]. */
 typedef void (*ffn_dump_fn)(void *ctx, const char *name, const float *rows, uint32_t n_tokens, uint32_t width);
 
 struct ffn_backend {
     const char *name;
     bool (*probe)(const char **ret_reason);
     int (*open)(const struct ffn_backend_options *o, void **ret, struct err *err);
+    /* What runs: "cpu avx2"; lives as long as the backend. */
+    const char *(*describe)(void *b);
+    /* data: the segment, 4096-aligned; borrowed until close. */
     int (*load_segment)(void *b, uint32_t layer, const struct segment_layout *l, const void *data, struct err *err); /* FFN or HEAD by l->kind */
     /* h, x: [n_tokens][hidden] f32; may be the same array. */
     int (*run)(void *b, uint32_t layer, uint32_t n_tokens, const float *h, float *x, ffn_dump_fn dump, void *dump_ctx, struct err *err);
     /* Final norm and output matrix of n_rows <= logits_rows rows x[n_rows][hidden] -> logits [n_rows][vocab]. */
     int (*head)(void *b, uint32_t n_rows, const float *x, float *logits, ffn_dump_fn dump, void *dump_ctx, struct err *err);
-    void (*close)(void *b);
+    void (*close)(void *b); /* NULL is fine */
 };
 
 extern const struct ffn_backend ffn_cpu;

@@ -1,2 +1,202 @@
-/* SPDX-License-Identifier: MIT */
-extern int tandem_not_written;
+/* SPDX-License-Identifier: MIT
+ * The stage: FFN of one chunk at one layer, and after the last layer the logits that were asked for and the completion. Owns the
+ * backend and the rows gathered for the head. configure, segment and close run on the main thread, process on the data thread.
+ *
+ * After the last layer only tokens that want logits matter, so the last FFN runs for those alone; a chunk that wants none is done
+ * at once. Logits leave in blocks of logits_rows rows, written by the backend into the ring slot. */
+#include "gpu_worker/gpu.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "gpu_worker/ffn_backend.h"
+#include "model/segment.h"
+#include "model/work_plan.h"
+#include "proto/budget.h"
+#include "proto/chunk.h"
+#include "proto/err.h"
+#include "proto/util.h"
+
+#define OUTPUT_NPU 0
+#define OUTPUT_COORDINATOR 1
+
+struct gpu {
+    struct hparams hparams;
+    uint8_t types[sizeof(((struct msg_configure *)0)->types)];
+    uint32_t logits_rows;
+    struct budget *budget;
+    float *rows; /* [chunk_tokens][hidden] */
+    size_t rows_bytes;
+    const struct ffn_backend *backend;
+    void *device;
+};
+
+static const struct ffn_backend *const backends[] = {&ffn_cpu};
+
+static int gpu_open(void **ret_state, struct err *err)
+{
+    *ret_state = calloc(1, sizeof(struct gpu));
+    return *ret_state ? 0 : err_set(err, -ENOMEM, "gpu_worker: out of memory");
+}
+
+static int pick_backend(struct gpu *g, const char *wanted, struct err *err)
+{
+    for (size_t i = 0; i < ARRAY_LEN(backends); i++) {
+        const char *reason;
+        if (strcmp(wanted, "auto") != 0 && strcmp(wanted, backends[i]->name) != 0)
+            continue;
+        if (backends[i]->probe(&reason)) {
+            g->backend = backends[i];
+            return 0;
+        }
+        err_set(err, -ENODEV, "gpu_worker: backend '%s' cannot run here: %s", backends[i]->name, reason);
+    }
+    return strcmp(wanted, "auto") == 0 ? -ENODEV
+                                       : err_set(err, -ENOTSUP, "gpu_worker: backend '%s' is not part of this program; expected auto or cpu", wanted);
+}
+
+static int layout(const struct gpu *g, enum segment_kind kind, uint32_t layer, struct segment_layout *ret, struct err *err)
+{
+    uint32_t n_layers = g->hparams.n_layers;
+    const uint8_t *types = kind == SEGMENT_HEAD ? g->types + (size_t)n_layers * GEMMA3_LAYER_TENSORS
+                                                : g->types + (size_t)layer * GEMMA3_LAYER_TENSORS + segment_n_tensors(SEGMENT_ATTN);
+    return segment_layout_init(ret, &g->hparams, kind, types, err);
+}
+
+static int gpu_configure(void *state, struct stage_io *io, const struct msg_configure *c, struct err *err)
+{
+    struct gpu *g = state;
+    hparams_from_msg(c, &g->hparams);
+    uint32_t n_types = g->hparams.n_layers * GEMMA3_LAYER_TENSORS + segment_n_tensors(SEGMENT_HEAD);
+    if (c->types_len < n_types)
+        return err_set(err, -EPROTO, "CONFIGURE lists %u tensor types; expected %u or more", c->types_len, n_types);
+    memcpy(g->types, c->types, c->types_len);
+    g->logits_rows = c->logits_rows;
+    g->budget = stage_budget(io);
+    g->rows_bytes = work_plan_gather_bytes(&g->hparams, c->chunk_tokens);
+    int r = pick_backend(g, c->backend, err);
+    if (r == 0)
+        r = budget_alloc(g->budget, BUDGET_SCRATCH, g->rows_bytes, (void **)&g->rows, err);
+    if (r < 0)
+        return r;
+    const struct ffn_backend_options o = {.hparams = &g->hparams,
+                                          .budget = g->budget,
+                                          .types = g->types,
+                                          .n_threads = c->threads,
+                                          .chunk_tokens = c->chunk_tokens,
+                                          .logits_rows = c->logits_rows,
+                                          .variant = c->variant};
+    r = g->backend->open(&o, &g->device, err);
+    for (uint32_t layer = 0; r == 0 && layer <= g->hparams.n_layers; layer++) {
+        bool head = layer == g->hparams.n_layers;
+        enum segment_kind kind = head ? SEGMENT_HEAD : SEGMENT_FFN;
+        struct segment_layout l;
+        r = layout(g, kind, layer, &l, err);
+        if (r == 0)
+            r = stage_want_segment(io, kind, head ? 0 : layer, l.bytes, err);
+    }
+    return r;
+}
+
+static int gpu_segment(void *state, uint32_t kind, uint32_t layer, const void *data, uint64_t bytes, struct err *err)
+{
+    struct gpu *g = state;
+    struct segment_layout l;
+    if ((kind != SEGMENT_FFN && kind != SEGMENT_HEAD) || layer >= g->hparams.n_layers)
+        return err_set(err, -EPROTO, "gpu_worker: segment of kind %u, layer %u was not asked for", kind, layer);
+    int r = layout(g, (enum segment_kind)kind, layer, &l, err);
+    if (r == 0 && bytes != l.bytes)
+        r = err_set(err, -EPROTO, "gpu_worker: segment of kind %u, layer %u has %llu bytes; expected %zu", kind, layer,
+                    (unsigned long long)bytes, l.bytes);
+    return r < 0 ? r : g->backend->load_segment(g->device, layer, &l, data, err);
+}
+
+static int send_done(struct stage_io *io, struct chunk *c)
+{
+    c->h.kind = CHUNK_DONE;
+    c->h.first_row = c->h.n_rows = c->h.payload_bytes = 0;
+    c->h.status = 0;
+    if (!stage_reserve(io, OUTPUT_COORDINATOR, c))
+        return -ECANCELED;
+    stage_commit(io, OUTPUT_COORDINATOR);
+    return 0;
+}
+
+static int send_logits(struct gpu *g, struct stage_io *io, struct chunk *c, uint32_t n_rows, struct err *err)
+{
+    c->h.kind = CHUNK_LOGITS;
+    for (uint32_t at = 0; at < n_rows; at += g->logits_rows) {
+        c->h.first_row = at;
+        c->h.n_rows = MIN(g->logits_rows, n_rows - at);
+        c->h.payload_bytes = (uint32_t)((size_t)c->h.n_rows * g->hparams.vocab * sizeof(float));
+        float *logits = stage_reserve(io, OUTPUT_COORDINATOR, c);
+        if (!logits)
+            return -ECANCELED;
+        int r = g->backend->head(g->device, c->h.n_rows, g->rows + (size_t)at * g->hparams.hidden, logits, NULL, NULL, err);
+        if (r < 0)
+            return r;
+        stage_commit(io, OUTPUT_COORDINATOR);
+    }
+    return 0;
+}
+
+static int last_layer(struct gpu *g, struct stage_io *io, struct chunk *c, const float *h, struct err *err)
+{
+    size_t width = g->hparams.hidden;
+    uint32_t n = 0;
+    for (uint32_t t = 0; t < c->h.n_tokens; t++) {
+        if (c->tokens[t].flags & CHUNK_WANT_LOGITS)
+            memcpy(g->rows + n++ * width, h + t * width, width * sizeof(float));
+    }
+    int r = n ? g->backend->run(g->device, c->h.layer, n, g->rows, g->rows, NULL, NULL, err) : 0;
+    if (r == 0)
+        r = send_logits(g, io, c, n, err);
+    return r < 0 ? r : send_done(io, c);
+}
+
+static int gpu_process(void *state, struct stage_io *io, uint32_t input, struct chunk *c, const void *payload, struct err *err)
+{
+    struct gpu *g = state;
+    (void)input;
+    if (c->h.kind != CHUNK_HIDDEN)
+        return err_set(err, -EPROTO, "gpu_worker: chunk of kind %u; expected hidden states", c->h.kind);
+    if (c->h.n_tokens == 0)
+        return send_done(io, c);
+    if (c->h.layer + 1 == g->hparams.n_layers)
+        return last_layer(g, io, c, payload, err);
+    uint32_t layer = c->h.layer++;
+    float *x = stage_reserve(io, OUTPUT_NPU, c);
+    if (!x)
+        return -ECANCELED;
+    int r = g->backend->run(g->device, layer, c->h.n_tokens, payload, x, NULL, NULL, err);
+    if (r == 0)
+        stage_commit(io, OUTPUT_NPU);
+    return r;
+}
+
+static const char *gpu_backend(void *state)
+{
+    const struct gpu *g = state;
+    return g->backend->describe(g->device);
+}
+
+static void gpu_close(void *state)
+{
+    struct gpu *g = state;
+    if (!g)
+        return;
+    if (g->backend)
+        g->backend->close(g->device);
+    budget_free(g->budget, BUDGET_SCRATCH, g->rows, g->rows_bytes);
+    free(g);
+}
+
+const struct stage_ops gpu_ops = {.role = MSG_ROLE_GPU,
+                                  .n_inputs = 1,
+                                  .n_outputs = 2,
+                                  .open = gpu_open,
+                                  .configure = gpu_configure,
+                                  .segment = gpu_segment,
+                                  .process = gpu_process,
+                                  .backend = gpu_backend,
+                                  .close = gpu_close};

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * exp on sixteen lanes and the fixed order of sums, on top of a lanes_*.h header. exp: range reduction by n ln 2 in two parts
  * (Cody and Waite), the polynomial of Cephes' expf, 2^n in two factors so that neither end of the range overflows early. */
-static inline v16 exp16(v16 x)
+__attribute__((unused)) static inline v16 exp16(v16 x)
 {
     v16 clamped = v16_min(v16_max(x, v16_set(-87.33654f)), v16_set(88.72283f));
     v16 n = v16_round(v16_mul(clamped, v16_set(1.44269504f)));

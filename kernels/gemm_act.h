@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  * How a prepared token lies in memory for the integer types; private to the gemm files.
- * [n_blocks] f32 scale | [n_blocks] i32 sum of the block's quants | [n_cols] i8 quants; each part padded to 64 bytes. */
+ * [n_blocks] f32 scale | [n_blocks] i32 -8 times the sum of the block's quants | [n_cols] i8 quants; each part padded to 64 bytes. */
 #ifndef TANDEM_KERNELS_GEMM_ACT_H
 #define TANDEM_KERNELS_GEMM_ACT_H
 
@@ -14,7 +14,7 @@ static inline size_t gemm_act_part(size_t n_cols)
 
 struct gemm_act {
     const float *scales;
-    const int32_t *sums;
+    const int32_t *biases;
     const int8_t *quants;
 };
 

@@ -1,124 +1,116 @@
 /* SPDX-License-Identifier: MIT
  * Integer types with AVX2. vpmaddubsw multiplies u8 x s8 and adds neighbours into s16. q4_0: nibbles are unsigned and small, so the
- * eight groups of a block are summed in s16 (at most 8 * 2 * 15 * 127 = 30480) before one widening; the sum of the
- * activations, times 8, is taken off afterwards. q8_0: |w| times the activation with w's sign (at most 2 * 128 * 127 = 32512),
+ * eight groups of a block are summed in s16 (at most 8 * 2 * 15 * 127 = 30480) before one widening; the bias, -8
+ * times the sum of the activations, follows. q8_0: |w| times the activation with w's sign (at most 2 * 128 * 127 = 32512),
  * widened per group. Owns nothing, allocates nothing; any thread. */
 #include "kernels/lanes_avx2.h"
 
 #include "kernels/gemm_body.h"
 
-struct sums {
-    __m256i a, b; /* rows 0-7, 8-15 */
-};
-
-INLINE __m256i broadcast4(const int8_t *p)
+INLINE __m256i broadcast4(const void *p)
 {
     int32_t v;
     memcpy(&v, p, 4);
     return _mm256_set1_epi32(v);
 }
 
-INLINE __m256i load(const uint8_t *p)
+INLINE __m256i load_quants(const uint8_t *p)
 {
     return _mm256_loadu_si256((const void *)p);
 }
 
-INLINE void block_q4_0(int nt, const uint8_t *w, const int8_t *const *q, const int32_t *act_sum, struct sums *sum)
+#define ROWS8 2 /* half tiles */
+
+/* s16 sums of a block; each half of the rows has two partial sums per row. */
+INLINE void sum_q4_0(int nt, const uint8_t *w, const int8_t *q, size_t act_bytes, __m256i (*sum)[ROWS8])
 {
-    const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
-    for (int t = 0; t < nt; t++)
-        sum[t] = (struct sums){_mm256_setzero_si256(), _mm256_setzero_si256()};
-    for (int g = 0; g < 4; g++) {
-        __m256i a = load(w + 64 * g), b = load(w + 64 * g + 32);
-        __m256i a0 = _mm256_and_si256(a, low), b0 = _mm256_and_si256(b, low);
-        __m256i a1 = _mm256_and_si256(_mm256_srli_epi16(a, 4), low), b1 = _mm256_and_si256(_mm256_srli_epi16(b, 4), low);
-        for (int t = 0; t < nt; t++) {
-            __m256i lo = broadcast4(q[t] + 4 * g), hi = broadcast4(q[t] + 16 + 4 * g);
-            sum[t].a = _mm256_add_epi16(sum[t].a, _mm256_add_epi16(_mm256_maddubs_epi16(a0, lo), _mm256_maddubs_epi16(a1, hi)));
-            sum[t].b = _mm256_add_epi16(sum[t].b, _mm256_add_epi16(_mm256_maddubs_epi16(b0, lo), _mm256_maddubs_epi16(b1, hi)));
+    const __m256i low = _mm256_set1_epi8(15);
+    for (size_t g = 0; g < 4; g++) {
+        __m256i lo[ROWS8], hi[ROWS8];
+        UNROLL(int h = 0; h < ROWS8; h++)
+        {
+            __m256i v = load_quants(w + 64 * g + 32 * (size_t)h);
+            lo[h] = _mm256_and_si256(v, low);
+            hi[h] = _mm256_and_si256(_mm256_srli_epi16(v, 4), low);
         }
-    }
-    for (int t = 0; t < nt; t++) {
-        __m256i correct = _mm256_set1_epi32(8 * act_sum[t]);
-        sum[t].a = _mm256_sub_epi32(_mm256_madd_epi16(sum[t].a, ones), correct);
-        sum[t].b = _mm256_sub_epi32(_mm256_madd_epi16(sum[t].b, ones), correct);
+        UNROLL(int t = 0; t < nt; t++)
+        {
+            const int8_t *x = q + 4 * g + (size_t)t * act_bytes;
+            __m256i x0 = broadcast4(x), x1 = broadcast4(x + 16);
+            UNROLL(int h = 0; h < ROWS8; h++)
+            {
+                sum[t][h] = _mm256_add_epi16(sum[t][h], _mm256_maddubs_epi16(lo[h], x0));
+                sum[t][h] = _mm256_add_epi16(sum[t][h], _mm256_maddubs_epi16(hi[h], x1));
+            }
+        }
     }
 }
 
-INLINE void block_q8_0(int nt, const uint8_t *w, const int8_t *const *q, struct sums *sum)
+INLINE void sum_q8_0(int nt, const uint8_t *w, const int8_t *q, size_t act_bytes, __m256i (*sum)[ROWS8])
 {
     const __m256i ones = _mm256_set1_epi16(1);
-    for (int t = 0; t < nt; t++)
-        sum[t] = (struct sums){_mm256_setzero_si256(), _mm256_setzero_si256()};
-    for (int g = 0; g < 8; g++) {
-        __m256i a = load(w + 64 * g), b = load(w + 64 * g + 32);
-        __m256i abs_a = _mm256_abs_epi8(a), abs_b = _mm256_abs_epi8(b);
-        for (int t = 0; t < nt; t++) {
-            __m256i x = broadcast4(q[t] + 4 * g);
-            __m256i pa = _mm256_maddubs_epi16(abs_a, _mm256_sign_epi8(x, a)), pb = _mm256_maddubs_epi16(abs_b, _mm256_sign_epi8(x, b));
-            sum[t].a = _mm256_add_epi32(sum[t].a, _mm256_madd_epi16(pa, ones));
-            sum[t].b = _mm256_add_epi32(sum[t].b, _mm256_madd_epi16(pb, ones));
+    for (size_t g = 0; g < 8; g++) {
+        __m256i v[ROWS8], magnitude[ROWS8];
+        UNROLL(int h = 0; h < ROWS8; h++)
+        {
+            v[h] = load_quants(w + 64 * g + 32 * (size_t)h);
+            magnitude[h] = _mm256_abs_epi8(v[h]);
+        }
+        UNROLL(int t = 0; t < nt; t++)
+        {
+            __m256i x = broadcast4(q + 4 * g + (size_t)t * act_bytes);
+            UNROLL(int h = 0; h < ROWS8; h++)
+            {
+                __m256i pairs = _mm256_maddubs_epi16(magnitude[h], _mm256_sign_epi8(x, v[h]));
+                sum[t][h] = _mm256_add_epi32(sum[t][h], _mm256_madd_epi16(pairs, ones));
+            }
         }
     }
 }
 
-#define NT_MAX 2
-
-/* nt tokens x one tile, a constant at the call. */
-INLINE void integer_block(int type, int nt, const struct gemm_matrix *m, uint32_t tile, const uint8_t *act, float *y, size_t y_stride)
+/* nt tokens x nw tiles, constants at the call; tiles in turn within a block of columns, so that nw streams are read at once. */
+INLINE void integer_block(int type, int nt, int nw, const struct span *s)
 {
-    size_t blocks = m->n_cols / 32, act_bytes = gemm_act_bytes(type, m->n_cols), step = type == QUANT_Q8_0 ? 512 : 256;
-    const uint8_t *w = (const uint8_t *)m->tiles + tile * repack_tile_bytes(type, m->n_cols);
-    const uint16_t *scales = (const uint16_t *)(const void *)(w + blocks * step);
-    struct gemm_act a[NT_MAX];
-    v16 acc[NT_MAX];
+    size_t step = type == QUANT_Q8_0 ? 512 : 256, tile_bytes = s->tile_bytes, act_bytes = s->act_bytes, fetch = s->fetch;
+    const uint8_t *w = span_tiles(s), *d = w + s->m->n_cols / 32 * step;
+    struct gemm_act a = gemm_act_at(s->act, s->m->n_cols);
+    _Alignas(64) float acc[LANES_INTEGER_TOKENS][LANES_GEMV_TILES][16];
     for (int t = 0; t < nt; t++) {
-        a[t] = gemm_act_at(act + (size_t)t * act_bytes, m->n_cols);
-        acc[t] = v16_set(0);
+        for (int i = 0; i < nw; i++)
+            v16_store(acc[t][i], acc_load(s, t, i));
     }
-    for (size_t b = 0; b < blocks; b++, w += step, scales += REPACK_ROWS) {
-        const int8_t *q[NT_MAX];
-        int32_t act_sum[NT_MAX];
-        struct sums sum[NT_MAX];
-        for (int t = 0; t < nt; t++) {
-            q[t] = a[t].quants + 32 * b;
-            act_sum[t] = a[t].sums[b];
+    for (size_t b = s->k0 / 32; b < s->k1 / 32; b++) {
+        for (int i = 0; i < nw; i++) {
+            const uint8_t *wb = w + b * step + (size_t)i * tile_bytes;
+            __m256i sum[LANES_INTEGER_TOKENS][ROWS8];
+            UNROLL(int t = 0; t < nt; t++)
+            sum[t][0] = sum[t][1] = _mm256_setzero_si256();
+            if (fetch) {
+                for (size_t l = 0; l < step; l += 64)
+                    __builtin_prefetch(wb + fetch + l, 0, 3);
+            }
+            if (type == QUANT_Q8_0)
+                sum_q8_0(nt, wb, a.quants + 32 * b, act_bytes, sum);
+            else
+                sum_q4_0(nt, wb, a.quants + 32 * b, act_bytes, sum);
+            v16 dw = v16_load_f16((const uint16_t *)(const void *)(d + b * 32 + (size_t)i * tile_bytes));
+            UNROLL(int t = 0; t < nt; t++)
+            {
+                if (type == QUANT_Q4_0) {
+                    __m256i bias = broadcast4((const uint8_t *)(a.biases + b) + (size_t)t * act_bytes), ones = _mm256_set1_epi16(1);
+                    sum[t][0] = _mm256_add_epi32(_mm256_madd_epi16(sum[t][0], ones), bias);
+                    sum[t][1] = _mm256_add_epi32(_mm256_madd_epi16(sum[t][1], ones), bias);
+                }
+                float dx;
+                memcpy(&dx, (const uint8_t *)(a.scales + b) + (size_t)t * act_bytes, 4);
+                v16 f = {_mm256_cvtepi32_ps(sum[t][0]), _mm256_cvtepi32_ps(sum[t][1])};
+                v16_store(acc[t][i], v16_fma(f, v16_mul(dw, v16_set(dx)), v16_load(acc[t][i])));
+            }
         }
-        if (type == QUANT_Q8_0)
-            block_q8_0(nt, w, q, sum);
-        else
-            block_q4_0(nt, w, q, act_sum, sum);
-        v16 d = v16_load_f16(scales);
-        for (int t = 0; t < nt; t++) {
-            v16 s = {_mm256_cvtepi32_ps(sum[t].a), _mm256_cvtepi32_ps(sum[t].b)};
-            acc[t] = v16_fma(s, v16_mul(d, v16_set(a[t].scales[b])), acc[t]);
-        }
+        __asm__ volatile("" ::"r"(acc) : "memory"); /* keep the accumulators out of the registers */
     }
-    for (int t = 0; t < nt; t++)
-        put(m, tile, acc[t], y + (size_t)t * y_stride);
-}
-
-INLINE void integer_tiles(int type, const struct gemm_matrix *m, uint32_t tile0, uint32_t tile1, const void *act, uint32_t n_tokens, float *y,
-                          size_t y_stride)
-{
-    size_t act_bytes = gemm_act_bytes(type, m->n_cols);
-    for (uint32_t i = tile0; i < tile1; i++) {
-        uint32_t t = 0;
-        for (; t + NT_MAX <= n_tokens; t += NT_MAX)
-            integer_block(type, NT_MAX, m, i, (const uint8_t *)act + t * act_bytes, y + t * y_stride, y_stride);
-        for (; t < n_tokens; t++)
-            integer_block(type, 1, m, i, (const uint8_t *)act + t * act_bytes, y + t * y_stride, y_stride);
+    for (int t = 0; t < nt; t++) {
+        for (int i = 0; i < nw; i++)
+            acc_store(s, t, i, v16_load(acc[t][i]));
     }
-}
-
-static void q8_0_tiles(const struct gemm_matrix *m, uint32_t tile0, uint32_t tile1, const void *act, uint32_t n_tokens, float *y,
-                       size_t y_stride)
-{
-    integer_tiles(QUANT_Q8_0, m, tile0, tile1, act, n_tokens, y, y_stride);
-}
-
-static void q4_0_tiles(const struct gemm_matrix *m, uint32_t tile0, uint32_t tile1, const void *act, uint32_t n_tokens, float *y,
-                       size_t y_stride)
-{
-    integer_tiles(QUANT_Q4_0, m, tile0, tile1, act, n_tokens, y, y_stride);
 }

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT
- * What the gemm variants share, on sixteen lanes: preparation of activations and the float types. Each accumulator belongs to
- * one (token, row) and walks k upwards; blocks of tokens and tiles only decide how many walk at once. */
+ * What the gemm variants share, on sixteen lanes: preparation of activations, blocking, and the float types. Each accumulator belongs to
+ * one (token, row) and walks k upwards; blocks of tokens, tiles and columns only decide how many walk at once. A variant
+ * includes this after its lanes header and defines integer_block. */
+#include <stdbool.h>
 #include <string.h>
 
 #include "kernels/gemm.h"
@@ -9,9 +11,13 @@
 #include "kernels/repack.h"
 
 #define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16") for
+
+#define CACHED_BYTES ((size_t)512 << 10) /* weights that stay in the second-level cache while tokens pass */
+#define FETCH_STREAM 2048                /* bytes ahead in each tile when weights are read only once */
 
 /* Round to nearest even, as the SIMD conversions do. */
-static void prepare_block(const float *x, float *ret_scale, int32_t *ret_sum, int8_t *q)
+static void prepare_block(const float *x, float *ret_scale, int32_t *ret_bias, int8_t *q)
 {
     v16 zero = v16_set(0), a = v16_load(x), b = v16_load(x + 16);
     float t[32], amax = 0;
@@ -27,7 +33,7 @@ static void prepare_block(const float *x, float *ret_scale, int32_t *ret_sum, in
         sum += q[i];
     }
     *ret_scale = d;
-    *ret_sum = sum;
+    *ret_bias = -8 * sum;
 }
 
 static void prepare(int type, const float *x, size_t n_cols, void *act)
@@ -38,20 +44,52 @@ static void prepare(int type, const float *x, size_t n_cols, void *act)
     }
     struct gemm_act a = gemm_act_at(act, n_cols);
     for (size_t b = 0; b < n_cols / 32; b++)
-        prepare_block(x + 32 * b, (float *)a.scales + b, (int32_t *)a.sums + b, (int8_t *)a.quants + 32 * b);
+        prepare_block(x + 32 * b, (float *)a.scales + b, (int32_t *)a.biases + b, (int8_t *)a.quants + 32 * b);
 }
 
-/* Lanes of a tile that are rows of the matrix. */
-INLINE void put(const struct gemm_matrix *m, uint32_t tile, v16 x, float *y)
+/* Part of a product: columns k0..k1 of some tiles for some tokens. */
+struct span {
+    const struct gemm_matrix *m;
+    size_t tile_bytes, act_bytes; /* of one tile, of one token */
+    uint32_t tile;
+    size_t k0, k1;
+    const uint8_t *act;
+    float *y;
+    size_t y_stride;
+    size_t fetch; /* distance of the weights to prefetch; 0: none */
+};
+
+INLINE const uint8_t *span_tiles(const struct span *s)
 {
-    uint32_t row = tile * REPACK_ROWS;
-    if (m->n_rows - row >= REPACK_ROWS) {
-        v16_store(y + row, x);
+    return (const uint8_t *)s->m->tiles + s->tile * s->tile_bytes;
+}
+
+/* Lanes that are rows of the matrix. */
+INLINE void acc_store(const struct span *s, int t, int i, v16 x)
+{
+    uint32_t row = (s->tile + (uint32_t)i) * REPACK_ROWS;
+    float *y = s->y + (size_t)t * s->y_stride + row;
+    if (s->m->n_rows - row >= REPACK_ROWS) {
+        v16_store(y, x);
     } else {
-        float t[16];
-        v16_store(t, x);
-        memcpy(y + row, t, (m->n_rows - row) * sizeof(float));
+        float f[16];
+        v16_store(f, x);
+        memcpy(y, f, (s->m->n_rows - row) * sizeof(float));
     }
+}
+
+/* Zero, or what the columns before k0 gave. */
+INLINE v16 acc_load(const struct span *s, int t, int i)
+{
+    uint32_t row = (s->tile + (uint32_t)i) * REPACK_ROWS;
+    const float *y = s->y + (size_t)t * s->y_stride + row;
+    float f[16] = {0};
+    if (s->k0 == 0)
+        return v16_set(0);
+    if (s->m->n_rows - row >= REPACK_ROWS)
+        return v16_load(y);
+    memcpy(f, y, (s->m->n_rows - row) * sizeof(float));
+    return v16_load(f);
 }
 
 INLINE v16 load_weights(int type, const uint8_t *p)
@@ -62,66 +100,127 @@ INLINE v16 load_weights(int type, const uint8_t *p)
 }
 
 /* nt tokens x nw tiles, all constants at the call. */
-INLINE void float_block(int type, int nt, int nw, const struct gemm_matrix *m, uint32_t tile, const float *act, size_t act_floats, float *y,
-                        size_t y_stride)
+INLINE void float_block(int type, int nt, int nw, const struct span *s)
 {
-    size_t size = type == QUANT_F32 ? 64 : 32, tile_bytes = repack_tile_bytes(type, m->n_cols);
-    const uint8_t *w = (const uint8_t *)m->tiles + tile * tile_bytes;
+    size_t size = type == QUANT_F32 ? 64 : 32, tile_bytes = s->tile_bytes, fetch = s->fetch, x_stride = s->act_bytes / sizeof(float);
+    const uint8_t *w = span_tiles(s) + s->k0 * size;
+    const float *x = (const float *)(const void *)s->act;
     v16 acc[LANES_TOKENS][LANES_GEMV_TILES];
-    for (int t = 0; t < nt; t++) {
-        for (int i = 0; i < nw; i++)
-            acc[t][i] = v16_set(0);
+    UNROLL(int t = 0; t < nt; t++)
+    {
+        UNROLL(int i = 0; i < nw; i++)
+        acc[t][i] = acc_load(s, t, i);
     }
-    for (size_t k = 0; k < m->n_cols; k++, w += size) {
-        v16 x[LANES_TOKENS];
-        for (int t = 0; t < nt; t++)
-            x[t] = v16_set(act[(size_t)t * act_floats + k]);
-        for (int i = 0; i < nw; i++) {
-            v16 v = load_weights(type, w + (size_t)i * tile_bytes);
-            for (int t = 0; t < nt; t++)
-                acc[t][i] = v16_fma(v, x[t], acc[t][i]);
+    for (size_t k = s->k0; k < s->k1; k++, w += size) {
+        v16 v[LANES_GEMV_TILES];
+        UNROLL(int i = 0; i < nw; i++)
+        v[i] = load_weights(type, w + (size_t)i * tile_bytes);
+        if (fetch) {
+            UNROLL(int i = 0; i < nw; i++)
+            __builtin_prefetch(w + (size_t)i * tile_bytes + fetch, 0, 3);
+        }
+        UNROLL(int t = 0; t < nt; t++)
+        {
+            v16 b = v16_set(x[(size_t)t * x_stride + k]);
+            UNROLL(int i = 0; i < nw; i++)
+            acc[t][i] = v16_fma(v[i], b, acc[t][i]);
         }
     }
-    for (int t = 0; t < nt; t++) {
-        for (int i = 0; i < nw; i++)
-            put(m, tile + (uint32_t)i, acc[t][i], y + (size_t)t * y_stride);
+    UNROLL(int t = 0; t < nt; t++)
+    {
+        UNROLL(int i = 0; i < nw; i++)
+        acc_store(s, t, i, acc[t][i]);
     }
 }
 
-INLINE void float_tiles(int type, const struct gemm_matrix *m, uint32_t tile0, uint32_t tile1, const float *act, uint32_t n_tokens, float *y,
-                        size_t y_stride)
+INLINE void integer_block(int type, int nt, int nw, const struct span *s);
+
+#define IS_INTEGER(type) ((type) == QUANT_Q8_0 || (type) == QUANT_Q4_0)
+#define MAX_TOKENS(type) (IS_INTEGER(type) ? LANES_INTEGER_TOKENS : LANES_TOKENS)
+
+INLINE void block(int type, int nt, int nw, const struct span *s)
 {
-    size_t stride = gemm_act_bytes(type, m->n_cols) / sizeof(float);
-    uint32_t t = 0;
-    for (; t + LANES_TOKENS <= n_tokens; t += LANES_TOKENS) {
-        for (uint32_t i = tile0; i < tile1; i++)
-            float_block(type, LANES_TOKENS, 1, m, i, act + t * stride, stride, y + t * y_stride, y_stride);
-    }
-    for (; t < n_tokens; t++) {
-        uint32_t i = tile0;
-        for (; i + LANES_GEMV_TILES <= tile1; i += LANES_GEMV_TILES)
-            float_block(type, 1, LANES_GEMV_TILES, m, i, act + t * stride, stride, y + t * y_stride, y_stride);
-        for (; i < tile1; i++)
-            float_block(type, 1, 1, m, i, act + t * stride, stride, y + t * y_stride, y_stride);
+    if (nt > MAX_TOKENS(type))
+        return;
+    if (IS_INTEGER(type))
+        integer_block(type, nt, nw, s);
+    else
+        float_block(type, nt, nw, s);
+}
+
+/* Tokens left over after the largest blocks go by four, two and one. */
+INLINE uint32_t token_block(int type, int nw, const struct span *s, uint32_t left)
+{
+    uint32_t max = MAX_TOKENS(type), n = left >= 6 && max >= 6 ? 6 : left >= 4 && max >= 4 ? 4 : left >= 2 && max >= 2 ? 2 : 1;
+    if (n == 6)
+        block(type, 6, nw, s);
+    else if (n == 4)
+        block(type, 4, nw, s);
+    else if (n == 2)
+        block(type, 2, nw, s);
+    else
+        block(type, 1, nw, s);
+    return n;
+}
+
+/* All tokens for nw tiles, by as many columns as stay cached. The first block of tokens streams the tiles in; while the second passes, the
+ * next tiles are fetched. */
+INLINE void tile_group(int type, int nw, struct span s, uint32_t n_tokens)
+{
+    size_t n_cols = s.m->n_cols, chunk = CACHED_BYTES / (s.tile_bytes * (size_t)nw / n_cols + 1) / 32 * 32;
+    for (size_t k = 0; k < n_cols; k += chunk) {
+        struct span c = s;
+        c.k0 = k;
+        c.k1 = n_cols - k < chunk ? n_cols : k + chunk;
+        for (uint32_t done = 0, n; done < n_tokens; done += n) {
+            c.fetch = done == 0 ? s.fetch : done == (uint32_t)MAX_TOKENS(type) && chunk >= n_cols ? (size_t)nw * s.tile_bytes : 0;
+            n = token_block(type, nw, &c, n_tokens - done);
+            c.act += n * s.act_bytes;
+            c.y += n * s.y_stride;
+        }
     }
 }
 
-static void q8_0_tiles(const struct gemm_matrix *m, uint32_t tile0, uint32_t tile1, const void *act, uint32_t n_tokens, float *y,
-                       size_t y_stride);
-static void q4_0_tiles(const struct gemm_matrix *m, uint32_t tile0, uint32_t tile1, const void *act, uint32_t n_tokens, float *y,
-                       size_t y_stride);
+INLINE void type_tiles(int type, const struct gemm_matrix *m, uint32_t tile0, uint32_t tile1, const void *act, uint32_t n_tokens, float *y,
+                       size_t y_stride)
+{
+    struct span s = {.m = m, .tile_bytes = repack_tile_bytes(type, m->n_cols), .act_bytes = gemm_act_bytes(type, m->n_cols), .tile = tile0,
+                     .k1 = m->n_cols, .act = act, .y = y, .y_stride = y_stride, .fetch = FETCH_STREAM};
+    if (n_tokens == 1) {
+        for (; tile1 - s.tile >= LANES_GEMV_TILES; s.tile += LANES_GEMV_TILES)
+            block(type, 1, LANES_GEMV_TILES, &s);
+        for (; s.tile < tile1; s.tile++)
+            block(type, 1, 1, &s);
+    } else {
+        for (; tile1 - s.tile >= LANES_TILES; s.tile += LANES_TILES)
+            tile_group(type, LANES_TILES, s, n_tokens);
+        for (; s.tile < tile1; s.tile++)
+            tile_group(type, 1, s, n_tokens);
+    }
+}
+
+#define TYPE_TILES(name, type)                                                                                                             \
+    static void name(const struct gemm_matrix *m, uint32_t tile0, uint32_t tile1, const void *act, uint32_t n, float *y, size_t y_stride)      \
+    {                                                                                                                                      \
+        type_tiles(type, m, tile0, tile1, act, n, y, y_stride);                                                                            \
+    }
+TYPE_TILES(f32_tiles, QUANT_F32)
+TYPE_TILES(f16_tiles, QUANT_F16)
+TYPE_TILES(bf16_tiles, QUANT_BF16)
+TYPE_TILES(q8_0_tiles, QUANT_Q8_0)
+TYPE_TILES(q4_0_tiles, QUANT_Q4_0)
 
 static void tiles(const struct gemm_matrix *m, uint32_t tile0, uint32_t tile1, const void *act, uint32_t n_tokens, float *y, size_t y_stride)
 {
-    switch (m->type) {
+    switch (n_tokens ? m->type : -1) {
     case QUANT_F32:
-        float_tiles(QUANT_F32, m, tile0, tile1, act, n_tokens, y, y_stride);
+        f32_tiles(m, tile0, tile1, act, n_tokens, y, y_stride);
         break;
     case QUANT_F16:
-        float_tiles(QUANT_F16, m, tile0, tile1, act, n_tokens, y, y_stride);
+        f16_tiles(m, tile0, tile1, act, n_tokens, y, y_stride);
         break;
     case QUANT_BF16:
-        float_tiles(QUANT_BF16, m, tile0, tile1, act, n_tokens, y, y_stride);
+        bf16_tiles(m, tile0, tile1, act, n_tokens, y, y_stride);
         break;
     case QUANT_Q8_0:
         q8_0_tiles(m, tile0, tile1, act, n_tokens, y, y_stride);

@@ -13,37 +13,20 @@ static int weight(int type, const uint8_t *tile, size_t b, int r, int e)
     return (e < 16 ? byte & 15 : byte >> 4) - 8;
 }
 
-static void integer_tiles(const struct gemm_matrix *m, uint32_t tile0, uint32_t tile1, const void *act, uint32_t n_tokens, float *y,
-                          size_t y_stride)
+/* One token x one tile: LANES_TOKENS and the tiles at once are 1 here. */
+INLINE void integer_block(int type, int nt, int nw, const struct span *s)
 {
-    size_t blocks = m->n_cols / 32, tile_bytes = repack_tile_bytes(m->type, m->n_cols);
-    for (uint32_t t = 0; t < n_tokens; t++) {
-        struct gemm_act a = gemm_act_at((const uint8_t *)act + t * gemm_act_bytes(m->type, m->n_cols), m->n_cols);
-        for (uint32_t i = tile0; i < tile1; i++) {
-            const uint8_t *tile = (const uint8_t *)m->tiles + i * tile_bytes;
-            const uint16_t *scales = (const uint16_t *)(const void *)(tile + blocks * (quant_block_bytes(m->type) - 2) * REPACK_ROWS);
-            v16 acc = v16_set(0);
-            for (size_t b = 0; b < blocks; b++) {
-                for (int r = 0; r < REPACK_ROWS; r++) {
-                    int32_t sum = 0;
-                    for (int e = 0; e < 32; e++)
-                        sum += weight(m->type, tile, b, r, e) * a.quants[32 * b + (size_t)e];
-                    acc.v[r] = fmaf((float)sum, quant_f16_to_f32(scales[b * REPACK_ROWS + (size_t)r]) * a.scales[b], acc.v[r]);
-                }
-            }
-            put(m, i, acc, y + t * y_stride);
+    const uint8_t *tile = span_tiles(s);
+    const uint16_t *scales = (const uint16_t *)(const void *)(tile + s->m->n_cols / 32 * (quant_block_bytes(type) - 2) * REPACK_ROWS);
+    struct gemm_act a = gemm_act_at(s->act, s->m->n_cols);
+    v16 acc = acc_load(s, nt - 1, nw - 1);
+    for (size_t b = s->k0 / 32; b < s->k1 / 32; b++) {
+        for (int r = 0; r < REPACK_ROWS; r++) {
+            int32_t sum = 0;
+            for (int e = 0; e < 32; e++)
+                sum += weight(type, tile, b, r, e) * a.quants[32 * b + (size_t)e];
+            acc.v[r] = fmaf((float)sum, quant_f16_to_f32(scales[b * REPACK_ROWS + (size_t)r]) * a.scales[b], acc.v[r]);
         }
     }
-}
-
-static void q8_0_tiles(const struct gemm_matrix *m, uint32_t tile0, uint32_t tile1, const void *act, uint32_t n_tokens, float *y,
-                       size_t y_stride)
-{
-    integer_tiles(m, tile0, tile1, act, n_tokens, y, y_stride);
-}
-
-static void q4_0_tiles(const struct gemm_matrix *m, uint32_t tile0, uint32_t tile1, const void *act, uint32_t n_tokens, float *y,
-                       size_t y_stride)
-{
-    integer_tiles(m, tile0, tile1, act, n_tokens, y, y_stride);
+    acc_store(s, nt - 1, nw - 1, acc);
 }

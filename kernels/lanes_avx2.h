@@ -9,7 +9,9 @@
 #define LANES_VARIANT(name) name##_avx2
 #define LANES_NAME "avx2"
 #define LANES_QUERIES 1
-#define LANES_TOKENS 4
+#define LANES_TOKENS 6
+#define LANES_INTEGER_TOKENS 4
+#define LANES_TILES 1
 #define LANES_GEMV_TILES 4
 
 typedef struct {
@@ -43,6 +45,12 @@ static inline void v16_store_f16(uint16_t *p, v16 x)
 {
     _mm_storeu_si128((void *)p, _mm256_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT));
     _mm_storeu_si128((void *)(p + 8), _mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT));
+}
+static inline void v16_store_i8(int8_t *p, v16 x)
+{
+    __m256i w = _mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)); /* a0-3 b0-3 | a4-7 b4-7 */
+    w = _mm256_permute4x64_epi64(w, 0xd8);
+    _mm_storeu_si128((void *)p, _mm_packs_epi16(_mm256_castsi256_si128(w), _mm256_extracti128_si256(w, 1)));
 }
 static inline v16 v16_add(v16 x, v16 y)
 {

@@ -9,8 +9,10 @@
 #define LANES_VARIANT(name) name##_avx512
 #define LANES_NAME "avx512"
 #define LANES_QUERIES 4
-#define LANES_TOKENS 8
-#define LANES_GEMV_TILES 8
+#define LANES_TOKENS 6
+#define LANES_INTEGER_TOKENS 6
+#define LANES_TILES 4
+#define LANES_GEMV_TILES 4
 
 typedef __m512 v16;
 
@@ -37,6 +39,10 @@ static inline v16 v16_load_bf16(const uint16_t *p)
 static inline void v16_store_f16(uint16_t *p, v16 x)
 {
     _mm256_storeu_si256((void *)p, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+static inline void v16_store_i8(int8_t *p, v16 x)
+{
+    _mm_storeu_si128((void *)p, _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x)));
 }
 static inline v16 v16_add(v16 x, v16 y)
 {

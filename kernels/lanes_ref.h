@@ -12,7 +12,9 @@
 #define LANES_VARIANT(name) name##_ref
 #define LANES_NAME "ref"
 #define LANES_QUERIES 1 /* rows of queries, tokens and tiles that fit the registers */
-#define LANES_TOKENS 2
+#define LANES_TOKENS 1
+#define LANES_INTEGER_TOKENS 1
+#define LANES_TILES 1
 #define LANES_GEMV_TILES 1
 
 typedef struct {
@@ -51,6 +53,11 @@ static inline v16 v16_load_bf16(const uint16_t *p)
 static inline void v16_store_f16(uint16_t *p, v16 a)
 {
     EACH p[i] = quant_f32_to_f16(a.v[i]);
+}
+/* integral values within int8 */
+static inline void v16_store_i8(int8_t *p, v16 a)
+{
+    EACH p[i] = (int8_t)a.v[i];
 }
 static inline v16 v16_add(v16 a, v16 b)
 {

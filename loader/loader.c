@@ -1,2 +1,147 @@
-/* SPDX-License-Identifier: MIT */
-extern int tandem_not_written;
+/* SPDX-License-Identifier: MIT
+ * The stage: fills weight segments and looks up embeddings. Owns the model file, the bounce buffer and the embedding. configure,
+ * stats and close run on the main thread, fill on a worker thread (one at a time), process on the data thread; fill and process
+ * share nothing but the immutable file metadata. The pages of a segment are charged to the consumer that made them, so what is
+ * mapped here only for the time of filling is not counted here. */
+#include "loader/loader.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdatomic.h>
+#include <string.h>
+
+#include "loader/embed.h"
+#include "model/gguf.h"
+#include "model/segment.h"
+#include "model/work_plan.h"
+#include "proto/budget.h"
+#include "proto/chunk.h"
+#include "proto/err.h"
+#include "proto/shm.h"
+#include "proto/util.h"
+
+struct loader {
+    struct hparams hparams;
+    struct budget *budget;
+    struct gguf *gguf;
+    struct embed *embed;
+    void *bounce;
+    size_t bounce_bytes;
+    _Atomic uint64_t filled_bytes;
+};
+
+static int loader_open(void **ret_state, struct err *err)
+{
+    *ret_state = calloc(1, sizeof(struct loader));
+    return *ret_state ? 0 : err_set(err, -ENOMEM, "loader: out of memory");
+}
+
+static int layout(const struct loader *l, enum segment_kind kind, uint32_t layer, struct segment_layout *ret, struct err *err)
+{
+    uint8_t types[SEGMENT_MAX_TENSORS];
+    int r = segment_types(l->gguf, kind, layer, types, err);
+    return r < 0 ? r : segment_layout_init(ret, &l->hparams, kind, types, err);
+}
+
+static int largest_bounce(const struct loader *l, size_t *ret, struct err *err)
+{
+    size_t n = 0;
+    for (uint32_t layer = 0; layer < l->hparams.n_layers; layer++) {
+        for (int kind = SEGMENT_ATTN; kind <= SEGMENT_HEAD; kind++) {
+            struct segment_layout s;
+            if (kind == SEGMENT_HEAD && layer)
+                continue;
+            int r = layout(l, (enum segment_kind)kind, layer, &s, err);
+            if (r < 0)
+                return r;
+            n = MAX(n, segment_bounce_min(&s));
+        }
+    }
+    *ret = work_plan_bounce_bytes(n);
+    return 0;
+}
+
+static int loader_configure(void *state, struct stage_io *io, const struct msg_configure *c, struct err *err)
+{
+    struct loader *l = state;
+    struct hparams expected;
+    hparams_from_msg(c, &expected);
+    l->budget = stage_budget(io);
+    int r = gguf_open(c->model, true, &l->gguf, err);
+    if (r == 0)
+        r = gemma3_hparams(l->gguf, &l->hparams, err);
+    if (r == 0 && memcmp(&expected, &l->hparams, sizeof(expected)) != 0)
+        r = err_set(err, -ESTALE, "model '%s' is not the one that was planned for (it changed while starting); start again", c->model);
+    if (r == 0)
+        r = largest_bounce(l, &l->bounce_bytes, err);
+    if (r == 0)
+        r = budget_alloc(l->budget, BUDGET_SCRATCH, l->bounce_bytes, &l->bounce, err);
+    return r < 0 ? r : embed_open(l->gguf, &l->hparams, l->budget, &l->embed, err);
+}
+
+static int loader_fill(void *state, uint32_t kind, uint32_t layer, int fd, uint64_t bytes, struct err *err)
+{
+    struct loader *l = state;
+    struct segment_layout s;
+    void *data;
+    if (kind > SEGMENT_HEAD || layer >= l->hparams.n_layers)
+        return err_set(err, -EPROTO, "loader: segment of kind %u, layer %u does not exist", kind, layer);
+    int r = layout(l, (enum segment_kind)kind, layer, &s, err);
+    if (r == 0 && bytes != s.bytes)
+        r = err_set(err, -EPROTO, "loader: segment of kind %u, layer %u is %" PRIu64 " bytes; expected %zu", kind, layer, bytes, s.bytes);
+    if (r == 0)
+        r = shm_map(fd, s.bytes, true, &data, err);
+    if (r < 0)
+        return r;
+    r = segment_fill(l->gguf, layer, &s, data, l->bounce, l->bounce_bytes, err);
+    shm_unmap(data, s.bytes);
+    if (r == 0)
+        atomic_fetch_add_explicit(&l->filled_bytes, s.bytes, memory_order_relaxed);
+    return r < 0 ? err_wrap(err, r, "filling layer %u", layer) : 0;
+}
+
+static int loader_process(void *state, struct stage_io *io, uint32_t input, struct chunk *c, const void *payload, struct err *err)
+{
+    struct loader *l = state;
+    (void)input;
+    if (c->h.kind != CHUNK_TOKENS)
+        return err_set(err, -EPROTO, "loader: chunk of kind %u; expected token ids", c->h.kind);
+    c->h.kind = CHUNK_HIDDEN;
+    c->h.layer = 0;
+    c->h.payload_bytes = (uint32_t)((size_t)c->h.n_tokens * l->hparams.hidden * sizeof(float));
+    float *x = stage_reserve(io, 0, c);
+    if (!x)
+        return -ECANCELED;
+    int r = embed_rows(l->embed, payload, c->h.n_tokens, x, err);
+    if (r == 0)
+        stage_commit(io, 0);
+    return r;
+}
+
+static void loader_stats(void *state, struct msg_stats *ret)
+{
+    const struct loader *l = state;
+    if (l->embed)
+        ret->bytes_read = embed_bytes_read(l->embed) + atomic_load_explicit(&l->filled_bytes, memory_order_relaxed);
+}
+
+static void loader_close(void *state)
+{
+    struct loader *l = state;
+    if (!l)
+        return;
+    embed_close(l->embed);
+    budget_free(l->budget, BUDGET_SCRATCH, l->bounce, l->bounce_bytes);
+    gguf_close(l->gguf);
+    free(l);
+}
+
+const struct stage_ops loader_ops = {.role = MSG_ROLE_LOADER,
+                                     .n_inputs = 1,
+                                     .n_outputs = 1,
+                                     .open = loader_open,
+                                     .configure = loader_configure,
+                                     .fill = loader_fill,
+                                     .process = loader_process,
+                                     .stats = loader_stats,
+                                     .close = loader_close};

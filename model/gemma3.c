@@ -38,14 +38,14 @@ void gemma3_shape(const struct hparams *h, enum gemma3_tensor t, uint32_t *ret_r
     const struct {
         uint32_t rows, cols;
     } shapes[GEMMA3_TENSORS] = {
-        [GEMMA3_ATTN_NORM] = {1, h->hidden},      [GEMMA3_ATTN_Q] = {q, h->hidden},
-        [GEMMA3_ATTN_K] = {kv, h->hidden},        [GEMMA3_ATTN_V] = {kv, h->hidden},
-        [GEMMA3_ATTN_Q_NORM] = {1, h->head_dim},  [GEMMA3_ATTN_K_NORM] = {1, h->head_dim},
-        [GEMMA3_ATTN_OUTPUT] = {h->hidden, q},    [GEMMA3_POST_ATTN_NORM] = {1, h->hidden},
-        [GEMMA3_FFN_NORM] = {1, h->hidden},       [GEMMA3_FFN_GATE] = {h->ffn, h->hidden},
-        [GEMMA3_FFN_UP] = {h->ffn, h->hidden},    [GEMMA3_FFN_DOWN] = {h->hidden, h->ffn},
-        [GEMMA3_POST_FFN_NORM] = {1, h->hidden},  [GEMMA3_OUTPUT_NORM] = {1, h->hidden},
-        [GEMMA3_OUTPUT] = {h->vocab, h->hidden},  [GEMMA3_TOKEN_EMBD] = {h->vocab, h->hidden},
+        [GEMMA3_ATTN_NORM] = {1, h->hidden},     [GEMMA3_ATTN_Q] = {q, h->hidden},
+        [GEMMA3_ATTN_K] = {kv, h->hidden},       [GEMMA3_ATTN_V] = {kv, h->hidden},
+        [GEMMA3_ATTN_Q_NORM] = {1, h->head_dim}, [GEMMA3_ATTN_K_NORM] = {1, h->head_dim},
+        [GEMMA3_ATTN_OUTPUT] = {h->hidden, q},   [GEMMA3_POST_ATTN_NORM] = {1, h->hidden},
+        [GEMMA3_FFN_NORM] = {1, h->hidden},      [GEMMA3_FFN_GATE] = {h->ffn, h->hidden},
+        [GEMMA3_FFN_UP] = {h->ffn, h->hidden},   [GEMMA3_FFN_DOWN] = {h->hidden, h->ffn},
+        [GEMMA3_POST_FFN_NORM] = {1, h->hidden}, [GEMMA3_OUTPUT_NORM] = {1, h->hidden},
+        [GEMMA3_OUTPUT] = {h->vocab, h->hidden}, [GEMMA3_TOKEN_EMBD] = {h->vocab, h->hidden},
     };
     *ret_rows = shapes[t].rows;
     *ret_cols = shapes[t].cols;
@@ -56,7 +56,10 @@ const char *gemma3_name(enum gemma3_tensor t, uint32_t layer, char *buf, unsigne
     if (t < GEMMA3_LAYER_TENSORS)
         snprintf(buf, buf_size, "blk.%u.%s.weight", layer, suffixes[t]);
     else
-        snprintf(buf, buf_size, "%s.weight", t == GEMMA3_OUTPUT_NORM ? "output_norm" : t == GEMMA3_OUTPUT ? "output" : "token_embd");
+        snprintf(buf, buf_size, "%s.weight",
+                 t == GEMMA3_OUTPUT_NORM ? "output_norm"
+                 : t == GEMMA3_OUTPUT    ? "output"
+                                         : "token_embd");
     return buf;
 }
 
@@ -67,7 +70,8 @@ int gemma3_find(const struct gguf *g, enum gemma3_tensor t, uint32_t layer, cons
     if (!x && t == GEMMA3_OUTPUT) /* tied to the embedding */
         x = gguf_find(g, gemma3_name(GEMMA3_TOKEN_EMBD, 0, name, sizeof(name)));
     if (!x)
-        return err_set(err, -EPROTO, "model '%s': tensor '%s' is missing; expected a complete Gemma 3 text model", gguf_path(g), name);
+        return err_set(err, -EPROTO, "model '%s': tensor '%s' is missing; expected a complete Gemma 3 text model", gguf_path(g),
+                       name);
     *ret = x;
     return 0;
 }
@@ -87,8 +91,8 @@ static int check_tensor(const struct gguf *g, const struct hparams *h, enum gemm
         return r;
     gemma3_shape(h, t, &rows, &cols);
     if (x->dims[0] != cols || x->dims[1] != rows || x->dims[2] != 1 || x->dims[3] != 1)
-        return err_set(err, -EPROTO, "model '%s': tensor '%s' is %" PRIu64 " x %" PRIu64 "; expected rows of %u, %u of them", gguf_path(g),
-                       x->name, x->dims[0], x->dims[1], cols, rows);
+        return err_set(err, -EPROTO, "model '%s': tensor '%s' is %" PRIu64 " x %" PRIu64 "; expected rows of %u, %u of them",
+                       gguf_path(g), x->name, x->dims[0], x->dims[1], cols, rows);
     if (gemma3_is_norm(t) ? x->type != QUANT_F32 : quant_block_elems(x->type) == 0)
         return err_set(err, -ENOTSUP, "model '%s': tensor '%s' has type %s; expected %s (convert the checkpoint with 'quantizer')",
                        gguf_path(g), x->name, quant_ggml_name(x->type), gemma3_is_norm(t) ? "f32" : "f32, f16, bf16, q8_0 or q4_0");
@@ -140,7 +144,8 @@ static int rope_scaling(const struct gguf *g, float *ret, struct err *err)
     if (strcmp(type, "none") == 0)
         return 0;
     if (strcmp(type, "linear") != 0)
-        return err_set(err, -ENOTSUP, "model '%s': key 'gemma3.rope.scaling.type' is '%s'; expected 'linear' or 'none'", gguf_path(g), type);
+        return err_set(err, -ENOTSUP, "model '%s': key 'gemma3.rope.scaling.type' is '%s'; expected 'linear' or 'none'",
+                       gguf_path(g), type);
     return want_f32(g, "rope.scaling.factor", 1, ret, err);
 }
 
@@ -158,8 +163,8 @@ static int unusual(const struct gguf *g, struct hparams *h, struct err *err)
         float cap;
         r = gguf_get_f32(g, caps[i], &cap, err);
         if (r == 0 && cap != 0)
-            return err_set(err, -ENOTSUP, "model '%s': key '%s' is %g; expected none: Gemma 3 caps no logits", gguf_path(g), caps[i],
-                           (double)cap);
+            return err_set(err, -ENOTSUP, "model '%s': key '%s' is %g; expected none: Gemma 3 caps no logits", gguf_path(g),
+                           caps[i], (double)cap);
         if (r < 0 && r != -ENOENT)
             return err_wrap(err, r, "model '%s'", gguf_path(g));
     }
@@ -184,22 +189,27 @@ static int sizes(const struct gguf *g, struct hparams *h, struct err *err)
     if (r == 0 && gguf_get_u32(g, "gemma3.attention.key_length", &h->head_dim, NULL) != -ENOENT)
         r = need_u32(g, "attention.key_length", 16, 1024, &h->head_dim, err);
     if (r == 0 && gguf_get_u32(g, "gemma3.attention.value_length", &value_length, NULL) == 0 && value_length != h->head_dim)
-        r = err_set(err, -ENOTSUP, "model '%s': value_length %u differs from key_length %u", gguf_path(g), value_length, h->head_dim);
+        r = err_set(err, -ENOTSUP, "model '%s': value_length %u differs from key_length %u", gguf_path(g), value_length,
+                    h->head_dim);
     if (r == 0 && (h->n_heads % h->n_kv_heads || h->head_dim % 16 || h->head_dim < 16 || h->head_dim > 1024))
-        r = err_set(err, -ENOTSUP, "model '%s': %u heads of %u on %u KV heads; expected a multiple of the KV heads, head size a multiple of 16",
+        r = err_set(err, -ENOTSUP,
+                    "model '%s': %u heads of %u on %u KV heads; expected a multiple of the KV heads, head size a multiple of 16",
                     gguf_path(g), h->n_heads, h->head_dim, h->n_kv_heads);
     if (r == 0)
         r = need_u32(g, "context_length", 1, UINT32_MAX, &h->context_max, err);
     if (r < 0)
         return r;
     if (gguf_get_u32(g, "gemma3.attention.sliding_window", &h->window, NULL) == -ENOENT)
-        return err_set(err, -EPROTO, "model '%s': key 'gemma3.attention.sliding_window' is missing; without it every layer would be global, "
-                       "which no Gemma 3 model is (convert the checkpoint again)", gguf_path(g));
+        return err_set(err, -EPROTO,
+                       "model '%s': key 'gemma3.attention.sliding_window' is missing; without it every layer would be global, "
+                       "which no Gemma 3 model is (convert the checkpoint again)",
+                       gguf_path(g));
     r = need_u32(g, "attention.sliding_window", 1, UINT32_MAX, &h->window, err);
     if (r == 0)
         r = gemma3_find(g, GEMMA3_TOKEN_EMBD, 0, &embd, err);
     if (r == 0 && (embd->dims[1] == 0 || embd->dims[1] > 4194304))
-        r = err_set(err, -EPROTO, "model '%s': 'token_embd.weight' has %" PRIu64 " rows; expected 1 to 4194304", gguf_path(g), embd->dims[1]);
+        r = err_set(err, -EPROTO, "model '%s': 'token_embd.weight' has %" PRIu64 " rows; expected 1 to 4194304", gguf_path(g),
+                    embd->dims[1]);
     if (r == 0)
         h->vocab = (uint32_t)embd->dims[1];
     return r;

@@ -15,11 +15,22 @@ struct gguf_tensor;
 
 /* Tensors of one layer, in segment order: first the attention's, then the FFN's. */
 enum gemma3_tensor {
-    GEMMA3_ATTN_NORM, GEMMA3_ATTN_Q, GEMMA3_ATTN_K, GEMMA3_ATTN_V, GEMMA3_ATTN_Q_NORM, GEMMA3_ATTN_K_NORM, GEMMA3_ATTN_OUTPUT,
+    GEMMA3_ATTN_NORM,
+    GEMMA3_ATTN_Q,
+    GEMMA3_ATTN_K,
+    GEMMA3_ATTN_V,
+    GEMMA3_ATTN_Q_NORM,
+    GEMMA3_ATTN_K_NORM,
+    GEMMA3_ATTN_OUTPUT,
     GEMMA3_POST_ATTN_NORM,
-    GEMMA3_FFN_NORM, GEMMA3_FFN_GATE, GEMMA3_FFN_UP, GEMMA3_FFN_DOWN, GEMMA3_POST_FFN_NORM,
+    GEMMA3_FFN_NORM,
+    GEMMA3_FFN_GATE,
+    GEMMA3_FFN_UP,
+    GEMMA3_FFN_DOWN,
+    GEMMA3_POST_FFN_NORM,
     GEMMA3_LAYER_TENSORS,
-    GEMMA3_OUTPUT_NORM = GEMMA3_LAYER_TENSORS, GEMMA3_OUTPUT, /* output.weight, or token_embd.weight when tied */
+    GEMMA3_OUTPUT_NORM = GEMMA3_LAYER_TENSORS,
+    GEMMA3_OUTPUT, /* output.weight, or token_embd.weight when tied */
     GEMMA3_TOKEN_EMBD,
     GEMMA3_TENSORS,
 };

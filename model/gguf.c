@@ -48,10 +48,11 @@ struct reader {
 static int take(struct reader *r, void *dst, size_t n, struct err *err)
 {
     if (n > r->size - r->at)
-        return err_set(err, -EPROTO, "header wants %zu bytes at offset %" PRIu64 ", the file ends at %" PRIu64 " (is it cut off?)", n, r->at,
-                       r->size);
+        return err_set(err, -EPROTO, "header wants %zu bytes at offset %" PRIu64 ", the file ends at %" PRIu64 " (is it cut off?)",
+                       n, r->at, r->size);
     if (r->at + n > MAX_HEADER)
-        return err_set(err, -EPROTO, "metadata goes on after offset %" PRIu64 "; expected at most %u bytes of it", r->at, MAX_HEADER);
+        return err_set(err, -EPROTO, "metadata goes on after offset %" PRIu64 "; expected at most %u bytes of it", r->at,
+                       MAX_HEADER);
     if (n > WINDOW) {
         int e = io_read(r->file, r->at, dst, n, err);
         if (e == 0)
@@ -116,8 +117,9 @@ static int take_string_array(struct reader *r, struct value *v, struct err *err)
         if (e < 0)
             return e;
         if (n > MAX_STRING || n > r->size - r->at)
-            return err_set(err, -EPROTO, "string %" PRIu64 " at offset %" PRIu64 " has %" PRIu64 " bytes; the file has %" PRIu64 " left", i,
-                           at, n, r->size - r->at);
+            return err_set(err, -EPROTO,
+                           "string %" PRIu64 " at offset %" PRIu64 " has %" PRIu64 " bytes; the file has %" PRIu64 " left", i, at,
+                           n, r->size - r->at);
         if (used + n + 1 > cap) {
             cap = MAX(cap * 2, used + (size_t)n + 1);
             uint8_t *p = realloc(v->data, cap);
@@ -148,11 +150,12 @@ static int take_array(struct reader *r, struct value *v, struct err *err)
     bool strings = element == GGUF_STRING;
     size_t size = strings ? 8 : element_bytes(element);
     if (size == 0)
-        return err_set(err, -EPROTO, "array at offset %" PRIu64 " has element type %u; expected a number, bool or string (no nested arrays)",
-                       at, element);
+        return err_set(err, -EPROTO,
+                       "array at offset %" PRIu64 " has element type %u; expected a number, bool or string (no nested arrays)", at,
+                       element);
     if (v->n > MAX_ARRAY || v->n > (r->size - r->at) / size)
-        return err_set(err, -EPROTO, "array at offset %" PRIu64 " has %" PRIu64 " elements; the file has %" PRIu64 " bytes left", at, v->n,
-                       r->size - r->at);
+        return err_set(err, -EPROTO, "array at offset %" PRIu64 " has %" PRIu64 " elements; the file has %" PRIu64 " bytes left",
+                       at, v->n, r->size - r->at);
     v->element = (enum gguf_value_type)element;
     if (strings)
         return take_string_array(r, v, err);
@@ -216,7 +219,8 @@ static int tensor_size(struct gguf_tensor *t, struct err *err)
     if (elems == 0)
         return 0; /* a type we cannot read: an error only when the tensor is needed */
     if (t->dims[0] % elems)
-        return err_set(err, -EPROTO, "rows of %" PRIu64 " elements; type %s needs a multiple of %zu", t->dims[0], quant_name(t->type), elems);
+        return err_set(err, -EPROTO, "rows of %" PRIu64 " elements; type %s needs a multiple of %zu", t->dims[0],
+                       quant_name(t->type), elems);
     size_t bytes;
     if (!util_mul(n / elems, quant_block_bytes(t->type), &bytes))
         return err_set(err, -EPROTO, "is larger than memory can address");
@@ -272,17 +276,21 @@ static int place_tensors(struct gguf *g, uint64_t data, uint32_t alignment, stru
     for (uint32_t i = 0; i < g->n_tensors; i++) {
         struct gguf_tensor *t = &g->tensors[i];
         if (t->offset % alignment)
-            return err_set(err, -EPROTO, "tensor '%s' is at data offset %" PRIu64 "; expected a multiple of %u", t->name, t->offset, alignment);
+            return err_set(err, -EPROTO, "tensor '%s' is at data offset %" PRIu64 "; expected a multiple of %u", t->name, t->offset,
+                           alignment);
         if (data > size || t->offset > size - data || t->bytes > size - data - t->offset)
-            return err_set(err, -EPROTO, "tensor '%s' of %" PRIu64 " bytes at data offset %" PRIu64 " ends after the file's %" PRIu64
-                           " bytes (is it cut off?)", t->name, t->bytes, t->offset, size);
+            return err_set(err, -EPROTO,
+                           "tensor '%s' of %" PRIu64 " bytes at data offset %" PRIu64 " ends after the file's %" PRIu64
+                           " bytes (is it cut off?)",
+                           t->name, t->bytes, t->offset, size);
         t->offset += data;
         order[i] = t;
     }
     qsort(order, g->n_tensors, sizeof(*order), by_offset);
     for (uint32_t i = 0; i < g->n_tensors; i++) {
         if (order[i]->offset < end)
-            return err_set(err, -EPROTO, "tensor '%s' overlaps the one before it at offset %" PRIu64, order[i]->name, order[i]->offset);
+            return err_set(err, -EPROTO, "tensor '%s' overlaps the one before it at offset %" PRIu64, order[i]->name,
+                           order[i]->offset);
         end = order[i]->offset + order[i]->bytes;
     }
     return 0;
@@ -302,9 +310,10 @@ static int take_magic(struct reader *r, struct err *err)
     uint64_t length;
     memcpy(&length, magic, 8);
     if (magic[8] == '{' && length < r->size)
-        return err_set(err, -EPROTO, "is a safetensors file; expected GGUF (convert its folder with 'quantizer --in FOLDER --out FILE.gguf')");
-    return err_set(err, -EPROTO, "is not a GGUF file: it begins with %02x %02x %02x %02x; expected 'GGUF'", magic[0], magic[1], magic[2],
-                   magic[3]);
+        return err_set(err, -EPROTO,
+                       "is a safetensors file; expected GGUF (convert its folder with 'quantizer --in FOLDER --out FILE.gguf')");
+    return err_set(err, -EPROTO, "is not a GGUF file: it begins with %02x %02x %02x %02x; expected 'GGUF'", magic[0], magic[1],
+                   magic[2], magic[3]);
 }
 
 static int take_counts(struct reader *r, struct gguf *g, struct err *err)
@@ -321,8 +330,8 @@ static int take_counts(struct reader *r, struct gguf *g, struct err *err)
     if (e == 0)
         e = take(r, &n_values, 8, err);
     if (e == 0 && (n_tensors > MAX_TENSORS || n_values > MAX_KV))
-        e = err_set(err, -EPROTO, "%" PRIu64 " tensors and %" PRIu64 " keys; expected at most %u and %u", n_tensors, n_values, MAX_TENSORS,
-                    MAX_KV);
+        e = err_set(err, -EPROTO, "%" PRIu64 " tensors and %" PRIu64 " keys; expected at most %u and %u", n_tensors, n_values,
+                    MAX_TENSORS, MAX_KV);
     if (e < 0)
         return e;
     g->index_size = 64;
@@ -446,14 +455,22 @@ int gguf_read(const struct gguf *g, const struct gguf_tensor *t, uint64_t offset
 
 static int wrong(const char *key, const struct value *v, const char *expected, struct err *err)
 {
-    static const char *const names[] = {"u8", "i8", "u16", "i16", "u32", "i32", "f32", "bool", "string", "array", "u64", "i64", "f64"};
+    static const char *const names[] = {"u8",   "i8",     "u16",   "i16", "u32", "i32", "f32",
+                                        "bool", "string", "array", "u64", "i64", "f64"};
     return err_set(err, -EINVAL, "key '%s' is of type %s; expected %s", key, names[v->type], expected);
 }
 
 static bool as_integer(const struct value *v, int64_t *ret)
 {
     union {
-        uint8_t u8; int8_t i8; uint16_t u16; int16_t i16; uint32_t u32; int32_t i32; uint64_t u64; int64_t i64;
+        uint8_t u8;
+        int8_t i8;
+        uint16_t u16;
+        int16_t i16;
+        uint32_t u32;
+        int32_t i32;
+        uint64_t u64;
+        int64_t i64;
     } x = {0};
     if (v->type > GGUF_I64 || v->type == GGUF_F32 || v->type == GGUF_BOOL || v->type == GGUF_STRING || v->type == GGUF_ARRAY)
         return false;
@@ -518,7 +535,8 @@ int gguf_get_string(const struct gguf *g, const char *key, const char **ret, siz
     return 0;
 }
 
-int gguf_get_array(const struct gguf *g, const char *key, enum gguf_value_type type, const void **ret, uint64_t *ret_n, struct err *err)
+int gguf_get_array(const struct gguf *g, const char *key, enum gguf_value_type type, const void **ret, uint64_t *ret_n,
+                   struct err *err)
 {
     const struct value *v = find_value(g, key);
     if (!v)

@@ -15,16 +15,28 @@ struct err;
 struct gguf;
 
 enum gguf_value_type {
-    GGUF_U8, GGUF_I8, GGUF_U16, GGUF_I16, GGUF_U32, GGUF_I32, GGUF_F32, GGUF_BOOL, GGUF_STRING, GGUF_ARRAY, GGUF_U64, GGUF_I64, GGUF_F64,
+    GGUF_U8,
+    GGUF_I8,
+    GGUF_U16,
+    GGUF_I16,
+    GGUF_U32,
+    GGUF_I32,
+    GGUF_F32,
+    GGUF_BOOL,
+    GGUF_STRING,
+    GGUF_ARRAY,
+    GGUF_U64,
+    GGUF_I64,
+    GGUF_F64,
 };
 
 struct gguf_tensor {
     const char *name;
     uint32_t n_dims;
-    uint64_t dims[4];      /* dims[0] = row length (columns), dims[1] = rows; absent ones are 1 */
-    int type;              /* ggml type id, possibly one we do not support */
-    uint64_t offset;       /* absolute, in the file */
-    uint64_t bytes;        /* 0 when the type is unsupported */
+    uint64_t dims[4]; /* dims[0] = row length (columns), dims[1] = rows; absent ones are 1 */
+    int type;         /* ggml type id, possibly one we do not support */
+    uint64_t offset;  /* absolute, in the file */
+    uint64_t bytes;   /* 0 when the type is unsupported */
 };
 
 /* direct: read tensor data with O_DIRECT where possible. */
@@ -45,7 +57,8 @@ int gguf_get_f32(const struct gguf *g, const char *key, float *ret, struct err *
 int gguf_get_bool(const struct gguf *g, const char *key, bool *ret, struct err *err);
 int gguf_get_string(const struct gguf *g, const char *key, const char **ret, size_t *ret_len, struct err *err);
 /* Arrays: pointer to packed little-endian elements (i32/f32/u8...), borrowed. */
-int gguf_get_array(const struct gguf *g, const char *key, enum gguf_value_type type, const void **ret, uint64_t *ret_n, struct err *err);
+int gguf_get_array(const struct gguf *g, const char *key, enum gguf_value_type type, const void **ret, uint64_t *ret_n,
+                   struct err *err);
 /* Element i of a string array, O(1). */
 int gguf_get_string_at(const struct gguf *g, const char *key, uint64_t i, const char **ret, size_t *ret_len, struct err *err);
 

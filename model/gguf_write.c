@@ -182,7 +182,8 @@ int gguf_write_tensor(struct gguf_write *w, const char *name, int type, uint32_t
                        quant_name(type) ? quant_name(type) : "(unknown)");
     for (uint32_t i = 1; i < n_dims; i++) {
         if (!util_mul(bytes, (size_t)dims[i], &bytes) || bytes == 0 || bytes > INT64_MAX / 2)
-            return err_set(err, -EINVAL, "tensor '%s': dimension %u is %" PRIu64 "; expected a size whose product fits", name, i, dims[i]);
+            return err_set(err, -EINVAL, "tensor '%s': dimension %u is %" PRIu64 "; expected a size whose product fits", name, i,
+                           dims[i]);
     }
     struct place *p = next_place(w);
     char *copy = strdup(name);
@@ -244,7 +245,8 @@ int gguf_write_finish(struct gguf_write *w, uint64_t *ret_file_bytes, struct err
     for (uint32_t i = 0; r == 0 && i < w->n_places; i++) {
         const struct place *p = &w->places[i];
         if (p->written != p->bytes)
-            r = err_set(err, -EINVAL, "'%s': tensor '%s' got %" PRIu64 " of %" PRIu64 " bytes", w->path, p->name, p->written, p->bytes);
+            r = err_set(err, -EINVAL, "'%s': tensor '%s' got %" PRIu64 " of %" PRIu64 " bytes", w->path, p->name, p->written,
+                        p->bytes);
         end = w->data_offset + p->offset + p->bytes;
     }
     if (r == 0 && end < size) /* the last tensor is padded like the others */

@@ -48,13 +48,14 @@ static bool eat_number(const char **p, size_t *ret)
         if (!util_mul(v, 10, &v) || !util_add(v, (size_t)(**p - '0'), &v))
             return false;
     }
+    *ret = v;
     return true;
 }
 
 /* "(3,)" or "(3, 4)" */
 static bool eat_shape(const char **p, struct shape *ret)
 {
-    size_t first, second;
+    size_t first = 0, second = 0;
     if (!eat(p, "(") || !eat_number(p, &first) || !eat(p, ","))
         return false;
     if (eat(p, ")")) {
@@ -127,10 +128,11 @@ static int read_array(struct io_file *f, float **ret, struct shape *shape, struc
     if (r < 0)
         return r;
     if (!util_mul(shape->rows, shape->cols, &bytes) || !util_mul(bytes, sizeof(float), &bytes) || bytes == 0)
-        return err_set(err, -EPROTO, "shape is %zu x %zu; expected at least one element, and a size that fits", shape->rows, shape->cols);
+        return err_set(err, -EPROTO, "shape is %zu x %zu; expected at least one element, and a size that fits", shape->rows,
+                       shape->cols);
     if (bytes != io_size(f) - data)
-        return err_set(err, -EPROTO, "shape %zu x %zu needs %zu bytes of data; the file has %" PRIu64, shape->rows, shape->cols, bytes,
-                       io_size(f) - data);
+        return err_set(err, -EPROTO, "shape %zu x %zu needs %zu bytes of data; the file has %" PRIu64, shape->rows, shape->cols,
+                       bytes, io_size(f) - data);
     auto_free float *values = malloc(bytes);
     if (!values)
         return err_set(err, -ENOMEM, "out of memory for %zu bytes", bytes);
@@ -169,8 +171,8 @@ static int write_header(struct npy_writer *w, struct err *err)
 {
     char text[256];
     memcpy(text, MAGIC, MAGIC_BYTES);
-    int n = snprintf(text + PREFIX_BYTES, sizeof(text) - PREFIX_BYTES, "{'descr': '<f4', 'fortran_order': False, 'shape': (%zu, %zu), }",
-                     w->rows, w->cols);
+    int n = snprintf(text + PREFIX_BYTES, sizeof(text) - PREFIX_BYTES,
+                     "{'descr': '<f4', 'fortran_order': False, 'shape': (%zu, %zu), }", w->rows, w->cols);
     size_t used = PREFIX_BYTES + (size_t)n, total = util_round_up(used + 1, ALIGN);
     memset(text + used, ' ', total - used - 1);
     text[total - 1] = '\n';
@@ -184,7 +186,8 @@ int npy_writer_open(const char *path, size_t rows, size_t cols, struct npy_write
 {
     size_t bytes;
     if (!util_mul(rows, cols, &bytes) || !util_mul(bytes, sizeof(float), &bytes) || bytes == 0 || bytes > INT64_MAX / 2)
-        return err_set(err, -EINVAL, "array '%s': shape %zu x %zu; expected at least one element, and a size that fits", path, rows, cols);
+        return err_set(err, -EINVAL, "array '%s': shape %zu x %zu; expected at least one element, and a size that fits", path, rows,
+                       cols);
     struct npy_writer *w = calloc(1, sizeof(*w));
     if (!w || !(w->path = strdup(path)) || !(w->written = calloc(rows / 8 + 1, 1))) {
         npy_writer_abort(w);

@@ -31,9 +31,9 @@ static const struct dtype {
     uint32_t bytes;
     int type;
 } dtypes[] = {
-    {"F32", 4, QUANT_F32}, {"F16", 2, QUANT_F16}, {"BF16", 2, QUANT_BF16}, {"F64", 8, -1},     {"I64", 8, -1},     {"I32", 4, -1}, {"I16", 2, -1},
-    {"I8", 1, -1},         {"U64", 8, -1},        {"U32", 4, -1},          {"U16", 2, -1},     {"U8", 1, -1},      {"BOOL", 1, -1},
-    {"F8_E4M3", 1, -1},    {"F8_E5M2", 1, -1},
+    {"F32", 4, QUANT_F32}, {"F16", 2, QUANT_F16}, {"BF16", 2, QUANT_BF16}, {"F64", 8, -1},     {"I64", 8, -1},
+    {"I32", 4, -1},        {"I16", 2, -1},        {"I8", 1, -1},           {"U64", 8, -1},     {"U32", 4, -1},
+    {"U16", 2, -1},        {"U8", 1, -1},         {"BOOL", 1, -1},         {"F8_E4M3", 1, -1}, {"F8_E5M2", 1, -1},
 };
 
 static const struct dtype *find_dtype(const char *name)
@@ -98,9 +98,10 @@ static int read_entry(struct safetensors_tensor *t, const json_t *entry, uint64_
     const json_t *range = json_object_get(entry, "data_offsets");
     const json_t *b = json_array_get(range, 0), *e = json_array_get(range, 1);
     const struct dtype *d = name ? find_dtype(name) : NULL;
-    size_t bytes;
+    size_t bytes = 0;
     if (!d)
-        return err_set(err, -EPROTO, "'dtype' is '%.32s'; expected F32, BF16, F16 or another type of the format", name ? name : "(missing)");
+        return err_set(err, -EPROTO, "'dtype' is '%.32s'; expected F32, BF16, F16 or another type of the format",
+                       name ? name : "(missing)");
     int r = read_shape(t, json_object_get(entry, "shape"), d->bytes, &bytes, err);
     if (r < 0)
         return r;
@@ -139,7 +140,8 @@ static struct safetensors_tensor *next_tensor(struct safetensors *s, const char 
 static int by_offset(const void *a, const void *b)
 {
     const struct safetensors_tensor *x = a, *y = b;
-    return x->offset != y->offset ? (x->offset > y->offset) - (x->offset < y->offset) : (x->bytes > y->bytes) - (x->bytes < y->bytes);
+    return x->offset != y->offset ? (x->offset > y->offset) - (x->offset < y->offset)
+                                  : (x->bytes > y->bytes) - (x->bytes < y->bytes);
 }
 
 static int by_name(const void *a, const void *b)
@@ -155,7 +157,8 @@ static int check_cover(struct safetensors_tensor *t, uint32_t n, uint64_t data, 
     qsort(t, n, sizeof(*t), by_offset);
     for (uint32_t i = 0; i < n; i++) {
         if (t[i].offset != at)
-            return err_set(err, -EPROTO, "tensor '%s' begins at offset %" PRIu64 "; expected %" PRIu64 ", where the one before it ends (%s)",
+            return err_set(err, -EPROTO,
+                           "tensor '%s' begins at offset %" PRIu64 "; expected %" PRIu64 ", where the one before it ends (%s)",
                            t[i].name, t[i].offset, at, t[i].offset < at ? "an overlap" : "a hole");
         at += t[i].bytes;
     }
@@ -216,8 +219,8 @@ static int read_file(struct safetensors *s, uint32_t file, struct err *err)
     if (r < 0)
         return r;
     if (n > io_size(f) - sizeof(n))
-        return err_set(err, -EPROTO, "header of %" PRIu64 " bytes; the file has %" PRIu64 " (is it cut off, or not safetensors?)", n,
-                       io_size(f));
+        return err_set(err, -EPROTO, "header of %" PRIu64 " bytes; the file has %" PRIu64 " (is it cut off, or not safetensors?)",
+                       n, io_size(f));
     r = load_json(f, sizeof(n), n, &header, err);
     if (r < 0)
         return r;
@@ -270,7 +273,8 @@ static int open_shards(struct safetensors *s, const char *folder, const json_t *
         if (r < 0)
             break;
         if (!file || !is_plain_name(file)) {
-            r = err_set(err, -EPROTO, "tensor '%.256s' is in file '%.256s'; expected the name of a " SUFFIX " file in the same folder", tensor,
+            r = err_set(err, -EPROTO,
+                        "tensor '%.256s' is in file '%.256s'; expected the name of a " SUFFIX " file in the same folder", tensor,
                         file ? file : "(no string)");
         } else if (!json_object_get(seen, file)) {
             auto_free char *path = NULL;
@@ -290,7 +294,8 @@ static int open_shards(struct safetensors *s, const char *folder, const json_t *
             break;
         const struct safetensors_tensor *t = safetensors_find(s, tensor);
         if (!t || (json_int_t)t->file != json_integer_value(json_object_get(seen, json_string_value(v))))
-            r = err_set(err, -EPROTO, "tensor '%.256s' is not in file '%.256s', where the index says it is", tensor, json_string_value(v));
+            r = err_set(err, -EPROTO, "tensor '%.256s' is not in file '%.256s', where the index says it is", tensor,
+                        json_string_value(v));
     }
     for (uint32_t i = 0; r == 0 && i < s->n_tensors; i++) {
         if (!json_object_get(map, s->tensors[i].name))
@@ -323,7 +328,8 @@ int safetensors_open(const char *folder, struct safetensors **ret, struct err *e
 {
     auto_free char *single = NULL, *index = NULL;
     struct safetensors *s = calloc(1, sizeof(*s));
-    if (!s || asprintf(&single, "%s/model.safetensors", folder) < 0 || asprintf(&index, "%s/model.safetensors.index.json", folder) < 0) {
+    if (!s || asprintf(&single, "%s/model.safetensors", folder) < 0 ||
+        asprintf(&index, "%s/model.safetensors.index.json", folder) < 0) {
         free(s);
         return err_set(err, -ENOMEM, "'%s': out of memory", folder);
     }
@@ -335,8 +341,10 @@ int safetensors_open(const char *folder, struct safetensors **ret, struct err *e
     } else if (access(index, F_OK) == 0) {
         r = open_index(s, folder, index, err);
     } else {
-        r = err_set(err, -ENOENT, "folder '%s' has neither 'model.safetensors' nor 'model.safetensors.index.json'; expected a Hugging Face "
-                                  "checkpoint", folder);
+        r = err_set(err, -ENOENT,
+                    "folder '%s' has neither 'model.safetensors' nor 'model.safetensors.index.json'; expected a Hugging Face "
+                    "checkpoint",
+                    folder);
     }
     if (r < 0) {
         safetensors_close(s);
@@ -399,7 +407,8 @@ const char *safetensors_file(const struct safetensors *s, uint32_t file)
     return io_path(s->files[file]);
 }
 
-int safetensors_read(const struct safetensors *s, const struct safetensors_tensor *t, uint64_t offset, void *buf, size_t n, struct err *err)
+int safetensors_read(const struct safetensors *s, const struct safetensors_tensor *t, uint64_t offset, void *buf, size_t n,
+                     struct err *err)
 {
     if (offset > t->bytes || n > t->bytes - offset)
         return err_set(err, -EINVAL, "tensor '%s': %zu bytes wanted at %" PRIu64 "; it has %" PRIu64, t->name, n, offset, t->bytes);

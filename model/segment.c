@@ -14,7 +14,8 @@
 
 #define PAGE 4096
 
-static const enum gemma3_tensor first[] = {[SEGMENT_ATTN] = GEMMA3_ATTN_NORM, [SEGMENT_FFN] = GEMMA3_FFN_NORM, [SEGMENT_HEAD] = GEMMA3_OUTPUT_NORM};
+static const enum gemma3_tensor first[] = {
+    [SEGMENT_ATTN] = GEMMA3_ATTN_NORM, [SEGMENT_FFN] = GEMMA3_FFN_NORM, [SEGMENT_HEAD] = GEMMA3_OUTPUT_NORM};
 static const uint32_t count[] = {[SEGMENT_ATTN] = 8, [SEGMENT_FFN] = 5, [SEGMENT_HEAD] = 2};
 
 uint32_t segment_n_tensors(enum segment_kind kind)
@@ -22,7 +23,8 @@ uint32_t segment_n_tensors(enum segment_kind kind)
     return count[kind];
 }
 
-int segment_layout_init(struct segment_layout *l, const struct hparams *h, enum segment_kind kind, const uint8_t *types, struct err *err)
+int segment_layout_init(struct segment_layout *l, const struct hparams *h, enum segment_kind kind, const uint8_t *types,
+                        struct err *err)
 {
     size_t at = 0;
     memset(l, 0, sizeof(*l));
@@ -54,7 +56,8 @@ int segment_types(const struct gguf *g, enum segment_kind kind, uint32_t layer, 
         if (r < 0)
             return r;
         if (quant_block_elems(t->type) == 0)
-            return err_set(err, -ENOTSUP, "tensor '%s' has type %s; expected f32, f16, bf16, q8_0 or q4_0", t->name, quant_ggml_name(t->type));
+            return err_set(err, -ENOTSUP, "tensor '%s' has type %s; expected f32, f16, bf16, q8_0 or q4_0", t->name,
+                           quant_ggml_name(t->type));
         ret_types[i] = (uint8_t)t->type;
     }
     return 0;
@@ -69,6 +72,18 @@ const struct segment_tensor *segment_find(const struct segment_layout *l, enum g
     return NULL;
 }
 
+const float *segment_norm(const struct segment_layout *l, const void *data, enum gemma3_tensor role)
+{
+    return (const float *)(const void *)((const uint8_t *)data + segment_find(l, role)->offset);
+}
+
+struct gemm_matrix segment_matrix(const struct segment_layout *l, const void *data, enum gemma3_tensor role)
+{
+    const struct segment_tensor *t = segment_find(l, role);
+    return (struct gemm_matrix){
+        .type = t->type, .n_rows = t->n_rows, .n_cols = t->n_cols, .tiles = (const uint8_t *)data + t->offset};
+}
+
 size_t segment_bounce_min(const struct segment_layout *l)
 {
     size_t n = PAGE;
@@ -77,8 +92,8 @@ size_t segment_bounce_min(const struct segment_layout *l)
     return util_round_up(n, PAGE);
 }
 
-static int fill_matrix(const struct gguf *g, const struct gguf_tensor *src, const struct segment_tensor *t, uint8_t *dst, void *bounce,
-                       size_t bounce_bytes, struct err *err)
+static int fill_matrix(const struct gguf *g, const struct gguf_tensor *src, const struct segment_tensor *t, uint8_t *dst,
+                       void *bounce, size_t bounce_bytes, struct err *err)
 {
     size_t row = quant_row_bytes(t->type, t->n_cols), tile = repack_tile_bytes(t->type, t->n_cols);
     uint32_t per_read = (uint32_t)MIN(bounce_bytes / (row * REPACK_ROWS), UINT32_MAX / REPACK_ROWS) * REPACK_ROWS;
@@ -99,17 +114,18 @@ int segment_fill(const struct gguf *g, uint32_t layer, const struct segment_layo
                  struct err *err)
 {
     if (bounce_bytes < segment_bounce_min(l))
-        return err_set(err, -EINVAL, "segment: bounce buffer of %zu bytes; expected at least %zu", bounce_bytes, segment_bounce_min(l));
+        return err_set(err, -EINVAL, "segment: bounce buffer of %zu bytes; expected at least %zu", bounce_bytes,
+                       segment_bounce_min(l));
     for (uint32_t i = 0; i < l->n_tensors; i++) {
         const struct segment_tensor *t = &l->tensors[i];
         const struct gguf_tensor *src;
         int r = gemma3_find(g, t->role, layer, &src, err);
         if (r == 0 && (src->type != t->type || src->dims[0] != t->n_cols || src->dims[1] != t->n_rows))
-            r = err_set(err, -EINVAL, "tensor '%s' is not what the segment expects (type %s, rows of %u)", src->name, quant_name(t->type),
-                        t->n_cols);
+            r = err_set(err, -EINVAL, "tensor '%s' is not what the segment expects (type %s, rows of %u)", src->name,
+                        quant_name(t->type), t->n_cols);
         if (r == 0)
             r = gemma3_is_norm(t->role) ? gguf_read(g, src, 0, (uint8_t *)dst + t->offset, t->bytes, err)
-                               : fill_matrix(g, src, t, (uint8_t *)dst + t->offset, bounce, bounce_bytes, err);
+                                        : fill_matrix(g, src, t, (uint8_t *)dst + t->offset, bounce, bounce_bytes, err);
         if (r < 0)
             return r;
     }

@@ -10,6 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "kernels/gemm.h"
 #include "model/gemma3.h"
 
 enum segment_kind { SEGMENT_ATTN, SEGMENT_FFN, SEGMENT_HEAD };
@@ -32,15 +33,21 @@ struct segment_layout {
 /* Number of tensors of a kind; their types go into `types` below in enum order, one byte each. */
 uint32_t segment_n_tensors(enum segment_kind kind);
 /* types: [segment_n_tensors(kind)] ggml ids. -EINVAL when a type or shape does not fit. */
-int segment_layout_init(struct segment_layout *l, const struct hparams *h, enum segment_kind kind, const uint8_t *types, struct err *err);
+int segment_layout_init(struct segment_layout *l, const struct hparams *h, enum segment_kind kind, const uint8_t *types,
+                        struct err *err);
 /* The types of a segment as the file has them. */
 int segment_types(const struct gguf *g, enum segment_kind kind, uint32_t layer, uint8_t *ret_types, struct err *err);
 /* The tensor with that role; it is a programming error when the kind has none. */
 const struct segment_tensor *segment_find(const struct segment_layout *l, enum gemma3_tensor role);
 
+/* A norm's weights and a matrix's tiles in a filled segment at `data`; borrowed. */
+const float *segment_norm(const struct segment_layout *l, const void *data, enum gemma3_tensor role);
+struct gemm_matrix segment_matrix(const struct segment_layout *l, const void *data, enum gemma3_tensor role);
+
 /* Read from the file, check, repack, write to `dst` ([l->bytes], page-aligned). Reads in pieces through `bounce`
  * ([bounce_bytes] >= segment_bounce_min). */
 size_t segment_bounce_min(const struct segment_layout *l);
-int segment_fill(const struct gguf *g, uint32_t layer, const struct segment_layout *l, void *dst, void *bounce, size_t bounce_bytes, struct err *err);
+int segment_fill(const struct gguf *g, uint32_t layer, const struct segment_layout *l, void *dst, void *bounce, size_t bounce_bytes,
+                 struct err *err);
 
 #endif

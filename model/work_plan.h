@@ -1,21 +1,81 @@
 /* SPDX-License-Identifier: MIT
- * How many bytes of KV pool and scratch the stages take for a configuration: pure functions that both the memory plan and the
- * stages' allocations use, so that plan and reality cannot differ. Threads: any. */
+ * How many bytes of KV pool and scratch the stages take for a configuration, and how that scratch is laid out: pure functions
+ * that both the memory plan and the stages' allocations use, so that plan and reality cannot differ. Threads: any. */
 #ifndef TANDEM_MODEL_WORK_PLAN_H
 #define TANDEM_MODEL_WORK_PLAN_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 #include "model/hparams.h"
 
+struct attn_shape;
+
 /* KV pool of npu_worker. */
-uint64_t work_plan_kv_bytes(const struct hparams *h, uint32_t context, uint32_t sequences, uint32_t chunk_tokens, uint32_t ring_slots,
-                            int kv_type);
+uint64_t work_plan_kv_bytes(const struct hparams *h, uint32_t context, uint32_t sequences, uint32_t chunk_tokens,
+                            uint32_t ring_slots, int kv_type);
 /* Scratch of the attention backend (CPU). types: as CONFIGURE carries them. */
-uint64_t work_plan_attn_bytes(const struct hparams *h, const uint8_t *types, uint32_t chunk_tokens, uint32_t ring_slots, uint32_t n_threads);
-/* Scratch of the FFN backend (CPU). */
+uint64_t work_plan_attn_bytes(const struct hparams *h, const uint8_t *types, uint32_t chunk_tokens, uint32_t ring_slots,
+                              uint32_t n_threads);
+/* Scratch of the FFN backend (CPU), with the rows that gpu_worker gathers for the head. */
 uint64_t work_plan_ffn_bytes(const struct hparams *h, const uint8_t *types, uint32_t chunk_tokens, uint32_t logits_rows);
+/* gpu_worker's output of the last layer, and the rows gathered for the head. */
+uint64_t work_plan_last_bytes(const struct hparams *h, uint32_t chunk_tokens, uint32_t logits_rows);
+
 /* Loader: bounce buffer for the largest segment, row cache. */
 uint64_t work_plan_loader_bytes(const struct hparams *h, uint64_t bounce_bytes);
+
+/* The parts of work_plan_kv_bytes. */
+struct work_plan_kv {
+    uint32_t table_pages;       /* entries of the page table of one layer and sequence: ceil(context / 64) */
+    uint32_t local, global;     /* pages that one sequence needs at most in a layer of that kind */
+    uint64_t pages, page_bytes; /* of the pool */
+    uint64_t pool_bytes, tables_bytes, free_list_bytes;
+};
+void work_plan_kv_init(struct work_plan_kv *ret, const struct hparams *h, uint32_t context, uint32_t sequences,
+                       uint32_t chunk_tokens, uint32_t ring_slots, int kv_type);
+/* Shape of one layer's attention for the kernels. */
+void work_plan_attn_shape(const struct hparams *h, int global, int kv_type, struct attn_shape *ret);
+
+/* Activations come in two forms, see gemm_same_act: [0] float, [1] integer. */
+int work_plan_form(int type);
+
+/* Byte offsets in the attention backend's scratch; all 64-aligned. [T] = chunk_tokens. */
+struct work_plan_attn {
+    size_t act[2];               /* prepared inputs of q, k, v: [T] of each form that occurs */
+    size_t act_out;              /* prepared inputs of the output projection; lies over `act` */
+    size_t q, k, v, heads;       /* f32 [T][heads * head_dim] */
+    size_t out;                  /* f32 [T][hidden] */
+    size_t rope;                 /* f32 [rope_slots][4][head_dim / 2]: local cos, sin, global cos, sin */
+    size_t thread, thread_bytes; /* per thread: a spare rope row, then the attention kernel's scratch */
+    uint32_t rope_slots;         /* a power of two */
+    uint32_t block_queries;      /* queries per call of the attention kernel */
+    size_t bytes;
+};
+void work_plan_attn_init(struct work_plan_attn *ret, const struct hparams *h, const uint8_t *types, uint32_t chunk_tokens,
+                         uint32_t ring_slots, uint32_t n_threads);
+
+/* Byte offsets in the FFN backend's scratch. */
+struct work_plan_ffn {
+    size_t act[2];   /* prepared inputs of gate and up, or of the head */
+    size_t act_down; /* prepared inputs of down; lies over `act` */
+    size_t norm;     /* f32 [T][hidden]: normed input, later the output of down */
+    size_t product;  /* f32 [T][ffn] */
+    size_t bytes;
+};
+void work_plan_ffn_init(struct work_plan_ffn *ret, const struct hparams *h, const uint8_t *types, uint32_t chunk_tokens,
+                        uint32_t logits_rows);
+/* Rows of the last layer that gpu_worker keeps for the head: f32 [chunk_tokens][hidden]. */
+size_t work_plan_gather_bytes(const struct hparams *h, uint32_t chunk_tokens);
+
+#define WORK_PLAN_EMBED_ROWS 256
+/* Scratch of the embedding: cached f32 rows, their ids, one row as it lies in the file. */
+size_t work_plan_embed_bytes(const struct hparams *h);
+/* What the loader makes of the least bounce buffer: large reads are what disks like. */
+size_t work_plan_bounce_bytes(uint64_t least);
+
+/* Tiles that a thread takes at a time out of n_tiles; and tokens, for element-wise work on rows of `width` floats. */
+uint32_t work_plan_tile_grain(size_t tile_bytes, uint32_t n_tiles, uint32_t n_tokens, uint32_t n_threads);
+uint32_t work_plan_token_grain(uint32_t width);
 
 #endif

@@ -19,22 +19,27 @@ struct attn_backend_options {
     const struct hparams *hparams;
     struct budget *budget; /* borrowed */
     struct kv *kv;         /* borrowed; created by npu.c, pages from the NPU pool */
-    uint32_t n_threads, chunk_tokens, context;
+    const uint8_t *types;  /* as CONFIGURE carries them; borrowed until open returns */
+    uint32_t n_threads, chunk_tokens, ring_slots;
     int kv_type;
     const char *variant; /* CPU kernels: "auto", "ref", ... */
 };
 
-/* Named intermediate rows for the golden comparisons of single-stage mode; NULL in the pipeline. rows: [n_tokens][width]. */
+/* Names: in_norm, q, k, v, q_norm, k_norm (before RoPE; heads x tokens rows of head_dim), heads, o, post_attn_norm.
+ * Named intermediate rows for the golden comparisons of single-stage mode; NULL in the pipeline. rows: [n_tokens][width]. */
 typedef void (*attn_dump_fn)(void *ctx, const char *name, const float *rows, uint32_t n_tokens, uint32_t width);
 
 struct attn_backend {
     const char *name;
     bool (*probe)(const char **ret_reason); /* can it run here? Cannot kill the process. */
     int (*open)(const struct attn_backend_options *o, void **ret, struct err *err);
+    /* What runs: "cpu avx2"; lives as long as the backend. */
+    const char *(*describe)(void *b);
+    /* data: the segment, 4096-aligned; borrowed until close. */
     int (*load_segment)(void *b, uint32_t layer, const struct segment_layout *l, const void *data, struct err *err);
     /* x, h: [c->h.n_tokens][hidden] f32, not overlapping. */
     int (*run)(void *b, uint32_t layer, const struct chunk *c, const float *x, float *h, attn_dump_fn dump, void *dump_ctx, struct err *err);
-    void (*close)(void *b);
+    void (*close)(void *b); /* NULL is fine */
 };
 
 extern const struct attn_backend attn_cpu;

@@ -1,2 +1,156 @@
-/* SPDX-License-Identifier: MIT */
-extern int tandem_not_written;
+/* SPDX-License-Identifier: MIT
+ * Owns the pool, its free list (a stack of page numbers) and one page table per layer and sequence. Called by the stage (free) and
+ * by the attention backend (prepare) on the data thread; never allocates after open.
+ *
+ * A table holds pages `first` .. `next` - 1; below `first` everything was given back, `end` positions have been stored. A chunk may
+ * repeat positions (a re-issued chunk does), but it may not leave a gap: that would let attention read what another sequence left
+ * in a page. */
+#include "npu_worker/kv.h"
+
+#include <errno.h>
+#include <inttypes.h>
+
+#include "kernels/attn.h"
+#include "model/work_plan.h"
+#include "proto/budget.h"
+#include "proto/err.h"
+#include "proto/util.h"
+
+struct table {
+    void **pages;
+    uint32_t first, next, end;
+};
+
+struct kv {
+    struct hparams hparams;
+    struct budget *budget;
+    struct work_plan_kv plan;
+    uint32_t context, sequences;
+    uint8_t *pool;
+    void **tables_memory;
+    uint32_t *free_list;
+    uint64_t n_free;
+    struct table *tables; /* [layer * sequences + seq] */
+};
+
+static struct table *table_of(struct kv *kv, uint32_t layer, uint32_t seq)
+{
+    return &kv->tables[(size_t)layer * kv->sequences + seq];
+}
+
+int kv_open(const struct kv_options *o, struct kv **ret, struct err *err)
+{
+    struct kv *kv = calloc(1, sizeof(*kv));
+    if (!kv)
+        return err_set(err, -ENOMEM, "KV cache: out of memory");
+    kv->hparams = *o->hparams;
+    kv->budget = o->budget;
+    kv->context = o->context;
+    kv->sequences = o->sequences;
+    work_plan_kv_init(&kv->plan, o->hparams, o->context, o->sequences, o->chunk_tokens, o->ring_slots, o->kv_type);
+    size_t n = (size_t)kv->hparams.n_layers * o->sequences;
+    kv->tables = calloc(n, sizeof(*kv->tables));
+    int r = kv->tables ? 0 : err_set(err, -ENOMEM, "KV cache: out of memory");
+    if (r == 0)
+        r = budget_alloc(o->budget, BUDGET_KV, kv->plan.tables_bytes, (void **)&kv->tables_memory, err);
+    if (r == 0)
+        r = budget_alloc(o->budget, BUDGET_KV, kv->plan.free_list_bytes, (void **)&kv->free_list, err);
+    if (r == 0)
+        r = budget_alloc(o->budget, BUDGET_KV, kv->plan.pool_bytes, (void **)&kv->pool, err);
+    if (r < 0) {
+        kv_close(kv);
+        return err_wrap(err, r, "KV cache for %u sequences of %u tokens (lower 'context' or 'sequences')", o->sequences, o->context);
+    }
+    for (size_t i = 0; i < n; i++)
+        kv->tables[i].pages = kv->tables_memory + i * kv->plan.table_pages;
+    for (uint64_t i = 0; i < kv->plan.pages; i++)
+        kv->free_list[i] = (uint32_t)(kv->plan.pages - 1 - i);
+    kv->n_free = kv->plan.pages;
+    *ret = kv;
+    return 0;
+}
+
+void kv_close(struct kv *kv)
+{
+    if (!kv)
+        return;
+    budget_free(kv->budget, BUDGET_KV, kv->pool, kv->plan.pool_bytes);
+    budget_free(kv->budget, BUDGET_KV, kv->free_list, kv->plan.free_list_bytes);
+    budget_free(kv->budget, BUDGET_KV, kv->tables_memory, kv->plan.tables_bytes);
+    free(kv->tables);
+    free(kv);
+}
+
+static void give_back(struct kv *kv, struct table *t, uint32_t until)
+{
+    for (; t->first < until; t->first++) {
+        uint64_t offset = (uint64_t)((uint8_t *)t->pages[t->first] - kv->pool);
+        kv->free_list[kv->n_free++] = (uint32_t)(offset / kv->plan.page_bytes);
+        t->pages[t->first] = NULL;
+    }
+}
+
+/* Lowest position that a query at `pos` sees. */
+static uint32_t lowest_seen(const struct kv *kv, uint32_t layer, uint32_t pos)
+{
+    bool all = hparams_is_global(&kv->hparams, layer) || pos + 1 <= kv->hparams.window;
+    return all ? 0 : pos + 1 - kv->hparams.window;
+}
+
+static int check(const struct kv *kv, const struct table *t, uint32_t layer, uint32_t seq, uint32_t pos, uint32_t n, struct err *err)
+{
+    if (pos >= kv->context || n > kv->context - pos)
+        return err_set(err, -EINVAL, "sequence %u: positions %u to %" PRIu64 " do not fit a context of %u", seq, pos,
+                       (uint64_t)pos + n - 1, kv->context);
+    if (pos > t->end)
+        return err_set(err, -EINVAL, "sequence %u, layer %u: position %u comes after %u stored ones; the positions between are missing",
+                       seq, layer, pos, t->end);
+    if (lowest_seen(kv, layer, pos) / ATTN_PAGE < t->first)
+        return err_set(err, -EINVAL, "sequence %u, layer %u: position %u sees positions below %u, which were given back", seq, layer, pos,
+                       t->first * ATTN_PAGE);
+    return 0;
+}
+
+int kv_prepare(struct kv *kv, uint32_t layer, uint32_t seq, uint32_t committed_pos, uint32_t pos, uint32_t n, void *const **ret_pages,
+               struct err *err)
+{
+    if (layer >= kv->hparams.n_layers || seq >= kv->sequences || n == 0)
+        return err_set(err, -EINVAL, "layer %u, sequence %u; expected less than %u and %u", layer, seq, kv->hparams.n_layers,
+                       kv->sequences);
+    struct table *t = table_of(kv, layer, seq);
+    give_back(kv, t, MIN(lowest_seen(kv, layer, committed_pos) / ATTN_PAGE, t->next));
+    int r = check(kv, t, layer, seq, pos, n, err);
+    if (r < 0)
+        return r;
+    uint32_t last = (pos + n - 1) / ATTN_PAGE;
+    for (; t->next <= last; t->next++) {
+        if (kv->n_free == 0)
+            return err_set(err, -ENOSPC, "KV cache: all %" PRIu64 " pages are in use at sequence %u, layer %u, position %u",
+                           kv->plan.pages, seq, layer, pos);
+        t->pages[t->next] = kv->pool + kv->free_list[--kv->n_free] * kv->plan.page_bytes;
+    }
+    t->end = MAX(t->end, pos + n);
+    *ret_pages = t->pages;
+    return 0;
+}
+
+void kv_free(struct kv *kv, uint32_t seq)
+{
+    if (seq >= kv->sequences)
+        return;
+    for (uint32_t layer = 0; layer < kv->hparams.n_layers; layer++) {
+        struct table *t = table_of(kv, layer, seq);
+        give_back(kv, t, t->next);
+        t->first = t->next = t->end = 0;
+    }
+}
+
+uint64_t kv_pages_used(const struct kv *kv)
+{
+    return kv->plan.pages - kv->n_free;
+}
+
+uint64_t kv_pages_total(const struct kv *kv)
+{
+    return kv->plan.pages;
+}

@@ -1,5 +1,150 @@
-/* SPDX-License-Identifier: MIT */
-int main(void)
+/* SPDX-License-Identifier: MIT
+ * The npu_worker program: a stage under the coordinator, or alone the attention of one layer over one sequence.
+ * Alone, rows are cut into chunks where a position does not follow the one before it, so that repeating positions works as it does
+ * in the pipeline. */
+#include <errno.h>
+#include <string.h>
+
+#include "kernels/cpu.h"
+#include "model/npy.h"
+#include "npu_worker/attn_backend.h"
+#include "npu_worker/kv.h"
+#include "npu_worker/npu.h"
+#include "proto/chunk.h"
+#include "proto/err.h"
+#include "proto/util.h"
+#include "stage/positions.h"
+#include "stage/single.h"
+
+#define CHUNK 128
+#define POSITIONS_MAX (1u << 20)
+
+static int get_positions(const struct single *s, size_t n, uint32_t **ret, uint32_t *ret_context, struct err *err)
 {
-    return 1;
+    uint32_t *p = NULL, top = 0;
+    size_t listed = n;
+    int r = 0;
+    if (s->positions) {
+        r = positions_parse("--positions", s->positions, POSITIONS_MAX, POSITIONS_MAX, &p, &listed, err);
+    } else {
+        p = calloc(n, sizeof(*p));
+        r = p && n <= POSITIONS_MAX ? 0 : err_set(err, -E2BIG, "'%s' has %zu rows; expected at most %u", s->in, n, POSITIONS_MAX);
+        for (size_t i = 0; r == 0 && i < n; i++)
+            p[i] = (uint32_t)i;
+    }
+    if (r == 0 && listed != n)
+        r = err_set(err, -EINVAL, "--positions '%s' lists %zu positions; '%s' has %zu rows", s->positions, listed, s->in, n);
+    if (r < 0) {
+        free(p);
+        return r;
+    }
+    for (size_t i = 0; i < n; i++)
+        top = MAX(top, p[i]);
+    *ret = p;
+    *ret_context = top + 1;
+    return 0;
+}
+
+/* The next chunk of one sequence; what is below every position still to come counts as committed. */
+static void make_chunk(struct chunk *c, const uint32_t *positions, size_t at, size_t n, uint32_t max)
+{
+    uint32_t lowest = positions[at];
+    for (size_t i = at; i < n; i++)
+        lowest = MIN(lowest, positions[i]);
+    memset(&c->h, 0, sizeof(c->h));
+    c->h.n_seqs = 1;
+    c->seqs[0] = (struct chunk_seq){.committed_pos = lowest};
+    while (c->h.n_tokens < max && at + c->h.n_tokens < n) {
+        uint32_t i = c->h.n_tokens;
+        if (i && positions[at + i] != positions[at + i - 1] + 1)
+            break;
+        c->tokens[c->h.n_tokens++] = (struct chunk_token){.pos = positions[at + i]};
+    }
+}
+
+static int all_chunks(struct single *s, void *b, uint32_t layer, const uint32_t *positions, const float *x, float *h, size_t n,
+                      uint32_t max, struct err *err)
+{
+    auto_free struct chunk *c = calloc(1, sizeof(*c));
+    size_t width = s->hparams.hidden;
+    if (!c)
+        return err_set(err, -ENOMEM, "out of memory");
+    for (size_t at = 0; at < n; at += c->h.n_tokens) {
+        make_chunk(c, positions, at, n, max);
+        if (s->dump && c->h.n_tokens != n)
+            return err_set(err, -EINVAL, "--dump: '%s' has %zu rows; expected at most %d at consecutive positions", s->in, n,
+                           CHUNK_MAX_TOKENS);
+        int r = attn_cpu.run(b, layer, c, x + at * width, h + at * width, s->dump ? single_dump : NULL, s, err);
+        if (r < 0)
+            return r;
+    }
+    return npy_write(s->out, h, n, width, err);
+}
+
+static int run_rows(struct single *s, uint32_t layer, const uint32_t *positions, uint32_t context, const float *x, float *h, size_t n,
+                    struct err *err)
+{
+    void *b = NULL, *data = NULL;
+    struct kv *kv = NULL;
+    struct segment_layout l;
+    uint32_t chunk = s->config->chunk_tokens ? s->config->chunk_tokens : CHUNK;
+    chunk = (uint32_t)MIN(s->dump ? CHUNK_MAX_TOKENS : chunk, n);
+    const struct kv_options k = {.hparams = &s->hparams,
+                                 .budget = &s->budget,
+                                 .context = context,
+                                 .sequences = 1,
+                                 .chunk_tokens = chunk,
+                                 .ring_slots = 1,
+                                 .kv_type = s->config->kv_type};
+    int r = kv_open(&k, &kv, err);
+    const struct attn_backend_options o = {.hparams = &s->hparams,
+                                           .budget = &s->budget,
+                                           .kv = kv,
+                                           .types = s->types,
+                                           .n_threads = s->config->npu.threads ? s->config->npu.threads : (uint32_t)cpu_count(),
+                                           .chunk_tokens = chunk,
+                                           .ring_slots = 1,
+                                           .kv_type = s->config->kv_type,
+                                           .variant = s->variant};
+    if (r == 0)
+        r = attn_cpu.open(&o, &b, err);
+    if (r == 0)
+        r = single_segment(s, SEGMENT_ATTN, layer, &l, &data, err);
+    if (r == 0)
+        r = attn_cpu.load_segment(b, layer, &l, data, err);
+    if (r == 0)
+        r = all_chunks(s, b, layer, positions, x, h, n, chunk, err);
+    attn_cpu.close(b);
+    kv_close(kv);
+    single_free_segment(s, &l, data);
+    return r;
+}
+
+static int run(struct single *s, struct err *err)
+{
+    auto_free float *x = NULL, *h = NULL;
+    auto_free uint32_t *positions = NULL;
+    uint32_t layer = 0, context = 0;
+    size_t n = 0;
+    int r = single_layer(s, &layer, err);
+    if (r == 0)
+        r = single_rows(s, &x, &n, err);
+    if (r == 0)
+        r = get_positions(s, n, &positions, &context, err);
+    if (r < 0)
+        return r;
+    h = malloc(n * s->hparams.hidden * sizeof(float));
+    if (!h)
+        return err_set(err, -ENOMEM, "out of memory for %zu rows", n);
+    return run_rows(s, layer, positions, context, x, h, n, err);
+}
+
+int main(int argc, char **argv)
+{
+    static const struct single_program program = {.name = "npu_worker",
+                                                  .summary = "computes h = x + post_norm(Attention(norm(x))) of a layer",
+                                                  .options = SINGLE_LAYER | SINGLE_IN | SINGLE_DUMP | SINGLE_POSITIONS,
+                                                  .ops = &npu_ops,
+                                                  .run = run};
+    return single_main(&program, argc, argv);
 }

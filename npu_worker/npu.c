@@ -1,2 +1,150 @@
-/* SPDX-License-Identifier: MIT */
-extern int tandem_not_written;
+/* SPDX-License-Identifier: MIT
+ * The stage: attention of one chunk at one layer. Owns the KV cache and the backend; which backend it is matters only in configure.
+ * configure, segment and close run on the main thread, process on the data thread. Chunks that come back from gpu_worker are taken
+ * before new ones, so that neither worker waits for the other with a full ring. */
+#include "npu_worker/npu.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "model/segment.h"
+#include "npu_worker/attn_backend.h"
+#include "npu_worker/kv.h"
+#include "proto/chunk.h"
+#include "proto/err.h"
+#include "proto/util.h"
+
+struct npu {
+    struct hparams hparams;
+    uint8_t types[sizeof(((struct msg_configure *)0)->types)];
+    struct kv *kv;
+    const struct attn_backend *backend;
+    void *device;
+};
+
+static const struct attn_backend *const backends[] = {&attn_cpu};
+
+static int npu_open(void **ret_state, struct err *err)
+{
+    *ret_state = calloc(1, sizeof(struct npu));
+    return *ret_state ? 0 : err_set(err, -ENOMEM, "npu_worker: out of memory");
+}
+
+static int pick_backend(struct npu *n, const char *wanted, struct err *err)
+{
+    for (size_t i = 0; i < ARRAY_LEN(backends); i++) {
+        const char *reason;
+        if (strcmp(wanted, "auto") != 0 && strcmp(wanted, backends[i]->name) != 0)
+            continue;
+        if (backends[i]->probe(&reason)) {
+            n->backend = backends[i];
+            return 0;
+        }
+        err_set(err, -ENODEV, "npu_worker: backend '%s' cannot run here: %s", backends[i]->name, reason);
+    }
+    return strcmp(wanted, "auto") == 0 ? -ENODEV
+                                       : err_set(err, -ENOTSUP, "npu_worker: backend '%s' is not part of this program; expected auto or cpu", wanted);
+}
+
+static int layout(const struct npu *n, uint32_t layer, struct segment_layout *ret, struct err *err)
+{
+    return segment_layout_init(ret, &n->hparams, SEGMENT_ATTN, n->types + (size_t)layer * GEMMA3_LAYER_TENSORS, err);
+}
+
+static int npu_configure(void *state, struct stage_io *io, const struct msg_configure *c, struct err *err)
+{
+    struct npu *n = state;
+    hparams_from_msg(c, &n->hparams);
+    if (c->types_len < n->hparams.n_layers * GEMMA3_LAYER_TENSORS)
+        return err_set(err, -EPROTO, "CONFIGURE lists %u tensor types; expected %u or more", c->types_len,
+                       n->hparams.n_layers * GEMMA3_LAYER_TENSORS);
+    memcpy(n->types, c->types, c->types_len);
+    int r = pick_backend(n, c->backend, err);
+    if (r < 0)
+        return r;
+    const struct kv_options k = {.hparams = &n->hparams,
+                                 .budget = stage_budget(io),
+                                 .context = c->context,
+                                 .sequences = c->sequences,
+                                 .chunk_tokens = c->chunk_tokens,
+                                 .ring_slots = c->ring_slots,
+                                 .kv_type = (int)c->kv_type};
+    r = kv_open(&k, &n->kv, err);
+    if (r < 0)
+        return r;
+    const struct attn_backend_options o = {.hparams = &n->hparams,
+                                           .budget = stage_budget(io),
+                                           .kv = n->kv,
+                                           .types = n->types,
+                                           .n_threads = c->threads,
+                                           .chunk_tokens = c->chunk_tokens,
+                                           .ring_slots = c->ring_slots,
+                                           .kv_type = (int)c->kv_type,
+                                           .variant = c->variant};
+    r = n->backend->open(&o, &n->device, err);
+    for (uint32_t layer = 0; r == 0 && layer < n->hparams.n_layers; layer++) {
+        struct segment_layout l;
+        r = layout(n, layer, &l, err);
+        if (r == 0)
+            r = stage_want_segment(io, SEGMENT_ATTN, layer, l.bytes, err);
+    }
+    return r;
+}
+
+static int npu_segment(void *state, uint32_t kind, uint32_t layer, const void *data, uint64_t bytes, struct err *err)
+{
+    struct npu *n = state;
+    struct segment_layout l;
+    if (kind != SEGMENT_ATTN || layer >= n->hparams.n_layers)
+        return err_set(err, -EPROTO, "npu_worker: segment of kind %u, layer %u was not asked for", kind, layer);
+    int r = layout(n, layer, &l, err);
+    if (r == 0 && bytes != l.bytes)
+        r = err_set(err, -EPROTO, "npu_worker: segment of layer %u has %llu bytes; expected %zu", layer, (unsigned long long)bytes, l.bytes);
+    return r < 0 ? r : n->backend->load_segment(n->device, layer, &l, data, err);
+}
+
+static int npu_process(void *state, struct stage_io *io, uint32_t input, struct chunk *c, const void *payload, struct err *err)
+{
+    struct npu *n = state;
+    (void)input;
+    if (c->h.kind != CHUNK_HIDDEN)
+        return err_set(err, -EPROTO, "npu_worker: chunk of kind %u; expected hidden states", c->h.kind);
+    for (uint32_t i = 0; c->h.layer == 0 && i < c->h.n_seqs; i++) {
+        if (c->seqs[i].flags & CHUNK_SEQ_FREE)
+            kv_free(n->kv, c->seqs[i].seq);
+    }
+    float *h = stage_reserve(io, 0, c);
+    if (!h)
+        return -ECANCELED;
+    int r = c->h.n_tokens ? n->backend->run(n->device, c->h.layer, c, payload, h, NULL, NULL, err) : 0;
+    if (r == 0)
+        stage_commit(io, 0);
+    return r;
+}
+
+static const char *npu_backend(void *state)
+{
+    const struct npu *n = state;
+    return n->backend->describe(n->device);
+}
+
+static void npu_close(void *state)
+{
+    struct npu *n = state;
+    if (!n)
+        return;
+    if (n->backend)
+        n->backend->close(n->device);
+    kv_close(n->kv);
+    free(n);
+}
+
+const struct stage_ops npu_ops = {.role = MSG_ROLE_NPU,
+                                  .n_inputs = 2,
+                                  .n_outputs = 1,
+                                  .open = npu_open,
+                                  .configure = npu_configure,
+                                  .segment = npu_segment,
+                                  .process = npu_process,
+                                  .backend = npu_backend,
+                                  .close = npu_close};

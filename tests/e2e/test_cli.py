@@ -59,7 +59,7 @@ def test_readme():
                 command = next((w for w in words if re.fullmatch("[a-z][a-z-]+", w) and w in commands), None)
                 help_text = helps[f"{program} {command}" if command else program]
                 for option in re.findall(r"--[a-z][a-z0-9-]*", bare):
-                    check(option in help_text, f"{os.path.basename(path)}: '{option}' is not in {program} {command or ''} --help: {line}")
+                    check(option in help_text, path, f"'{option}' is not in {program} {command or ''} --help", line)
     check(seen >= 8, f"only {seen} command lines found")
 
 

@@ -27,7 +27,8 @@ def sweep(kind, pairs, env=None, ids=None):
     ids = ids or some_ids(300)
     first = None
     for chunk, threads in pairs:
-        cfg = config(model("demo", kind), chunk_tokens=chunk, npu__threads=threads, gpu__threads=threads)
+        # A chunk is never smaller than the number of sequences: one token of each must fit.
+        cfg = config(model("demo", kind), sequences=1, chunk_tokens=chunk, npu__threads=threads, gpu__threads=threads)
         got = evaluate(cfg, ids, env=env)
         if first is None:
             first = got
@@ -67,7 +68,8 @@ def test_other_shapes():
     for kind in ("f32", "q8_0", "q4_0"):
         first = None
         for chunk, threads in ((64, 1), (1, 2), (7, 3), (256, 2)):
-            got = evaluate(config(model("tiny-27b", kind), chunk_tokens=chunk, npu__threads=threads, gpu__threads=threads), ids)
+            got = evaluate(config(model("tiny-27b", kind), sequences=1, chunk_tokens=chunk, npu__threads=threads,
+                                  gpu__threads=threads), ids)
             first = got if first is None else first
             same_bits(got, first, f"tiny-27b {kind}: chunk {chunk}, {threads} threads")
 

@@ -91,7 +91,8 @@ def test_kill_of_a_stage():
 
 def test_end_of_input():
     """One prompt per line from a pipe; the end of input is a clean end."""
-    r = tandem.run("coordinator", "--config", config(model("demo", "bf16")), stdin="Tell me a story about a cat\nTell me about a dog\n")
+    r = tandem.run("coordinator", "--config", config(model("demo", "bf16")), "--temperature", "0",
+                   stdin="Tell me a story about a cat\nTell me a story about a dog")
     check("cat" in r.stdout and "dog" in r.stdout, "the stories are not there:", r.stdout)
 
 
@@ -110,7 +111,7 @@ def test_closed_output():
 def test_two_at_once():
     """Two coordinators share the runtime folder and do not take each other for dead."""
     cfg = config(model("demo", "f32"))
-    first = start("coordinator", "--config", cfg, stdin=subprocess.PIPE)
+    first = start("coordinator", "--config", cfg, "--temperature", "0", stdin=subprocess.PIPE)
     wait_running(first)
     second = start("coordinator", "--config", cfg, "generate", "--prompt", "Once", "--max-tokens", "3", "--temperature", "0")
     out, err = finish(second)

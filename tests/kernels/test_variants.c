@@ -195,7 +195,7 @@ static void test_f16(void **state)
             assert_true(isnan(f));
             continue;
         }
-        double want = exp == 31 ? INFINITY : ldexp(exp ? 1024 + man : man, (int)(exp ? exp : 1) - 25);
+        double want = exp == 31 ? (double)INFINITY : ldexp(exp ? 1024 + man : man, (int)(exp ? exp : 1) - 25);
         assert_true((double)f == (i & 0x8000 ? -want : want));
         assert_int_equal(quant_f32_to_f16(f), i);
         if (exp < 30) { /* halfway to the next rounds to even */

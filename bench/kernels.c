@@ -1,0 +1,395 @@
+/* SPDX-License-Identifier: MIT
+ * Speed of the arithmetic kernels. First the machine's read bandwidth, then per type GB/s of weights for one token and GFLOP/s for
+ * many, then attention. Matrices are copied until they exceed the caches, as a model's layers do. What is compared (bandwidth and
+ * kernel, one variant and the next) runs in turns, round after round, and the best round of each counts: other load
+ * on the machine then hits all of them. One process, one pool; never run by ctest. */
+#include <getopt.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+
+#include "kernels/attn.h"
+#include "kernels/cpu.h"
+#include "kernels/gemm.h"
+#include "kernels/linear.h"
+#include "kernels/pool.h"
+#include "kernels/quant.h"
+#include "kernels/repack.h"
+#include "kernels/vec.h"
+
+#define VARIANTS 3
+#define COLD_BYTES ((size_t)192 << 20)
+
+static const char *const names[VARIANTS] = {"ref", "avx2", "avx512"};
+static const int types[] = {QUANT_Q4_0, QUANT_Q8_0, QUANT_BF16, QUANT_F16, QUANT_F32};
+
+struct options {
+    int threads, rounds;
+    const char *part, *type, *variant;
+};
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+static void *must(void *p)
+{
+    if (!p || p == MAP_FAILED) {
+        fputs("bench: out of memory; free some or run a part (--help)\n", stderr);
+        exit(1);
+    }
+    return p;
+}
+
+/* Page-backed, huge pages asked for; lives as long as the process unless unmapped. */
+static void *map(size_t bytes)
+{
+    void *p = must(mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    madvise(p, bytes, MADV_HUGEPAGE);
+    return p;
+}
+
+static float rnd(void)
+{
+    static uint64_t s = 88172645463325252u;
+    s ^= s << 13;
+    s ^= s >> 7;
+    s ^= s << 17;
+    return (float)(int32_t)(s >> 32) * 0x1p-31f;
+}
+
+static float *random_floats(size_t n)
+{
+    float *p = map(n * sizeof(float));
+    for (size_t i = 0; i < n; i++)
+        p[i] = rnd();
+    return p;
+}
+
+struct stream {
+    const uint64_t *p;
+    _Atomic uint64_t sum;
+};
+
+static void read_part(void *ctx, uint32_t begin, uint32_t end, int thread)
+{
+    struct stream *s = ctx;
+    uint64_t x[8] = {0};
+    (void)thread;
+    for (size_t i = (size_t)begin << 17; i < (size_t)end << 17; i += 8) {
+        for (int j = 0; j < 8; j++)
+            x[j] ^= s->p[i + (size_t)j];
+    }
+    s->sum += x[0] ^ x[1] ^ x[2] ^ x[3] ^ x[4] ^ x[5] ^ x[6] ^ x[7];
+}
+
+/* Bytes per second of reading n MiB once. */
+static double read_bandwidth(struct pool *pool, const void *p, size_t bytes)
+{
+    struct stream s = {.p = p};
+    uint32_t n = (uint32_t)(bytes >> 20);
+    double t = now();
+    pool_run(pool, n, n / (uint32_t)pool_threads(pool) / 4 + 1, read_part, &s);
+    return (double)n * 0x1p20 / (now() - t);
+}
+
+struct matrices {
+    struct gemm_matrix m[64];
+    int n;
+    void *memory;
+    size_t bytes; /* of all copies */
+};
+
+/* Copies of one matrix of random weights; every tile of a copy repeats the same rows, which no kernel can notice. */
+static struct matrices make_matrices(int type, uint32_t rows, uint32_t cols, size_t at_least)
+{
+    size_t row = quant_row_bytes(type, cols), tile = repack_tile_bytes(type, cols), one = repack_bytes(type, rows, cols);
+    struct matrices r = {.n = (int)(at_least / one) + 1};
+    r.n = r.n > 64 ? 64 : r.n;
+    r.bytes = one * (size_t)r.n;
+    r.memory = map((r.bytes + 0xfffff) & ~(size_t)0xfffff);
+    float *f = must(malloc(cols * sizeof(float)));
+    uint8_t *src = must(malloc(row * 16)), *first = r.memory;
+    for (int i = 0; i < 16; i++) {
+        for (uint32_t k = 0; k < cols; k++)
+            f[k] = rnd();
+        quant_quantize_row(type, f, src + (size_t)i * row, cols);
+    }
+    repack_tile(type, src, 16, cols, first);
+    for (size_t at = tile; at < r.bytes; at += tile)
+        memcpy(first + at, first, tile);
+    for (int i = 0; i < r.n; i++)
+        r.m[i] = (struct gemm_matrix){type, rows, cols, first + (size_t)i * one};
+    free(f);
+    free(src);
+    return r;
+}
+
+/* Seconds for one pass over all copies with n_tokens tokens. */
+static double pass(struct pool *pool, const struct cpu_kernels *k, const struct matrices *w, const float *x, uint32_t n_tokens,
+                   void *act, float *y)
+{
+    double t = now();
+    pool_begin(pool);
+    for (int i = 0; i < w->n; i++)
+        linear_run(pool, k, &w->m[i], 1, x, n_tokens, act, &y);
+    pool_end(pool);
+    return now() - t;
+}
+
+static bool wanted(const char *want, const char *name)
+{
+    return !want || strcmp(want, name) == 0;
+}
+
+static void bench_gemv(struct pool *pool, const struct options *o)
+{
+    static const uint32_t shapes[][2] = {{6912, 1152}, {1152, 6912}, {262144, 1152}};
+    printf("\none token: weights read, GB/s, and share of the read bandwidth measured in the same rounds\n");
+    for (size_t a = 0; a < sizeof(types) / sizeof(types[0]); a++) {
+        for (size_t b = 0; wanted(o->type, quant_name(types[a])) && b < 3; b++) {
+            uint32_t rows = shapes[b][0], cols = shapes[b][1];
+            struct matrices w = make_matrices(types[a], rows, cols, COLD_BYTES);
+            float *x = random_floats(cols), *y = map(rows * sizeof(float));
+            void *act = map(gemm_act_bytes(types[a], cols));
+            double bandwidth = 0, best[VARIANTS] = {0};
+            for (int r = 0; r < o->rounds; r++) {
+                double g = read_bandwidth(pool, w.memory, w.bytes & ~(size_t)0xfffff);
+                bandwidth = g > bandwidth ? g : bandwidth;
+                for (int v = 1; v < VARIANTS; v++) {
+                    const struct cpu_kernels *k = wanted(o->variant, names[v]) ? cpu_select(names[v]) : NULL;
+                    double s = k ? (double)w.bytes / pass(pool, k, &w, x, 1, act, y) : 0;
+                    best[v] = s > best[v] ? s : best[v];
+                }
+            }
+            printf("  %-5s %6u x %-5u read %6.2f", quant_name(types[a]), rows, cols, bandwidth / 1e9);
+            for (int v = 1; v < VARIANTS; v++) {
+                if (best[v] > 0)
+                    printf("   %s %6.2f (%3.0f%%)", names[v], best[v] / 1e9, 100 * best[v] / bandwidth);
+            }
+            printf("\n");
+            fflush(stdout);
+            munmap(w.memory, w.bytes);
+        }
+    }
+}
+
+static void bench_gemm(struct pool *pool, const struct options *o)
+{
+    static const uint32_t shapes[][3] = {{6912, 1152, 64},  {6912, 1152, 512}, {1152, 6912, 512},
+                                         {1152, 1024, 512}, {6912, 1152, 2},   {6912, 1152, 4}};
+    printf("\nmany tokens: GFLOP/s (2 x rows x cols x tokens, activations prepared each time)\n");
+    for (size_t a = 0; a < sizeof(types) / sizeof(types[0]); a++) {
+        for (size_t b = 0; wanted(o->type, quant_name(types[a])) && b < sizeof(shapes) / sizeof(shapes[0]); b++) {
+            uint32_t rows = shapes[b][0], cols = shapes[b][1], n = shapes[b][2];
+            struct matrices w = make_matrices(types[a], rows, cols, n < 8 ? COLD_BYTES : (size_t)40 << 20);
+            float *x = random_floats((size_t)cols * n), *y = map((size_t)rows * n * sizeof(float));
+            void *act = map(gemm_act_bytes(types[a], cols) * n);
+            double best[VARIANTS] = {0}, flops = 2.0 * rows * cols * n * w.n;
+            for (int r = 0; r < o->rounds; r++) {
+                for (int v = 1; v < VARIANTS; v++) {
+                    const struct cpu_kernels *k = wanted(o->variant, names[v]) ? cpu_select(names[v]) : NULL;
+                    double s = k ? flops / pass(pool, k, &w, x, n, act, y) : 0;
+                    best[v] = s > best[v] ? s : best[v];
+                }
+            }
+            printf("  %-5s %6u x %-5u tokens %4u", quant_name(types[a]), rows, cols, n);
+            for (int v = 1; v < VARIANTS; v++) {
+                if (best[v] > 0)
+                    printf("   %s %7.1f", names[v], best[v] / 1e9);
+            }
+            printf("\n");
+            fflush(stdout);
+            munmap(w.memory, w.bytes);
+            munmap(x, (size_t)cols * n * sizeof(float));
+            munmap(y, (size_t)rows * n * sizeof(float));
+        }
+    }
+}
+
+struct attend {
+    const struct cpu_kernels *k;
+    const struct attn_shape *s;
+    const float *q;
+    float *out;
+    void **pages;
+    uint8_t *scratch;
+    size_t scratch_bytes, stride;
+    uint32_t pos0, n, step, n_pages;
+};
+
+/* Item: one KV head and `step` queries. */
+static void attend(void *ctx, uint32_t begin, uint32_t end, int thread)
+{
+    const struct attend *a = ctx;
+    for (uint32_t i = begin; i < end; i++) {
+        uint32_t part = i / a->s->n_kv_heads, q0 = part * a->step, n = a->n - q0 < a->step ? a->n - q0 : a->step;
+        a->k->attn->run(a->s, i % a->s->n_kv_heads, a->q + q0 * a->stride, a->stride, a->pos0 + q0, n, a->pages,
+                        a->out + q0 * a->stride, a->scratch + (size_t)thread * a->scratch_bytes);
+    }
+}
+
+static void bench_attn(struct pool *pool, const struct options *o)
+{
+    static const struct {
+        const char *name;
+        struct attn_shape s;
+        uint32_t pos0, n, layers;
+    } cases[] = {
+        {"1b  prefill 512 at 0", {4, 1, 256, 0, 0.0625f, QUANT_F16}, 0, 512, 1},
+        {"27b prefill 512 at 0", {32, 16, 128, 0, 0.08f, QUANT_F16}, 0, 512, 1},
+        {"1b  prefill 64 at 2048", {4, 1, 256, 0, 0.0625f, QUANT_F16}, 2048, 64, 1},
+        {"1b  decode at 4096", {4, 1, 256, 0, 0.0625f, QUANT_F16}, 4096, 1, 24},
+        {"27b decode at 4096", {32, 16, 128, 0, 0.08f, QUANT_F16}, 4096, 1, 2},
+    };
+    printf("\nattention: GFLOP/s (4 x head_dim x visible positions x heads), GB/s of cache\n");
+    for (size_t c = 0; c < sizeof(cases) / sizeof(cases[0]); c++) {
+        const struct attn_shape *s = &cases[c].s;
+        uint32_t n = cases[c].n, last = cases[c].pos0 + n, n_pages = (last + 63) / 64, layers = cases[c].layers;
+        size_t page = attn_page_bytes(s), bytes = page * n_pages * layers, stride = (size_t)s->n_heads * s->head_dim;
+        uint16_t *memory = map(bytes);
+        for (size_t i = 0; i < bytes / 2; i++)
+            memory[i] = quant_f32_to_f16((float)(i * 2654435761u % 1024) / 512 - 1);
+        void **pages = must(malloc(sizeof(*pages) * n_pages * layers));
+        for (size_t i = 0; i < (size_t)n_pages * layers; i++)
+            pages[i] = (uint8_t *)memory + i * page;
+        struct attend a = {.s = s,
+                           .q = random_floats(n * stride),
+                           .out = map(n * stride * sizeof(float)),
+                           .stride = stride,
+                           .pos0 = cases[c].pos0,
+                           .n = n,
+                           .step = 16};
+        a.scratch_bytes = (attn_scratch_bytes(s, a.step) + 63) / 64 * 64;
+        a.scratch = map(a.scratch_bytes * (size_t)o->threads);
+        double best[VARIANTS] = {0}, visible = ((double)cases[c].pos0 + (n + 1) / 2.0) * n;
+        for (int r = 0; r < o->rounds; r++) {
+            for (int v = 1; v < VARIANTS; v++) {
+                a.k = wanted(o->variant, names[v]) ? cpu_select(names[v]) : NULL;
+                if (!a.k)
+                    continue;
+                double t = now();
+                pool_begin(pool);
+                for (uint32_t l = 0; l < layers; l++) {
+                    a.pages = pages + (size_t)l * n_pages;
+                    pool_run(pool, (n + a.step - 1) / a.step * s->n_kv_heads, 1, attend, &a);
+                }
+                pool_end(pool);
+                t = (now() - t) / layers;
+                best[v] = 1 / t > best[v] ? 1 / t : best[v];
+            }
+        }
+        printf("  %-24s", cases[c].name);
+        for (int v = 1; v < VARIANTS; v++) {
+            if (best[v] > 0)
+                printf("   %s %7.1f GFLOP/s %6.2f GB/s", names[v], best[v] * 4 * s->head_dim * visible * s->n_heads / 1e9,
+                       best[v] * (double)(page * n_pages) / 1e9);
+        }
+        printf("\n");
+        fflush(stdout);
+        free(pages);
+        munmap(memory, bytes);
+    }
+}
+
+static void bench_vec(const struct options *o)
+{
+    enum { N = 6912, ROWS = 64 };
+    float *x = random_floats(N * ROWS), *u = random_floats(N * ROWS), *y = map(N * ROWS * sizeof(float));
+    void *act = map(gemm_act_bytes(QUANT_Q8_0, N));
+    printf("\nelement-wise, one thread: G elements/s\n");
+    for (int v = 1; v < VARIANTS; v++) {
+        const struct cpu_kernels *k = wanted(o->variant, names[v]) ? cpu_select(names[v]) : NULL;
+        double best[3] = {0};
+        for (int r = 0; k && r < o->rounds; r++) {
+            double t[4] = {now()};
+            for (size_t i = 0; i < ROWS; i++)
+                k->vec->rmsnorm(x + i * N, u, N, 1e-6f, y + i * N);
+            t[1] = now();
+            for (size_t i = 0; i < ROWS; i++)
+                k->vec->geglu(x + i * N, u + i * N, N, y + i * N);
+            t[2] = now();
+            for (size_t i = 0; i < ROWS; i++)
+                k->gemm->prepare(QUANT_Q8_0, x + i * N, N, act);
+            t[3] = now();
+            for (int i = 0; i < 3; i++) {
+                double g = (double)N * ROWS / (t[i + 1] - t[i]) / 1e9;
+                best[i] = g > best[i] ? g : best[i];
+            }
+        }
+        if (k)
+            printf("  %-6s rmsnorm %6.2f   geglu %6.2f   quantize activations %6.2f\n", names[v], best[0], best[1], best[2]);
+    }
+}
+
+static int usage(int status)
+{
+    fputs("usage: bench_kernels [--threads N] [--rounds N] [--part gemv|gemm|attn|vec] [--type q4_0|q8_0|bf16|f16|f32] [--variant "
+          "avx2|avx512]\n",
+          status ? stderr : stdout);
+    return status;
+}
+
+int main(int argc, char **argv)
+{
+    static const struct option longs[] = {{"threads", 1, NULL, 't'},
+                                          {"rounds", 1, NULL, 'r'},
+                                          {"part", 1, NULL, 'p'},
+                                          {"type", 1, NULL, 'y'},
+                                          {"variant", 1, NULL, 'v'},
+                                          {"help", 0, NULL, 'h'},
+                                          {0}};
+    struct options o = {.threads = cpu_count(), .rounds = 5};
+    for (int c; (c = getopt_long(argc, argv, "h", longs, NULL)) != -1;) {
+        switch (c) {
+        case 't':
+            o.threads = atoi(optarg);
+            break;
+        case 'r':
+            o.rounds = atoi(optarg);
+            break;
+        case 'p':
+            o.part = optarg;
+            break;
+        case 'y':
+            o.type = optarg;
+            break;
+        case 'v':
+            o.variant = optarg;
+            break;
+        default:
+            return usage(c == 'h' ? 0 : 2);
+        }
+    }
+    struct pool *pool;
+    if (o.threads < 1 || o.rounds < 1 || (o.type && quant_from_name(o.type) < 0) || pool_open(o.threads, &pool) < 0)
+        return usage(2);
+    size_t bytes = (size_t)512 << 20;
+    void *p = map(bytes);
+    memset(p, 1, bytes);
+    double bandwidth = 0;
+    for (int r = 0; r < o.rounds; r++) {
+        double g = read_bandwidth(pool, p, bytes);
+        bandwidth = g > bandwidth ? g : bandwidth;
+    }
+    munmap(p, bytes);
+    printf("variants: %s; %d threads, %d processors; best of %d rounds\nread bandwidth: %.2f GB/s\n", cpu_available(), o.threads,
+           cpu_count(), o.rounds, bandwidth / 1e9);
+    if (wanted(o.part, "gemv"))
+        bench_gemv(pool, &o);
+    if (wanted(o.part, "gemm"))
+        bench_gemm(pool, &o);
+    if (wanted(o.part, "attn"))
+        bench_attn(pool, &o);
+    if (wanted(o.part, "vec"))
+        bench_vec(&o);
+    pool_close(pool);
+    return 0;
+}
