@@ -163,10 +163,11 @@ int commands_run(const struct options *o, const struct config *config, const str
     if (r < 0)
         r = err_wrap(err, r, "model '%s'", config->model);
     if (r == 0 && starts_stages(o->command))
-        r = engine_open(config, g, &(struct engine_options){0}, &c.engine, err);
+        r = engine_open(config, g, &(struct engine_options){.ret_signal = ret_signal}, &c.engine, err);
     if (r == 0)
         r = dispatch(&c, err);
-    *ret_signal = c.engine ? engine_signal(c.engine) : 0;
+    if (c.engine)
+        *ret_signal = engine_signal(c.engine);
     if (r == 0 && (fflush(stdout) == EOF || ferror(stdout)))
         r = err_set(err, -EIO, "standard output: cannot be written");
     engine_close(c.engine);

@@ -187,6 +187,8 @@ int engine_open(const struct config *c, const struct gguf *g, const struct engin
     if (r == 0)
         r = open_pipeline(e, o, err);
     if (r < 0) {
+        if (o && o->ret_signal)
+            *o->ret_signal = e->signal;
         engine_close(e);
         return r;
     }

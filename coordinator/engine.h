@@ -20,6 +20,7 @@ struct request;
 
 struct engine_options {
     const char *stage_dir; /* where loader, npu_worker, gpu_worker lie; NULL = beside the coordinator */
+    int *ret_signal;       /* may be NULL: the signal that ended engine_open with -EINTR */
 };
 
 /* Plans, makes rings, starts the stages and waits until all are ready. Signals SIGINT/SIGTERM end engine_run with -EINTR.

@@ -387,7 +387,7 @@ static void add_times(struct chunk_times *to, const struct chunk_times *t)
     to->gpu_ns += t->gpu_ns;
     to->npu_wait_ns += t->npu_wait_ns;
     to->gpu_wait_ns += t->gpu_wait_ns;
-    to->hops += t->hops;
+    to->hops += t->hops + 1; /* ours */
 }
 
 /* A chunk left the pipeline. failed: why, or NULL. */

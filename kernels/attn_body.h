@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
- * Tiled attention, once, on sixteen lanes. For one KV head: every tile of 64 positions is converted to f32 once and used by all
- * rows (queries x heads of the group). Per row the order is fixed: scores walk d upwards, each lane one position; the
- * running maximum and sum are updated per tile; outputs walk the visible positions upwards, each lane one dimension. Rows
- * are handled LANES_QUERIES at a time where a tile is visible to all of them; that changes nothing for any row. */
+ * Tiled attention, once, on sixteen lanes. For one KV head: a tile of 64 positions is used by all rows (queries x heads of the
+ * group) while it is in the cache, converted to f32 once when they are many. Per row the order is fixed: scores walk d upwards,
+ * each lane one position; the running maximum and sum are updated per tile; outputs walk the visible positions upwards, each lane
+ * one dimension. Rows are handled several at a time where a tile is visible to all of them; that changes nothing for any row. */
 #include <math.h>
 #include <stdbool.h>
 #include <string.h>
@@ -10,6 +10,9 @@
 #include "kernels/attn.h"
 #include "kernels/exp_body.h"
 #include "kernels/quant.h"
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16") for
 
 struct row {
     const float *q;
@@ -46,39 +49,50 @@ static void store(const struct attn_shape *s, void *page, uint32_t slot, const f
     }
 }
 
-/* The head's K and V of a page as f32: [head_dim][64], [64][head_dim]. */
-static void widen(const struct attn_shape *s, const void *page, uint32_t kv_head, float *scratch, const float **ret_k, const float **ret_v)
+/* One head's K and V of a page, 2 x 64 x head_dim entries. */
+static const uint8_t *page_head(const struct attn_shape *s, const void *page, uint32_t kv_head)
 {
-    size_t half = (size_t)s->head_dim * ATTN_PAGE;
-    const uint8_t *p = (const uint8_t *)page + kv_head * 2 * half * entry_bytes(s);
-    if (s->kv_type == QUANT_F32) {
-        *ret_k = (const float *)(const void *)p;
-    } else {
-        for (size_t i = 0; i < 2 * half; i += 16)
-            v16_store(scratch + i, v16_load_f16((const uint16_t *)(const void *)p + i));
-        *ret_k = scratch;
-    }
-    *ret_v = *ret_k + half;
+    return (const uint8_t *)page + kv_head * 2 * ATTN_PAGE * s->head_dim * entry_bytes(s);
 }
 
-/* n rows (a constant at every call): scores of 64 positions each. */
-static inline __attribute__((always_inline)) void scores(int n, const struct row *r, const float *k, size_t d, float scale)
+static void widen(const uint16_t *half, size_t n, float *ret)
 {
-    v16 acc[LANES_QUERIES][4];
-    for (int i = 0; i < n; i++) {
-        for (int j = 0; j < 4; j++)
+    for (size_t i = 0; i < n; i += 16)
+        v16_store(ret + i, v16_load_f16(half + i));
+}
+
+/* Sixteen entries at index i of a tile of type f16 or f32. */
+INLINE v16 entries(int type, const void *p, size_t i)
+{
+    return type == QUANT_F16 ? v16_load_f16((const uint16_t *)p + i) : v16_load((const float *)p + i);
+}
+
+/* Scores of 64 positions for n rows, a constant at the call. */
+INLINE void scores(int type, int n, const struct row *r, const void *k, size_t d, float scale)
+{
+    for (size_t j0 = 0; j0 < ATTN_PAGE; j0 += 16 * LANES_VECTORS) {
+        v16 acc[LANES_ROWS][LANES_VECTORS];
+        UNROLL(int i = 0; i < n; i++)
+        {
+            UNROLL(int j = 0; j < LANES_VECTORS; j++)
             acc[i][j] = v16_set(0);
-    }
-    for (size_t x = 0; x < d; x++, k += ATTN_PAGE) {
-        for (int j = 0; j < 4; j++) {
-            v16 kv = v16_load(k + 16 * j);
-            for (int i = 0; i < n; i++)
-                acc[i][j] = v16_fma(kv, v16_set(r[i].q[x]), acc[i][j]);
         }
-    }
-    for (int i = 0; i < n; i++) {
-        for (int j = 0; j < 4; j++)
-            v16_store(r[i].p + 16 * j, v16_mul(acc[i][j], v16_set(scale)));
+        for (size_t x = 0; x < d; x++) {
+            v16 kv[LANES_VECTORS];
+            UNROLL(int j = 0; j < LANES_VECTORS; j++)
+            kv[j] = entries(type, k, x * ATTN_PAGE + j0 + 16 * (size_t)j);
+            UNROLL(int i = 0; i < n; i++)
+            {
+                v16 q = v16_set(r[i].q[x]);
+                UNROLL(int j = 0; j < LANES_VECTORS; j++)
+                acc[i][j] = v16_fma(kv[j], q, acc[i][j]);
+            }
+        }
+        UNROLL(int i = 0; i < n; i++)
+        {
+            UNROLL(int j = 0; j < LANES_VECTORS; j++)
+            v16_store(r[i].p + j0 + 16 * (size_t)j, v16_mul(acc[i][j], v16_set(scale)));
+        }
     }
 }
 
@@ -109,29 +123,40 @@ static void soften(const struct row *r, size_t d, int lo, int hi)
         v16_store(r->o + x, v16_mul(v16_load(r->o + x), correct));
 }
 
-/* Positions lo..hi-1 of V, weighted, onto the outputs of n rows. */
-static inline __attribute__((always_inline)) void weigh(int n, const struct row *r, const float *v, size_t d, int lo, int hi)
+/* Dimensions x.. of positions lo..hi-1 of V, weighted, onto the outputs of n rows; n and the number of vectors are constants. */
+INLINE void weigh_vectors(int type, int n, int vectors, const struct row *r, const void *v, size_t d, size_t x, int lo, int hi)
 {
-    for (size_t x = 0; x < d; x += 64) {
-        int vectors = d - x < 64 ? (int)((d - x) / 16) : 4;
-        v16 acc[LANES_QUERIES][4];
-        for (int i = 0; i < n; i++) {
-            for (int j = 0; j < vectors; j++)
-                acc[i][j] = v16_load(r[i].o + x + 16 * j);
-        }
-        for (int t = lo; t < hi; t++) {
-            const float *row = v + (size_t)t * d + x;
-            for (int j = 0; j < vectors; j++) {
-                v16 value = v16_load(row + 16 * j);
-                for (int i = 0; i < n; i++)
-                    acc[i][j] = v16_fma(value, v16_set(r[i].p[t]), acc[i][j]);
-            }
-        }
-        for (int i = 0; i < n; i++) {
-            for (int j = 0; j < vectors; j++)
-                v16_store(r[i].o + x + 16 * j, acc[i][j]);
+    v16 acc[LANES_ROWS][LANES_VECTORS];
+    UNROLL(int i = 0; i < n; i++)
+    {
+        UNROLL(int j = 0; j < vectors; j++)
+        acc[i][j] = v16_load(r[i].o + x + 16 * (size_t)j);
+    }
+    for (int t = lo; t < hi; t++) {
+        v16 value[LANES_VECTORS];
+        UNROLL(int j = 0; j < vectors; j++)
+        value[j] = entries(type, v, (size_t)t * d + x + 16 * (size_t)j);
+        UNROLL(int i = 0; i < n; i++)
+        {
+            v16 p = v16_set(r[i].p[t]);
+            UNROLL(int j = 0; j < vectors; j++)
+            acc[i][j] = v16_fma(value[j], p, acc[i][j]);
         }
     }
+    UNROLL(int i = 0; i < n; i++)
+    {
+        UNROLL(int j = 0; j < vectors; j++)
+        v16_store(r[i].o + x + 16 * (size_t)j, acc[i][j]);
+    }
+}
+
+INLINE void weigh(int type, int n, const struct row *r, const void *v, size_t d, int lo, int hi)
+{
+    size_t x = 0;
+    for (; x + 16 * LANES_VECTORS <= d; x += 16 * LANES_VECTORS)
+        weigh_vectors(type, n, LANES_VECTORS, r, v, d, x, lo, hi);
+    for (; x < d; x += 16)
+        weigh_vectors(type, n, 1, r, v, d, x, lo, hi);
 }
 
 /* Visible positions of a row within the tile at `base`; false when there are none. */
@@ -145,42 +170,70 @@ static bool visible(const struct attn_shape *s, uint32_t pos, uint32_t base, int
     return true;
 }
 
-static void tile_row(const struct attn_shape *s, const struct row *r, uint32_t base, const float *k, const float *v)
+/* n rows that all see part of the tile. Positions seen by all are weighed together, those before and after row by row: each row
+ * still walks its own range upwards. */
+INLINE void tile_block(int type, int n, const struct attn_shape *s, const struct row *r, uint32_t base, const void *k,
+                       const void *v)
+{
+    int lo[LANES_ROWS], hi[LANES_ROWS], from = 0, to = ATTN_PAGE;
+    scores(type, n, r, k, s->head_dim, s->scale);
+    for (int i = 0; i < n; i++) {
+        visible(s, r[i].pos, base, &lo[i], &hi[i]);
+        soften(&r[i], s->head_dim, lo[i], hi[i]);
+        from = lo[i] > from ? lo[i] : from;
+        to = hi[i] < to ? hi[i] : to;
+    }
+    if (n > 1 && from >= to)
+        from = to = 0;
+    for (int i = 0; i < n; i++) {
+        int end = from < to ? from : hi[i];
+        if (n > 1 && lo[i] < end)
+            weigh(type, 1, &r[i], v, s->head_dim, lo[i], end);
+    }
+    if (from < to)
+        weigh(type, n, r, v, s->head_dim, from, to);
+    for (int i = 0; i < n; i++) {
+        if (n > 1 && from < to && to < hi[i])
+            weigh(type, 1, &r[i], v, s->head_dim, to, hi[i]);
+    }
+}
+
+INLINE void tile_rows(int type, const struct attn_shape *s, const struct row *r, uint32_t n, uint32_t base, const void *k,
+                      const void *v)
 {
     int lo, hi;
-    if (!visible(s, r->pos, base, &lo, &hi))
-        return;
-    scores(1, r, k, s->head_dim, s->scale);
-    soften(r, s->head_dim, lo, hi);
-    weigh(1, r, v, s->head_dim, lo, hi);
-}
-
-static void tile_rows(const struct attn_shape *s, const struct row *r, uint32_t n, uint32_t base, const float *k, const float *v)
-{
-    uint32_t i = 0;
-    for (; LANES_QUERIES > 1 && i + LANES_QUERIES <= n; i += LANES_QUERIES) {
-        int lo, hi;
-        bool whole = true;
-        for (int j = 0; whole && j < LANES_QUERIES; j++)
-            whole = visible(s, r[i + j].pos, base, &lo, &hi) && lo == 0 && hi == ATTN_PAGE;
-        if (!whole) {
-            for (int j = 0; j < LANES_QUERIES; j++)
-                tile_row(s, &r[i + j], base, k, v);
-            continue;
-        }
-        scores(LANES_QUERIES, r + i, k, s->head_dim, s->scale);
-        for (int j = 0; j < LANES_QUERIES; j++)
-            soften(&r[i + j], s->head_dim, 0, ATTN_PAGE);
-        weigh(LANES_QUERIES, r + i, v, s->head_dim, 0, ATTN_PAGE);
+    for (uint32_t i = 0, m; i < n; i += m) {
+        for (m = 0; m < LANES_ROWS && i + m < n && visible(s, r[i + m].pos, base, &lo, &hi);)
+            m++;
+        if (LANES_ROWS >= 6 && m >= 6)
+            tile_block(type, LANES_ROWS >= 6 ? 6 : 1, s, r + i, base, k, v), m = 6;
+        else if (LANES_ROWS >= 4 && m >= 4)
+            tile_block(type, LANES_ROWS >= 4 ? 4 : 1, s, r + i, base, k, v), m = 4;
+        else if (LANES_ROWS >= 2 && m >= 2)
+            tile_block(type, LANES_ROWS >= 2 ? 2 : 1, s, r + i, base, k, v), m = 2;
+        else if (m >= 1)
+            tile_block(type, 1, s, r + i, base, k, v), m = 1;
+        else
+            m = 1; /* sees nothing of this tile */
     }
-    for (; i < n; i++)
-        tile_row(s, &r[i], base, k, v);
 }
 
-#define ROWS_MAX 64
+static void tile_f16(const struct attn_shape *s, const struct row *r, uint32_t n, uint32_t base, const void *k, const void *v)
+{
+    tile_rows(QUANT_F16, s, r, n, base, k, v);
+}
+
+static void tile_f32(const struct attn_shape *s, const struct row *r, uint32_t n, uint32_t base, const void *k, const void *v)
+{
+    tile_rows(QUANT_F32, s, r, n, base, k, v);
+}
+
+#define ROWS_MAX 64   /* rows that share one pass over the pages */
+#define NARROW_ROWS 6 /* up to here f16 is converted on the way to the registers, above it once per tile */
 
 static void run_rows(const struct attn_shape *s, uint32_t kv_head, struct row *r, uint32_t n, void *const *pages, float *wide)
 {
+    size_t half = (size_t)ATTN_PAGE * s->head_dim;
     uint32_t first = r[0].pos, last = r[0].pos;
     for (uint32_t i = 0; i < n; i++) {
         first = r[i].pos < first ? r[i].pos : first;
@@ -191,9 +244,16 @@ static void run_rows(const struct attn_shape *s, uint32_t kv_head, struct row *r
     }
     uint32_t from = s->window && first + 1 > s->window ? first + 1 - s->window : 0;
     for (uint32_t page = from / ATTN_PAGE; page <= last / ATTN_PAGE; page++) {
-        const float *k, *v;
-        widen(s, pages[page], kv_head, wide, &k, &v);
-        tile_rows(s, r, n, page * ATTN_PAGE, k, v);
+        const uint8_t *k = page_head(s, pages[page], kv_head);
+        uint32_t base = page * ATTN_PAGE;
+        if (s->kv_type == QUANT_F32) {
+            tile_f32(s, r, n, base, k, k + half * sizeof(float));
+        } else if (n <= NARROW_ROWS) {
+            tile_f16(s, r, n, base, k, k + half * sizeof(uint16_t));
+        } else {
+            widen((const uint16_t *)(const void *)k, 2 * half, wide);
+            tile_f32(s, r, n, base, wide, wide + half);
+        }
     }
     for (uint32_t i = 0; i < n; i++) {
         v16 inverse = v16_set(1.0f / sum16(v16_load(r[i].lanes)));
@@ -212,7 +272,8 @@ static void run(const struct attn_shape *s, uint32_t kv_head, const float *q, si
         for (uint32_t g = 0; g < group; g++) {
             size_t at = i * stride + (size_t)(kv_head * group + g) * d;
             float *f = free_floats + (size_t)n * (ATTN_PAGE + 32);
-            rows[n++] = (struct row){.q = q + at, .o = out + at, .p = f, .lanes = f + ATTN_PAGE, .state = f + ATTN_PAGE + 16, .pos = pos0 + i};
+            rows[n++] = (struct row){
+                .q = q + at, .o = out + at, .p = f, .lanes = f + ATTN_PAGE, .state = f + ATTN_PAGE + 16, .pos = pos0 + i};
             if (n == ROWS_MAX || (i + 1 == n_queries && g + 1 == group)) {
                 run_rows(s, kv_head, rows, n, pages, wide);
                 n = 0;

@@ -11,7 +11,8 @@
 
 #define LANES_VARIANT(name) name##_ref
 #define LANES_NAME "ref"
-#define LANES_QUERIES 1 /* rows of queries, tokens and tiles that fit the registers */
+#define LANES_ROWS 1
+#define LANES_VECTORS 1
 #define LANES_TOKENS 1
 #define LANES_INTEGER_TOKENS 1
 #define LANES_TILES 1

@@ -6,6 +6,30 @@
 #include <stdio.h>
 #include <string.h>
 
+/* Length of the UTF-8 sequence at s, 0 when it is none (RFC 3629, without a check of overlong three- and four-byte forms). */
+static size_t sequence(const unsigned char *s)
+{
+    size_t n = s[0] < 0x80 ? 1 : s[0] >= 0xc2 && s[0] <= 0xdf ? 2 : s[0] >= 0xe0 && s[0] <= 0xef ? 3 : s[0] >= 0xf0 && s[0] <= 0xf4 ? 4 : 0;
+    for (size_t i = 1; i < n; i++) {
+        if ((s[i] & 0xc0) != 0x80)
+            return 0;
+    }
+    return n;
+}
+
+/* Messages quote names from files and other processes: what would confuse a terminal or a reader of UTF-8 becomes '?'. */
+static void make_printable(char *text)
+{
+    for (unsigned char *s = (unsigned char *)text; *s;) {
+        size_t n = sequence(s);
+        if (n == 0 || *s < 0x20 || *s == 0x7f) {
+            *s = '?';
+            n = 1;
+        }
+        s += n;
+    }
+}
+
 int err_set(struct err *err, int code, const char *fmt, ...)
 {
     if (!err)
@@ -15,6 +39,7 @@ int err_set(struct err *err, int code, const char *fmt, ...)
     va_start(ap, fmt);
     vsnprintf(text, sizeof(text), fmt, ap);
     va_end(ap);
+    make_printable(text);
     err->code = code;
     memcpy(err->text, text, sizeof(text));
     return code;

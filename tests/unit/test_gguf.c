@@ -356,7 +356,8 @@ static void unsupported_type_opens(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {UNIT_TEST(round_trip),  UNIT_TEST(writer_errors), UNIT_TEST(every_truncation), UNIT_TEST(every_byte_changed),
-                                       UNIT_TEST(bad_headers), UNIT_TEST(bad_keys),      UNIT_TEST(bad_tensors),      UNIT_TEST(unsupported_type_opens)};
+    const struct CMUnitTest tests[] = {UNIT_TEST(round_trip),         UNIT_TEST(writer_errors),         UNIT_TEST(every_truncation),
+                                       UNIT_TEST(every_byte_changed), UNIT_TEST(bad_headers),           UNIT_TEST(bad_keys),
+                                       UNIT_TEST(bad_tensors),        UNIT_TEST(unsupported_type_opens)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

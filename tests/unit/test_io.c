@@ -44,8 +44,9 @@ static void reads(void **state)
     static const struct {
         uint64_t offset;
         size_t n, shift;
-    } cases[] = {{0, 0, 0},        {0, 1, 0},           {5, 100, 3},          {0, 4096, 0},   {4096, 8192, 0}, {1, 4096, 0},
-                 {4095, 70001, 1}, {1000, 2900000, 16}, {SIZE - 4097, 4097, 0}, {SIZE - 1, 1, 0}, {0, SIZE, 0},   {SIZE, 0, 0}};
+    } cases[] = {{0, 0, 0},    {0, 1, 0},        {5, 100, 3},         {0, 4096, 0},           {4096, 8192, 0},
+                 {1, 4096, 0}, {4095, 70001, 1}, {1000, 2900000, 16}, {SIZE - 4097, 4097, 0}, {SIZE - 1, 1, 0},
+                 {0, SIZE, 0}, {SIZE, 0, 0}};
     make_file(unit_path("f"));
     for (int direct = 0; direct < 2; direct++) {
         struct io_file *f;

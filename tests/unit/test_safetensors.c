@@ -26,7 +26,7 @@ static void write_file(const char *name, const char *json, size_t data)
     unit_free(&b);
 }
 
-#define GOOD                                                                                             \
+#define GOOD                                                                                                 \
     "{\"__metadata__\":{\"format\":\"pt\"},\"b\":{\"dtype\":\"F32\",\"shape\":[],\"data_offsets\":[12,16]}," \
     "\"a\":{\"dtype\":\"BF16\",\"shape\":[2,3],\"data_offsets\":[0,12]}}   "
 
@@ -111,10 +111,12 @@ static const struct {
     {T("\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]"), 2, "cut off"},
     {T("\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]"), 5, "tensors end at offset"},
     {T("\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[1,5]"), 5, "a hole"},
-    {"{\"t\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]},\"u\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[2,6]}}", 6,
-     "an overlap"},
-    {"{\"t\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]},\"t\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[4,8]}}", 8,
-     "duplicate"},
+    {"{\"t\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]},\"u\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[2,6]"
+     "}}",
+     6, "an overlap"},
+    {"{\"t\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]},\"t\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[4,8]"
+     "}}",
+     8, "duplicate"},
     {"{\"__metadata__\":[]}", 0, "'__metadata__'"},
     {"{\"__metadata__\":{\"a\":1}}", 0, "'__metadata__', key 'a'"},
 };
@@ -175,9 +177,12 @@ static void sharded(void **state)
     assert_err(open_folder("{\"weight_map\":[]}", err), -EPROTO, "'weight_map' is missing");
     assert_err(open_folder("{", err), -EPROTO, "JSON");
     write_file("m2.safetensors", ONE("a"), 4);
-    assert_err(open_folder("{\"weight_map\":{\"a\":\"m1.safetensors\",\"b\":\"m2.safetensors\"}}", err), -EPROTO, "tensor 'a' is in both");
-    write_file("m2.safetensors", "{\"b\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]},\"c\":{\"dtype\":\"F32\",\"shape\":[0],"
-                                 "\"data_offsets\":[4,4]}}", 4);
+    assert_err(open_folder("{\"weight_map\":{\"a\":\"m1.safetensors\",\"b\":\"m2.safetensors\"}}", err), -EPROTO,
+               "tensor 'a' is in both");
+    write_file("m2.safetensors",
+               "{\"b\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]},\"c\":{\"dtype\":\"F32\",\"shape\":[0],"
+               "\"data_offsets\":[4,4]}}",
+               4);
     assert_err(open_folder("{\"weight_map\":{\"a\":\"m1.safetensors\",\"b\":\"m2.safetensors\"}}", err), -EPROTO,
                "tensor 'c' of file");
     write_file("model.safetensors", ONE("z"), 4); /* a single file comes first, as in transformers */

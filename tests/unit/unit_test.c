@@ -35,9 +35,9 @@ int unit_teardown(void **state)
 
 static const char *join(const char *a, const char *b)
 {
-    static char buffers[4][PATH_MAX];
+    static char buffers[16][PATH_MAX];
     static unsigned next;
-    char *s = buffers[next++ % 4];
+    char *s = buffers[next++ % 16];
     snprintf(s, PATH_MAX, "%s/%s", a, b);
     return s;
 }

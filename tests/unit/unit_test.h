@@ -18,9 +18,9 @@ int unit_setup(void **state);    /* makes the folder, counts fds */
 int unit_teardown(void **state); /* removes it; fails when an fd leaked */
 #define UNIT_TEST(f) cmocka_unit_test_setup_teardown(f, unit_setup, unit_teardown)
 
-const char *unit_path(const char *name); /* in the folder; one of four rotating buffers */
+const char *unit_path(const char *name);   /* in the folder; one of sixteen rotating buffers */
 const char *unit_source(const char *path); /* in the source tree, likewise */
-unsigned unit_count_files(void);         /* in the folder */
+unsigned unit_count_files(void);           /* in the folder */
 void unit_write(const char *path, const void *data, size_t n);
 void unit_copy(const char *from, const char *to);
 struct bytes unit_read(const char *path);
