@@ -93,7 +93,8 @@ static int try_open(struct cgroup *g, bool v2, struct err *err)
     if (v2)
         write_file(g->parent, "cgroup.subtree_control", "+memory"); /* fails where it is not ours; the check below tells */
     if (mkdir(g->path, 0755) < 0 && errno != EEXIST)
-        return err_set_errno(err, -errno, "cgroup '%s' cannot be made (run as root, or under 'systemd-run --user --scope -p Delegate=yes')",
+        return err_set_errno(err, -errno,
+                             "cgroup '%s' cannot be made (run as root, or under 'systemd-run --user --scope -p Delegate=yes')",
                              g->path);
     if (v2)
         write_file(g->path, "cgroup.subtree_control", "+memory");
@@ -101,8 +102,10 @@ static int try_open(struct cgroup *g, bool v2, struct err *err)
     snprintf(probe, sizeof(probe), "%s/%s", g->path, v2 ? "memory.max" : "memory.limit_in_bytes");
     if (access(probe, W_OK) < 0) {
         rmdir(g->path);
-        return err_set(err, -ENOTSUP, "cgroup '%s' has no memory controller that we may use (run as root, or under 'systemd-run --user "
-                                      "--scope -p Delegate=yes')", g->parent);
+        return err_set(err, -ENOTSUP,
+                       "cgroup '%s' has no memory controller that we may use (run as root, or under 'systemd-run --user "
+                       "--scope -p Delegate=yes')",
+                       g->parent);
     }
     return 0;
 }

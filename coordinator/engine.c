@@ -148,8 +148,15 @@ static int open_caps(struct engine *e, struct err *err)
 
 static int open_pipeline(struct engine *e, const struct engine_options *o, struct err *err)
 {
-    struct supervise_options so = {.loop = &e->loop, .config = e->config, .plan = &e->plan, .cgroup = e->cgroup,
-                                   .stage_dir = o ? o->stage_dir : NULL, .ready = on_ready, .stats = on_stats, .failed = on_failed, .ctx = e};
+    struct supervise_options so = {.loop = &e->loop,
+                                   .config = e->config,
+                                   .plan = &e->plan,
+                                   .cgroup = e->cgroup,
+                                   .stage_dir = o ? o->stage_dir : NULL,
+                                   .ready = on_ready,
+                                   .stats = on_stats,
+                                   .failed = on_failed,
+                                   .ctx = e};
     int r = supervise_open(&so, &e->supervise, err);
     if (r < 0)
         return r;
@@ -159,7 +166,8 @@ static int open_pipeline(struct engine *e, const struct engine_options *o, struc
         return err_set(err, e->failed.code, "%s", e->failed.text);
     if (e->signal)
         return err_set(err, -EINTR, "interrupted by signal %d while starting", e->signal);
-    schedule_attach(e->schedule, supervise_token_ring(e->supervise), supervise_output_ring(e->supervise), supervise_epoch(e->supervise));
+    schedule_attach(e->schedule, supervise_token_ring(e->supervise), supervise_output_ring(e->supervise),
+                    supervise_epoch(e->supervise));
     sigset_t all, old;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old);
@@ -312,8 +320,8 @@ int engine_wait_readable(struct engine *e, int fd, struct err *err)
 static void local_stats(struct engine *e, struct engine_process_stats *s)
 {
     for (int i = 0; i < CONFIG_PROCESSES; i++) {
-        static const int role[] = {[CONFIG_COORDINATOR] = -1, [CONFIG_LOADER] = MSG_ROLE_LOADER, [CONFIG_NPU] = MSG_ROLE_NPU,
-                                   [CONFIG_GPU] = MSG_ROLE_GPU};
+        static const int role[] = {
+            [CONFIG_COORDINATOR] = -1, [CONFIG_LOADER] = MSG_ROLE_LOADER, [CONFIG_NPU] = MSG_ROLE_NPU, [CONFIG_GPU] = MSG_ROLE_GPU};
         bool self = role[i] < 0;
         s[i].name = plan_process_name((enum config_process)i);
         s[i].pid = self ? (int)getpid() : supervise_pid(e->supervise, (enum msg_role)role[i]);

@@ -29,14 +29,20 @@ int engine_open(const struct config *c, const struct gguf *g, const struct engin
 void engine_close(struct engine *e); /* stops the stages and waits for their exit; NULL is fine */
 const struct plan *engine_plan(const struct engine *e);
 
-enum engine_finish { ENGINE_FINISH_STOP, ENGINE_FINISH_LENGTH, ENGINE_FINISH_CONTEXT, ENGINE_FINISH_CANCELLED, ENGINE_FINISH_ERROR };
+enum engine_finish {
+    ENGINE_FINISH_STOP,
+    ENGINE_FINISH_LENGTH,
+    ENGINE_FINISH_CONTEXT,
+    ENGINE_FINISH_CANCELLED,
+    ENGINE_FINISH_ERROR
+};
 const char *engine_finish_name(enum engine_finish f); /* "stop", "length", "context", "cancelled", "error" */
 
 struct request_result {
     enum engine_finish finish;
     const struct err *err; /* ENGINE_FINISH_ERROR */
     uint32_t n_prompt, n_output;
-    uint64_t queue_ns, prefill_ns, decode_ns; /* prefill: until the first token's logits are there */
+    uint64_t queue_ns, prefill_ns, decode_ns;       /* prefill: until the first token's logits are there */
     struct chunk_times prefill_times, decode_times; /* summed over the request's chunks */
     uint32_t prefill_chunks, decode_chunks;
 };
@@ -44,12 +50,13 @@ struct request_result {
 struct request_params {
     const uint32_t *ids; /* prompt, copied; 1 <= n_ids <= context */
     uint32_t n_ids;
-    uint32_t max_tokens;  /* 0: prompt only (eval, perplexity) */
-    bool all_logits;      /* logits callback for every prompt position, otherwise never */
-    bool ignore_end;      /* bench: go on after end tokens */
+    uint32_t max_tokens; /* 0: prompt only (eval, perplexity) */
+    bool all_logits;     /* logits callback for every prompt position, otherwise never */
+    bool ignore_end;     /* bench: go on after end tokens */
     struct sample_params sample;
     uint32_t choice;
-    /* May be NULL. token: every generated token, the end token excluded. logits: row for prompt position pos, borrowed for the call. */
+    /* May be NULL. token: every generated token, the end token excluded. logits: row for prompt position pos, borrowed for the
+     * call. */
     void (*token)(void *ctx, uint32_t id, uint32_t index);
     void (*logits)(void *ctx, uint32_t pos, const float *row, uint32_t vocab);
     void (*finished)(void *ctx, const struct request_result *r);

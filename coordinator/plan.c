@@ -34,7 +34,8 @@ static int collect_types(const struct gguf *g, struct plan *p, struct err *err)
     const struct hparams *h = &p->hparams;
     uint32_t n = 0, per_layer = segment_n_tensors(SEGMENT_ATTN) + segment_n_tensors(SEGMENT_FFN);
     if ((size_t)h->n_layers * per_layer + segment_n_tensors(SEGMENT_HEAD) + 1 > sizeof(p->types))
-        return err_set(err, -E2BIG, "model has %u layers; at most %zu are supported", h->n_layers, sizeof(p->types) / per_layer - 1);
+        return err_set(err, -E2BIG, "model has %u layers; at most %zu are supported", h->n_layers,
+                       sizeof(p->types) / per_layer - 1);
     for (uint32_t layer = 0; layer < h->n_layers; layer++) {
         int r = segment_types(g, SEGMENT_ATTN, layer, p->types + n, err);
         n += segment_n_tensors(SEGMENT_ATTN);
@@ -111,18 +112,22 @@ static int caps(const struct config *c, struct plan *p, struct err *err)
         p->process[i].total = total;
         p->process[i].cap = c->caps[i] ? c->caps[i] : total + total / 10 + (16u << 20);
         if (total > p->process[i].cap)
-            return err_set(err, -ENOMEM, "%s needs %s (%" PRIu64 " bytes) but 'memory.%s' allows %s; raise it to at least %" PRIu64
-                           " MiB, or lower 'context', 'sequences' or 'chunk_tokens'", plan_process_name((enum config_process)i),
-                           util_format_bytes(need, sizeof(need), total), total, plan_process_name((enum config_process)i),
-                           util_format_bytes(have, sizeof(have), p->process[i].cap), (total + (1u << 20) - 1) >> 20);
+            return err_set(err, -ENOMEM,
+                           "%s needs %s (%" PRIu64 " bytes) but 'memory.%s' allows %s; raise it to at least %" PRIu64
+                           " MiB, or lower 'context', 'sequences' or 'chunk_tokens'",
+                           plan_process_name((enum config_process)i), util_format_bytes(need, sizeof(need), total), total,
+                           plan_process_name((enum config_process)i), util_format_bytes(have, sizeof(have), p->process[i].cap),
+                           (total + (1u << 20) - 1) >> 20);
     }
     /* The NPU pool of the CPU backend is ordinary memory: weights, KV and scratch of npu_worker. */
     const uint64_t *n = p->process[CONFIG_NPU].bytes;
     uint64_t pool = n[BUDGET_WEIGHTS] + n[BUDGET_KV] + n[BUDGET_SCRATCH];
     if (c->npu.memory && pool > c->npu.memory)
-        return err_set(err, -ENOMEM, "npu_worker's weights, KV cache and scratch need %s but 'npu.memory' is %s; raise it to %" PRIu64
-                       " MiB, or lower 'context' or 'sequences'", util_format_bytes(need, sizeof(need), pool),
-                       util_format_bytes(raise, sizeof(raise), c->npu.memory), (pool + (1u << 20) - 1) >> 20);
+        return err_set(err, -ENOMEM,
+                       "npu_worker's weights, KV cache and scratch need %s but 'npu.memory' is %s; raise it to %" PRIu64
+                       " MiB, or lower 'context' or 'sequences'",
+                       util_format_bytes(need, sizeof(need), pool), util_format_bytes(raise, sizeof(raise), c->npu.memory),
+                       (pool + (1u << 20) - 1) >> 20);
     const uint64_t *g = p->process[CONFIG_GPU].bytes;
     pool = g[BUDGET_WEIGHTS] + g[BUDGET_SCRATCH];
     if (c->gpu.memory && pool > c->gpu.memory)
@@ -156,9 +161,10 @@ int plan_make(const struct config *c, const struct gguf *g, struct plan *ret, st
         return r;
     p->process[CONFIG_NPU].bytes[BUDGET_KV] =
         work_plan_kv_bytes(h, p->context, p->sequences, p->chunk_tokens, p->ring_slots, p->kv_type);
-    p->process[CONFIG_NPU].bytes[BUDGET_SCRATCH] = work_plan_attn_bytes(h, p->types, p->chunk_tokens, p->ring_slots, p->npu_threads);
+    p->process[CONFIG_NPU].bytes[BUDGET_SCRATCH] =
+        work_plan_attn_bytes(h, p->types, p->chunk_tokens, p->ring_slots, p->npu_threads);
     p->process[CONFIG_GPU].bytes[BUDGET_SCRATCH] = work_plan_ffn_bytes(h, p->types, p->chunk_tokens, p->logits_rows) +
-                                                     work_plan_last_bytes(h, p->chunk_tokens, p->logits_rows);
+                                                   work_plan_last_bytes(h, p->chunk_tokens, p->logits_rows);
     rings(p);
     fixed(p);
     return caps(c, p, err);
@@ -170,8 +176,8 @@ void plan_print(const struct plan *p, FILE *f)
     fprintf(f, "model       %u layers, hidden %u, FFN %u, %u heads (%u KV) of %u, vocabulary %u, tensors %s\n", p->hparams.n_layers,
             p->hparams.hidden, p->hparams.ffn, p->hparams.n_heads, p->hparams.n_kv_heads, p->hparams.head_dim, p->hparams.vocab,
             util_format_bytes(buf, sizeof(buf), p->tensor_bytes));
-    fprintf(f, "run         context %u x %u sequences, KV %s, chunks of %u tokens, %u in flight, logits %u rows a block\n", p->context,
-            p->sequences, p->kv_type == 0 ? "f32" : "f16", p->chunk_tokens, p->ring_slots, p->logits_rows);
+    fprintf(f, "run         context %u x %u sequences, KV %s, chunks of %u tokens, %u in flight, logits %u rows a block\n",
+            p->context, p->sequences, p->kv_type == 0 ? "f32" : "f16", p->chunk_tokens, p->ring_slots, p->logits_rows);
     fprintf(f, "threads     npu_worker %u, gpu_worker %u\n\n", p->npu_threads, p->gpu_threads);
     fprintf(f, "%-12s", "MiB");
     for (int k = 0; k < BUDGET_CATEGORIES; k++)
@@ -202,11 +208,11 @@ int plan_print_json(const struct plan *p, FILE *f, struct err *err)
         json_object_set_new(o, "cap", json_integer((json_int_t)p->process[i].cap));
         json_object_set_new(processes, plan_process_name((enum config_process)i), o);
     }
-    json_t *root = json_pack("{s:i, s:i, s:i, s:s, s:i, s:i, s:i, s:i, s:I, s:o}", "layers", (int)p->hparams.n_layers, "context",
-                             (int)p->context, "sequences", (int)p->sequences, "kv_type", p->kv_type == 0 ? "f32" : "f16",
-                             "chunk_tokens", (int)p->chunk_tokens, "ring_slots", (int)p->ring_slots, "npu_threads",
-                             (int)p->npu_threads, "gpu_threads", (int)p->gpu_threads, "tensor_bytes", (json_int_t)p->tensor_bytes,
-                             "processes", processes);
+    json_t *root =
+        json_pack("{s:i, s:i, s:i, s:s, s:i, s:i, s:i, s:i, s:I, s:o}", "layers", (int)p->hparams.n_layers, "context",
+                  (int)p->context, "sequences", (int)p->sequences, "kv_type", p->kv_type == 0 ? "f32" : "f16", "chunk_tokens",
+                  (int)p->chunk_tokens, "ring_slots", (int)p->ring_slots, "npu_threads", (int)p->npu_threads, "gpu_threads",
+                  (int)p->gpu_threads, "tensor_bytes", (json_int_t)p->tensor_bytes, "processes", processes);
     int r = root && json_dumpf(root, f, JSON_INDENT(2)) == 0 && fputc('\n', f) != EOF ? 0 : -EIO;
     json_decref(root);
     return r < 0 ? err_set(err, r, "cannot write the plan as JSON") : 0;

@@ -20,7 +20,7 @@ struct plan {
     uint32_t context, sequences, chunk_tokens, ring_slots, logits_rows, logits_slots;
     int kv_type;
     uint32_t npu_threads, gpu_threads;
-    uint64_t tensor_bytes;   /* of the file, the tied head counted once */
+    uint64_t tensor_bytes; /* of the file, the tied head counted once */
     uint64_t worker_slot_bytes, token_slot_bytes, out_slot_bytes;
     struct {
         uint64_t bytes[BUDGET_CATEGORIES];
@@ -32,7 +32,8 @@ struct plan {
     uint8_t types[8192]; /* as CONFIGURE carries them */
 };
 
-int plan_make(const struct config *c, const struct gguf *g, struct plan *ret, struct err *err); /* -ENOMEM with the remedy when a cap does not fit */
+int plan_make(const struct config *c, const struct gguf *g, struct plan *ret,
+              struct err *err); /* -ENOMEM with the remedy when a cap does not fit */
 void plan_print(const struct plan *p, FILE *f);
 int plan_print_json(const struct plan *p, FILE *f, struct err *err);
 const char *plan_process_name(enum config_process p);

@@ -29,7 +29,8 @@ static int make_private(const char *path, struct err *err)
     if (mkdir(path, 0700) < 0 && errno != EEXIST)
         return err_set_errno(err, -errno, "runtime folder '%s' cannot be made; set TANDEM_RUNTIME_DIR to a folder of yours", path);
     if (lstat(path, &st) < 0 || !S_ISDIR(st.st_mode) || st.st_uid != geteuid() || (st.st_mode & 077))
-        return err_set(err, -EPERM, "runtime folder '%s' is not a folder of this user with mode 0700; remove it or set TANDEM_RUNTIME_DIR",
+        return err_set(err, -EPERM,
+                       "runtime folder '%s' is not a folder of this user with mode 0700; remove it or set TANDEM_RUNTIME_DIR",
                        path);
     return 0;
 }

@@ -11,23 +11,24 @@
 struct err;
 
 struct sample_params {
-    float temperature; /* 0 = greedy */
-    uint32_t top_k;    /* 0 = all */
-    float top_p;       /* 1 = all */
-    float min_p;       /* 0 = all */
+    float temperature;    /* 0 = greedy */
+    uint32_t top_k;       /* 0 = all */
+    float top_p;          /* 1 = all */
+    float min_p;          /* 0 = all */
     float repeat_penalty; /* 1 = none; over the last repeat_last tokens of prompt and output */
     uint32_t repeat_last;
     uint64_t seed;
 };
-void sample_params_default(struct sample_params *p); /* greedy is temperature 0; the default is 1.0, top_k 64, top_p 0.95 (Gemma's generation_config) */
+void sample_params_default(
+    struct sample_params *p); /* greedy is temperature 0; the default is 1.0, top_k 64, top_p 0.95 (Gemma's generation_config) */
 int sample_params_check(const struct sample_params *p, struct err *err);
 
 struct sampler; /* scratch for one vocabulary size; one thread */
 int sampler_open(uint32_t vocab, struct sampler **ret);
 void sampler_close(struct sampler *s);
 /* logits: [vocab], not changed. history: prompt + output ids so far. index: how many tokens were generated before. */
-uint32_t sampler_pick(struct sampler *s, const struct sample_params *p, const float *logits, const uint32_t *history, size_t n_history,
-                      uint32_t choice, uint32_t index);
+uint32_t sampler_pick(struct sampler *s, const struct sample_params *p, const float *logits, const uint32_t *history,
+                      size_t n_history, uint32_t choice, uint32_t index);
 /* -log softmax(logits)[target], in double. */
 double sample_nll(const float *logits, uint32_t vocab, uint32_t target);
 

@@ -43,7 +43,9 @@ struct flight {
     bool decode;
     uint32_t n_spans, n_logits, next_row;
     struct span spans[CHUNK_MAX_SEQS];
-    struct { uint32_t slot, pos; } rows[CHUNK_MAX_TOKENS]; /* tokens that want logits */
+    struct {
+        uint32_t slot, pos;
+    } rows[CHUNK_MAX_TOKENS]; /* tokens that want logits */
 };
 
 struct schedule {
@@ -123,8 +125,8 @@ static int request_check(const struct schedule *s, const struct request_params *
     if (p->n_ids == 0)
         return err_set(err, -EINVAL, "prompt is empty; expected at least one token id");
     if (p->n_ids > s->plan->context)
-        return err_set(err, -E2BIG, "prompt has %u tokens; 'context' allows %u: raise it in the config or shorten the prompt", p->n_ids,
-                       s->plan->context);
+        return err_set(err, -E2BIG, "prompt has %u tokens; 'context' allows %u: raise it in the config or shorten the prompt",
+                       p->n_ids, s->plan->context);
     for (uint32_t i = 0; i < p->n_ids; i++) {
         if (p->ids[i] >= s->plan->hparams.vocab)
             return err_set(err, -EINVAL, "token id %u at position %u; expected less than the vocabulary's %u", p->ids[i], i,
@@ -259,8 +261,8 @@ static void chunk_add(struct schedule *s, struct flight *f, uint32_t slot_index,
 {
     struct slot *slot = &s->slots[slot_index];
     struct chunk *c = &s->chunk;
-    c->seqs[c->h.n_seqs++] = (struct chunk_seq){
-        .seq = slot_index, .flags = slot->fresh ? CHUNK_SEQ_FREE : 0, .committed_pos = slot->committed};
+    c->seqs[c->h.n_seqs++] =
+        (struct chunk_seq){.seq = slot_index, .flags = slot->fresh ? CHUNK_SEQ_FREE : 0, .committed_pos = slot->committed};
     slot->fresh = false;
     f->spans[f->n_spans++] = (struct span){.slot = slot_index, .pos = slot->n_sent, .n = n};
     for (uint32_t i = 0; i < n; i++) {
@@ -361,9 +363,9 @@ static int take_logits(struct schedule *s, const struct chunk *c, const float *r
 {
     struct flight *f = flight_find(s, c->h.id);
     if (!f || c->h.first_row != f->next_row || c->h.n_rows == 0 || c->h.n_rows > f->n_logits - f->next_row)
-        return err_set(err, -EPROTO, "gpu_worker: logits of chunk %llu, rows %u..%u; expected rows from %u of %u of a chunk in flight",
-                       (unsigned long long)c->h.id, c->h.first_row, c->h.first_row + c->h.n_rows, f ? f->next_row : 0,
-                       f ? f->n_logits : 0);
+        return err_set(
+            err, -EPROTO, "gpu_worker: logits of chunk %llu, rows %u..%u; expected rows from %u of %u of a chunk in flight",
+            (unsigned long long)c->h.id, c->h.first_row, c->h.first_row + c->h.n_rows, f ? f->next_row : 0, f ? f->n_logits : 0);
     uint32_t vocab = s->plan->hparams.vocab;
     for (uint32_t i = 0; i < c->h.n_rows; i++, rows += vocab) {
         uint32_t pos = f->rows[f->next_row + i].pos;
@@ -395,7 +397,8 @@ static int take_done(struct schedule *s, const struct chunk *c, const struct err
 {
     struct flight *f = flight_find(s, c->h.id);
     if (!f || (!failed && f->next_row != f->n_logits))
-        return err_set(err, -EPROTO, "gpu_worker: completion of chunk %llu after %u of %u logits rows; expected a chunk in flight with all rows",
+        return err_set(err, -EPROTO,
+                       "gpu_worker: completion of chunk %llu after %u of %u logits rows; expected a chunk in flight with all rows",
                        (unsigned long long)c->h.id, f ? f->next_row : 0, f ? f->n_logits : 0);
     for (uint32_t i = 0; i < f->n_spans; i++) {
         struct slot *slot = &s->slots[f->spans[i].slot];
@@ -421,8 +424,13 @@ static int take_done(struct schedule *s, const struct chunk *c, const struct err
 static int take_slot(struct schedule *s, const void *mem, struct err *err)
 {
     const struct plan *p = s->plan;
-    struct chunk_limits lim = {.epoch = s->epoch, .max_tokens = p->chunk_tokens, .max_seqs = p->sequences, .context = p->context,
-                               .n_layers = p->hparams.n_layers, .vocab = p->hparams.vocab, .hidden = p->hparams.hidden};
+    struct chunk_limits lim = {.epoch = s->epoch,
+                               .max_tokens = p->chunk_tokens,
+                               .max_seqs = p->sequences,
+                               .context = p->context,
+                               .n_layers = p->hparams.n_layers,
+                               .vocab = p->hparams.vocab,
+                               .hidden = p->hparams.hidden};
     const void *payload;
     struct err failed = {0};
     struct chunk *c = &s->chunk;
@@ -437,7 +445,8 @@ static int take_slot(struct schedule *s, const void *mem, struct err *err)
     case CHUNK_DONE:
         return take_done(s, c, NULL, err);
     case CHUNK_FAILED:
-        err_set(&failed, c->h.status < 0 ? c->h.status : -EIO, "%.*s", (int)strnlen(payload, c->h.payload_bytes), (const char *)payload);
+        err_set(&failed, c->h.status < 0 ? c->h.status : -EIO, "%.*s", (int)strnlen(payload, c->h.payload_bytes),
+                (const char *)payload);
         return take_done(s, c, &failed, err);
     case CHUNK_TOKENS:
     case CHUNK_HIDDEN:

@@ -115,7 +115,8 @@ static int send_configure(struct stage *st, struct err *err)
     snprintf(q->variant, sizeof(q->variant), "%s", variant ? variant : "auto");
     if (st->role == MSG_ROLE_LOADER) {
         if (strlen(c->model) >= sizeof(q->model))
-            return err_set(err, -ENAMETOOLONG, "model path has %zu bytes; expected fewer than %zu", strlen(c->model), sizeof(q->model));
+            return err_set(err, -ENAMETOOLONG, "model path has %zu bytes; expected fewer than %zu", strlen(c->model),
+                           sizeof(q->model));
         memcpy(q->model, c->model, strlen(c->model) + 1);
     }
     memcpy(q->types, p->types, p->n_types);
@@ -157,8 +158,8 @@ static int on_hello(struct stage *st, const struct msg_hello *h, struct err *err
         return err_set(err, -EPROTO, "%s: HELLO with role %u%s; expected role %u once", msg_role_name(st->role), h->role,
                        st->hello ? " again" : "", st->role);
     if (strcmp(h->build, TANDEM_VERSION) != 0)
-        return err_set(err, -EPROTO, "%s is version '%s', the coordinator '%s'; install both from one build", msg_role_name(st->role),
-                       h->build, TANDEM_VERSION);
+        return err_set(err, -EPROTO, "%s is version '%s', the coordinator '%s'; install both from one build",
+                       msg_role_name(st->role), h->build, TANDEM_VERSION);
     st->hello = true;
     for (int i = 0; i < MSG_ROLES; i++) {
         if (!s->stages[i].hello)

@@ -293,8 +293,8 @@ int read_ids(tokenizer *t, const struct gguf *g, struct err *err)
     if (r < 0)
         return missing(err, r, bos, "the id of <bos>");
     if (t->type[t->bos] == BYTE || t->type[t->bos] == UNKNOWN)
-        return err_set(err, -EINVAL, "tokenizer: '%s' is %u, the piece '%s'; expected the id of <bos>, a control piece", bos, t->bos,
-                       t->text.c_str() + t->offset[t->bos]);
+        return err_set(err, -EINVAL, "tokenizer: '%s' is %u, the piece '%s'; expected the id of <bos>, a control piece", bos,
+                       t->bos, t->text.c_str() + t->offset[t->bos]);
     for (const char *key : {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"}) {
         uint32_t id;
         r = read_id(g, t, key, &id, err);

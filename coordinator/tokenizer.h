@@ -30,7 +30,8 @@ const char *tokenizer_piece(const struct tokenizer *t, uint32_t id);
 /* text may hold any bytes. Without <bos>. markers: user-defined pieces such as <start_of_turn> in the text become their ids
  * (what SentencePiece does); without: <...> markers stay text, newlines and space runs remain pieces.
  * *ret is malloc'ed, returned owned. */
-int tokenizer_encode(const struct tokenizer *t, const char *text, size_t n, bool markers, uint32_t **ret, size_t *ret_n, struct err *err);
+int tokenizer_encode(const struct tokenizer *t, const char *text, size_t n, bool markers, uint32_t **ret, size_t *ret_n,
+                     struct err *err);
 
 /* Chat template of Gemma 3: <bos>, then per message <start_of_turn>role\n text <end_of_turn>\n, then the model's turn opened.
  * A leading system message is folded into the first user turn. Content is trimmed and never yields markers. Includes <bos>. */
@@ -38,7 +39,8 @@ struct tokenizer_message {
     const char *role; /* "system", "user", "assistant" */
     const char *content;
 };
-int tokenizer_chat(const struct tokenizer *t, const struct tokenizer_message *m, size_t n, uint32_t **ret, size_t *ret_n, struct err *err);
+int tokenizer_chat(const struct tokenizer *t, const struct tokenizer_message *m, size_t n, uint32_t **ret, size_t *ret_n,
+                   struct err *err);
 
 /* Streaming detokenizer: bytes of ids, held back until they form whole UTF-8 characters; invalid bytes come out as U+FFFD.
  * Control pieces give nothing. */

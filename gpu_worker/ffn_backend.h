@@ -16,7 +16,7 @@ struct err;
 struct ffn_backend_options {
     const struct hparams *hparams;
     struct budget *budget; /* borrowed */
-    const uint8_t *types; /* ggml type ids of all layers and the head, as CONFIGURE carries them; borrowed during open */
+    const uint8_t *types;  /* ggml type ids of all layers and the head, as CONFIGURE carries them; borrowed during open */
     uint32_t n_threads, chunk_tokens, logits_rows;
     const char *variant;
 };
@@ -31,9 +31,11 @@ struct ffn_backend {
     /* What runs: "cpu avx2"; lives as long as the backend. */
     const char *(*describe)(void *b);
     /* data: the segment, 4096-aligned; borrowed until close. */
-    int (*load_segment)(void *b, uint32_t layer, const struct segment_layout *l, const void *data, struct err *err); /* FFN or HEAD by l->kind */
+    int (*load_segment)(void *b, uint32_t layer, const struct segment_layout *l, const void *data,
+                        struct err *err); /* FFN or HEAD by l->kind */
     /* h, x: [n_tokens][hidden] f32; may be the same array. */
-    int (*run)(void *b, uint32_t layer, uint32_t n_tokens, const float *h, float *x, ffn_dump_fn dump, void *dump_ctx, struct err *err);
+    int (*run)(void *b, uint32_t layer, uint32_t n_tokens, const float *h, float *x, ffn_dump_fn dump, void *dump_ctx,
+               struct err *err);
     /* Final norm and output matrix of n_rows <= logits_rows rows x[n_rows][hidden] -> logits [n_rows][vocab]. */
     int (*head)(void *b, uint32_t n_rows, const float *x, float *logits, ffn_dump_fn dump, void *dump_ctx, struct err *err);
     void (*close)(void *b); /* NULL is fine */

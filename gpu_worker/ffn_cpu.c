@@ -79,8 +79,9 @@ static int cpu_open(const struct ffn_backend_options *o, void **ret, struct err 
 {
     const struct cpu_kernels *kernels = cpu_select(o->variant);
     if (!kernels)
-        return err_set(err, -ENOTSUP, "kernel variant '%s' is unknown or not supported by this processor; expected auto or one of: %s",
-                       o->variant, cpu_available());
+        return err_set(err, -ENOTSUP,
+                       "kernel variant '%s' is unknown or not supported by this processor; expected auto or one of: %s", o->variant,
+                       cpu_available());
     struct ffn *f = calloc(1, sizeof(*f));
     if (!f)
         return err_set(err, -ENOMEM, "FFN: out of memory");
@@ -215,7 +216,8 @@ static void do_post(void *ctx, uint32_t begin, uint32_t end, int thread)
     size_t n = f->hparams.hidden;
     (void)thread;
     for (uint32_t t = begin; t < end; t++)
-        f->kernels->vec->rmsnorm_add(floats(f, f->plan.norm) + t * n, f->w->post_norm, n, f->hparams.eps, f->in + t * n, f->out + t * n);
+        f->kernels->vec->rmsnorm_add(floats(f, f->plan.norm) + t * n, f->w->post_norm, n, f->hparams.eps, f->in + t * n,
+                                     f->out + t * n);
 }
 
 static void do_head(void *ctx, uint32_t begin, uint32_t end, int thread)
@@ -251,8 +253,8 @@ static void dump_product(struct ffn *f, ffn_dump_fn dump, void *ctx)
     dump(ctx, "pre_ffn_norm", floats(f, f->plan.norm), f->n_tokens, h->hidden);
     for (size_t i = 0; i < ARRAY_LEN(parts); i++) {
         const struct gemm_matrix *m = parts[i].m;
-        f->kernels->gemm->tiles(m, 0, (uint32_t)repack_n_tiles(m->n_rows), f->scratch + f->plan.act[work_plan_form(m->type)], f->n_tokens,
-                                y, h->ffn);
+        f->kernels->gemm->tiles(m, 0, (uint32_t)repack_n_tiles(m->n_rows), f->scratch + f->plan.act[work_plan_form(m->type)],
+                                f->n_tokens, y, h->ffn);
         dump(ctx, parts[i].name, y, f->n_tokens, h->ffn);
     }
     each_tile(f, &f->w->gate, 2, do_gate_up);
@@ -269,7 +271,8 @@ static void dump_down(struct ffn *f, ffn_dump_fn dump, void *ctx)
     dump(ctx, "post_ffn_norm", y, f->n_tokens, h->hidden);
 }
 
-static int cpu_run(void *b, uint32_t layer, uint32_t n_tokens, const float *h, float *x, ffn_dump_fn dump, void *dump_ctx, struct err *err)
+static int cpu_run(void *b, uint32_t layer, uint32_t n_tokens, const float *h, float *x, ffn_dump_fn dump, void *dump_ctx,
+                   struct err *err)
 {
     struct ffn *f = b;
     if (layer >= f->hparams.n_layers || !f->layers[layer].norm)

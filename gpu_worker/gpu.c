@@ -51,8 +51,9 @@ static int pick_backend(struct gpu *g, const char *wanted, struct err *err)
         }
         err_set(err, -ENODEV, "gpu_worker: backend '%s' cannot run here: %s", backends[i]->name, reason);
     }
-    return strcmp(wanted, "auto") == 0 ? -ENODEV
-                                       : err_set(err, -ENOTSUP, "gpu_worker: backend '%s' is not part of this program; expected auto or cpu", wanted);
+    return strcmp(wanted, "auto") == 0
+               ? -ENODEV
+               : err_set(err, -ENOTSUP, "gpu_worker: backend '%s' is not part of this program; expected auto or cpu", wanted);
 }
 
 static int layout(const struct gpu *g, enum segment_kind kind, uint32_t layer, struct segment_layout *ret, struct err *err)

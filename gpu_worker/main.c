@@ -18,7 +18,8 @@ static int layer_rows(struct single *s, void *b, uint32_t layer, float *rows, si
     size_t width = s->hparams.hidden;
     int r = 0;
     for (size_t at = 0; r == 0 && at < n; at += chunk)
-        r = ffn_cpu.run(b, layer, (uint32_t)MIN(chunk, n - at), rows + at * width, rows + at * width, s->dump ? single_dump : NULL, s, err);
+        r = ffn_cpu.run(b, layer, (uint32_t)MIN(chunk, n - at), rows + at * width, rows + at * width, s->dump ? single_dump : NULL,
+                        s, err);
     return r < 0 ? r : npy_write(s->out, rows, n, width, err);
 }
 

@@ -14,6 +14,9 @@
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16") for
 
+#define ROWS_MAX 64   /* rows that share one pass over the pages */
+#define NARROW_ROWS 6 /* up to here f16 is converted on the way to the registers, above it once per tile */
+
 struct row {
     const float *q;
     float *o;     /* [head_dim] */
@@ -67,30 +70,35 @@ INLINE v16 entries(int type, const void *p, size_t i)
     return type == QUANT_F16 ? v16_load_f16((const uint16_t *)p + i) : v16_load((const float *)p + i);
 }
 
-/* Scores of 64 positions for n rows, a constant at the call. */
-INLINE void scores(int type, int n, const struct row *r, const void *k, size_t d, float scale)
+/* Scores of 64 positions for n rows, a constant at the call; meanwhile as many bytes as K has are fetched from `fetch`, if any. */
+INLINE void scores(int type, int n, const struct row *r, const void *k, const uint8_t *fetch, size_t d, float scale)
 {
-    for (size_t j0 = 0; j0 < ATTN_PAGE; j0 += 16 * LANES_VECTORS) {
-        v16 acc[LANES_ROWS][LANES_VECTORS];
+    const int vectors = LANES_VECTORS(n);
+    for (size_t j0 = 0; j0 < ATTN_PAGE; j0 += 16 * (size_t)vectors) {
+        v16 acc[LANES_ROWS][4];
         UNROLL(int i = 0; i < n; i++)
         {
-            UNROLL(int j = 0; j < LANES_VECTORS; j++)
+            UNROLL(int j = 0; j < vectors; j++)
             acc[i][j] = v16_set(0);
         }
         for (size_t x = 0; x < d; x++) {
-            v16 kv[LANES_VECTORS];
-            UNROLL(int j = 0; j < LANES_VECTORS; j++)
+            v16 kv[4];
+            if (fetch && j0 == 0) {
+                for (size_t line = 0; line < (type == QUANT_F16 ? 2 : 4); line++, fetch += 64)
+                    __builtin_prefetch(fetch);
+            }
+            UNROLL(int j = 0; j < vectors; j++)
             kv[j] = entries(type, k, x * ATTN_PAGE + j0 + 16 * (size_t)j);
             UNROLL(int i = 0; i < n; i++)
             {
                 v16 q = v16_set(r[i].q[x]);
-                UNROLL(int j = 0; j < LANES_VECTORS; j++)
+                UNROLL(int j = 0; j < vectors; j++)
                 acc[i][j] = v16_fma(kv[j], q, acc[i][j]);
             }
         }
         UNROLL(int i = 0; i < n; i++)
         {
-            UNROLL(int j = 0; j < LANES_VECTORS; j++)
+            UNROLL(int j = 0; j < vectors; j++)
             v16_store(r[i].p + j0 + 16 * (size_t)j, v16_mul(acc[i][j], v16_set(scale)));
         }
     }
@@ -126,14 +134,14 @@ static void soften(const struct row *r, size_t d, int lo, int hi)
 /* Dimensions x.. of positions lo..hi-1 of V, weighted, onto the outputs of n rows; n and the number of vectors are constants. */
 INLINE void weigh_vectors(int type, int n, int vectors, const struct row *r, const void *v, size_t d, size_t x, int lo, int hi)
 {
-    v16 acc[LANES_ROWS][LANES_VECTORS];
+    v16 acc[LANES_ROWS][4];
     UNROLL(int i = 0; i < n; i++)
     {
         UNROLL(int j = 0; j < vectors; j++)
         acc[i][j] = v16_load(r[i].o + x + 16 * (size_t)j);
     }
     for (int t = lo; t < hi; t++) {
-        v16 value[LANES_VECTORS];
+        v16 value[4];
         UNROLL(int j = 0; j < vectors; j++)
         value[j] = entries(type, v, (size_t)t * d + x + 16 * (size_t)j);
         UNROLL(int i = 0; i < n; i++)
@@ -153,68 +161,75 @@ INLINE void weigh_vectors(int type, int n, int vectors, const struct row *r, con
 INLINE void weigh(int type, int n, const struct row *r, const void *v, size_t d, int lo, int hi)
 {
     size_t x = 0;
-    for (; x + 16 * LANES_VECTORS <= d; x += 16 * LANES_VECTORS)
-        weigh_vectors(type, n, LANES_VECTORS, r, v, d, x, lo, hi);
+    for (const size_t step = 16 * LANES_VECTORS(n); x + step <= d; x += step)
+        weigh_vectors(type, n, LANES_VECTORS(n), r, v, d, x, lo, hi);
     for (; x < d; x += 16)
         weigh_vectors(type, n, 1, r, v, d, x, lo, hi);
 }
 
-/* Visible positions of a row within the tile at `base`; false when there are none. */
-static bool visible(const struct attn_shape *s, uint32_t pos, uint32_t base, int *ret_lo, int *ret_hi)
+struct range {
+    int lo, hi; /* lo <= position in the tile < hi; empty when equal */
+};
+
+static struct range visible(const struct attn_shape *s, uint32_t pos, uint32_t base)
 {
     uint32_t from = s->window && pos + 1 > s->window ? pos + 1 - s->window : 0;
     if (pos < base || from >= base + ATTN_PAGE)
-        return false;
-    *ret_lo = from > base ? (int)(from - base) : 0;
-    *ret_hi = pos - base < ATTN_PAGE ? (int)(pos - base) + 1 : ATTN_PAGE;
-    return true;
+        return (struct range){0, 0};
+    return (struct range){from > base ? (int)(from - base) : 0, pos - base < ATTN_PAGE ? (int)(pos - base) + 1 : ATTN_PAGE};
+}
+
+static bool sees(const struct attn_shape *s, uint32_t pos, uint32_t base)
+{
+    return visible(s, pos, base).hi > 0;
 }
 
 /* n rows that all see part of the tile. Positions seen by all are weighed together, those before and after row by row: each row
  * still walks its own range upwards. */
 INLINE void tile_block(int type, int n, const struct attn_shape *s, const struct row *r, uint32_t base, const void *k,
-                       const void *v)
+                       const void *v, const uint8_t *fetch)
 {
-    int lo[LANES_ROWS], hi[LANES_ROWS], from = 0, to = ATTN_PAGE;
-    scores(type, n, r, k, s->head_dim, s->scale);
+    struct range seen[LANES_ROWS], all = {0, ATTN_PAGE};
+    scores(type, n, r, k, fetch, s->head_dim, s->scale);
     for (int i = 0; i < n; i++) {
-        visible(s, r[i].pos, base, &lo[i], &hi[i]);
-        soften(&r[i], s->head_dim, lo[i], hi[i]);
-        from = lo[i] > from ? lo[i] : from;
-        to = hi[i] < to ? hi[i] : to;
+        seen[i] = visible(s, r[i].pos, base);
+        soften(&r[i], s->head_dim, seen[i].lo, seen[i].hi);
+        all.lo = seen[i].lo > all.lo ? seen[i].lo : all.lo;
+        all.hi = seen[i].hi < all.hi ? seen[i].hi : all.hi;
     }
-    if (n > 1 && from >= to)
-        from = to = 0;
+    if (all.lo > all.hi)
+        all.lo = all.hi = ATTN_PAGE;
     for (int i = 0; i < n; i++) {
-        int end = from < to ? from : hi[i];
-        if (n > 1 && lo[i] < end)
-            weigh(type, 1, &r[i], v, s->head_dim, lo[i], end);
+        int end = seen[i].hi < all.lo ? seen[i].hi : all.lo;
+        if (seen[i].lo < end)
+            weigh(type, 1, &r[i], v, s->head_dim, seen[i].lo, end);
     }
-    if (from < to)
-        weigh(type, n, r, v, s->head_dim, from, to);
+    if (all.lo < all.hi)
+        weigh(type, n, r, v, s->head_dim, all.lo, all.hi);
     for (int i = 0; i < n; i++) {
-        if (n > 1 && from < to && to < hi[i])
-            weigh(type, 1, &r[i], v, s->head_dim, to, hi[i]);
+        if (all.hi < seen[i].hi)
+            weigh(type, 1, &r[i], v, s->head_dim, all.hi, seen[i].hi);
     }
 }
 
 INLINE void tile_rows(int type, const struct attn_shape *s, const struct row *r, uint32_t n, uint32_t base, const void *k,
                       const void *v)
 {
-    int lo, hi;
+    const uint8_t *fetch = n <= NARROW_ROWS ? v : NULL;
     for (uint32_t i = 0, m; i < n; i += m) {
-        for (m = 0; m < LANES_ROWS && i + m < n && visible(s, r[i + m].pos, base, &lo, &hi);)
+        for (m = 0; m < LANES_ROWS && i + m < n && sees(s, r[i + m].pos, base);)
             m++;
-        if (LANES_ROWS >= 6 && m >= 6)
-            tile_block(type, LANES_ROWS >= 6 ? 6 : 1, s, r + i, base, k, v), m = 6;
-        else if (LANES_ROWS >= 4 && m >= 4)
-            tile_block(type, LANES_ROWS >= 4 ? 4 : 1, s, r + i, base, k, v), m = 4;
-        else if (LANES_ROWS >= 2 && m >= 2)
-            tile_block(type, LANES_ROWS >= 2 ? 2 : 1, s, r + i, base, k, v), m = 2;
-        else if (m >= 1)
-            tile_block(type, 1, s, r + i, base, k, v), m = 1;
+        m = m >= 6 ? 6 : m >= 4 ? 4 : m >= 2 ? 2 : 1;
+        if (!sees(s, r[i].pos, base))
+            continue;
+        if (m == 6)
+            tile_block(type, LANES_ROWS >= 6 ? 6 : 1, s, r + i, base, k, v, fetch);
+        else if (m == 4)
+            tile_block(type, LANES_ROWS >= 4 ? 4 : 1, s, r + i, base, k, v, fetch);
+        else if (m == 2)
+            tile_block(type, LANES_ROWS >= 2 ? 2 : 1, s, r + i, base, k, v, fetch);
         else
-            m = 1; /* sees nothing of this tile */
+            tile_block(type, 1, s, r + i, base, k, v, fetch);
     }
 }
 
@@ -227,9 +242,6 @@ static void tile_f32(const struct attn_shape *s, const struct row *r, uint32_t n
 {
     tile_rows(QUANT_F32, s, r, n, base, k, v);
 }
-
-#define ROWS_MAX 64   /* rows that share one pass over the pages */
-#define NARROW_ROWS 6 /* up to here f16 is converted on the way to the registers, above it once per tile */
 
 static void run_rows(const struct attn_shape *s, uint32_t kv_head, struct row *r, uint32_t n, void *const *pages, float *wide)
 {

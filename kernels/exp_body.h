@@ -3,7 +3,7 @@
  * (Cody and Waite), the polynomial of Cephes' expf, 2^n in two factors so that neither end of the range overflows early. */
 __attribute__((unused)) static inline v16 exp16(v16 x)
 {
-    v16 clamped = v16_min(v16_max(x, v16_set(-87.33654f)), v16_set(88.72283f));
+    v16 clamped = v16_min(v16_max(x, v16_set(-87.33654f)), v16_set(89.0f));
     v16 n = v16_round(v16_mul(clamped, v16_set(1.44269504f)));
     v16 r = v16_fma(n, v16_set(-0.693359375f), clamped);
     r = v16_fma(n, v16_set(2.12194440e-4f), r);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * How a prepared token lies in memory for the integer types; private to the gemm files.
- * [n_blocks] f32 scale | [n_blocks] i32 -8 times the sum of the block's quants | [n_cols] i8 quants; each part padded to 64 bytes. */
+ * [n_blocks] f32 scale | [n_blocks] i32 -8 times the sum of the block's quants | [n_cols] i8 quants; each part padded to 64 bytes.
+ */
 #ifndef TANDEM_KERNELS_GEMM_ACT_H
 #define TANDEM_KERNELS_GEMM_ACT_H
 
@@ -22,7 +23,8 @@ static inline struct gemm_act gemm_act_at(const void *act, size_t n_cols)
 {
     const uint8_t *p = act;
     size_t part = gemm_act_part(n_cols);
-    return (struct gemm_act){(const float *)(const void *)p, (const int32_t *)(const void *)(p + part), (const int8_t *)p + 2 * part};
+    return (struct gemm_act){(const float *)(const void *)p, (const int32_t *)(const void *)(p + part),
+                             (const int8_t *)p + 2 * part};
 }
 
 #endif

@@ -50,8 +50,7 @@ INLINE void sum_q4_0(int nt, const uint8_t *w, const int8_t *q, size_t act_bytes
 INLINE void sum_q8_0(int nt, const uint8_t *w, const int8_t *q, size_t act_bytes, __m256i (*sum)[ROWS8])
 {
     const __m256i ones = _mm256_set1_epi16(1);
-    for (size_t g = 0; g < 8; g++)
-    {
+    for (size_t g = 0; g < 8; g++) {
         __m256i v[ROWS8], magnitude[ROWS8];
         UNROLL(int h = 0; h < ROWS8; h++)
         {

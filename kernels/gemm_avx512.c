@@ -30,7 +30,8 @@ INLINE void multiply(int nt, int nw, const __m512i *v, const int8_t *q, size_t a
     }
 }
 
-INLINE void sum_q8_0(int nt, int nw, const uint8_t *w, size_t tile_bytes, const int8_t *q, size_t act_bytes, __m512i (*sum)[LANES_TILES])
+INLINE void sum_q8_0(int nt, int nw, const uint8_t *w, size_t tile_bytes, const int8_t *q, size_t act_bytes,
+                     __m512i (*sum)[LANES_TILES])
 {
     const __m512i flip = _mm512_set1_epi8((char)0x80);
     UNROLL(size_t g = 0; g < 8; g++)
@@ -42,7 +43,8 @@ INLINE void sum_q8_0(int nt, int nw, const uint8_t *w, size_t tile_bytes, const 
     }
 }
 
-INLINE void sum_q4_0(int nt, int nw, const uint8_t *w, size_t tile_bytes, const int8_t *q, size_t act_bytes, __m512i (*sum)[LANES_TILES])
+INLINE void sum_q4_0(int nt, int nw, const uint8_t *w, size_t tile_bytes, const int8_t *q, size_t act_bytes,
+                     __m512i (*sum)[LANES_TILES])
 {
     const __m512i low = _mm512_set1_epi8(15);
     UNROLL(size_t g = 0; g < 4; g++)

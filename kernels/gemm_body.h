@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * What the gemm variants share, on sixteen lanes: preparation of activations, blocking, and the float types. Each accumulator belongs to
- * one (token, row) and walks k upwards; blocks of tokens, tiles and columns only decide how many walk at once. A variant
+ * What the gemm variants share, on sixteen lanes: preparation of activations, blocking, and the float types. Each accumulator
+ * belongs to one (token, row) and walks k upwards; blocks of tokens, tiles and columns only decide how many walk at once. A variant
  * includes this after its lanes header and defines integer_block. */
 #include <stdbool.h>
 #include <string.h>
@@ -16,20 +16,26 @@
 #define CACHED_BYTES ((size_t)512 << 10) /* weights that stay in the second-level cache while tokens pass */
 #define FETCH_STREAM 2048                /* bytes ahead in each tile when weights are read only once */
 
-/* Round to nearest even, as the SIMD conversions do. */
+/* Largest magnitude, compared as integers: a NaN is the largest of all, so that it reaches the output through the scale. */
+static float magnitude(const float *x)
+{
+    uint32_t u[QUANT_BLOCK], max = 0;
+    float f;
+    memcpy(u, x, sizeof(u));
+    for (int i = 0; i < QUANT_BLOCK; i++)
+        max = (u[i] & 0x7fffffff) > max ? u[i] & 0x7fffffff : max;
+    memcpy(&f, &max, sizeof(f));
+    return f;
+}
+
 static void prepare_block(const float *x, float *ret_scale, int32_t *ret_bias, int8_t *q)
 {
-    v16 zero = v16_set(0), a = v16_load(x), b = v16_load(x + 16);
-    float t[32], amax = 0;
-    v16_store(t, v16_max(v16_max(a, v16_sub(zero, a)), v16_max(b, v16_sub(zero, b))));
-    for (int i = 0; i < 16; i++)
-        amax = t[i] > amax ? t[i] : amax;
-    float d = amax / 127.0f, id = d != 0 ? 1.0f / d : 0;
-    v16_store(t, v16_round(v16_mul(a, v16_set(id))));
-    v16_store(t + 16, v16_round(v16_mul(b, v16_set(id))));
+    float t[QUANT_BLOCK], d = magnitude(x) / 127.0f, id = d != 0 ? 1.0f / d : 0;
+    v16_store(t, v16_round(v16_mul(v16_load(x), v16_set(id))));
+    v16_store(t + 16, v16_round(v16_mul(v16_load(x + 16), v16_set(id))));
     int32_t sum = 0;
-    for (int i = 0; i < 32; i++) {
-        q[i] = (int8_t)t[i];
+    for (int i = 0; i < QUANT_BLOCK; i++) {
+        q[i] = t[i] >= -127 && t[i] <= 127 ? (int8_t)t[i] : 0; /* out of range: not finite, or 1 / d overflowed */
         sum += q[i];
     }
     *ret_scale = d;
@@ -102,7 +108,8 @@ INLINE v16 load_weights(int type, const uint8_t *p)
 /* nt tokens x nw tiles, all constants at the call. */
 INLINE void float_block(int type, int nt, int nw, const struct span *s)
 {
-    size_t size = type == QUANT_F32 ? 64 : 32, tile_bytes = s->tile_bytes, fetch = s->fetch, x_stride = s->act_bytes / sizeof(float);
+    size_t size = type == QUANT_F32 ? 64 : 32, tile_bytes = s->tile_bytes, fetch = s->fetch,
+           x_stride = s->act_bytes / sizeof(float);
     const uint8_t *w = span_tiles(s) + s->k0 * size;
     const float *x = (const float *)(const void *)s->act;
     v16 acc[LANES_TOKENS][LANES_GEMV_TILES];
@@ -163,8 +170,8 @@ INLINE uint32_t token_block(int type, int nw, const struct span *s, uint32_t lef
     return n;
 }
 
-/* All tokens for nw tiles, by as many columns as stay cached. The first block of tokens streams the tiles in; while the second passes, the
- * next tiles are fetched. */
+/* All tokens for nw tiles, by as many columns as stay cached. The first block of tokens streams the tiles in; while the second
+ * passes, the next tiles are fetched. */
 INLINE void tile_group(int type, int nw, struct span s, uint32_t n_tokens)
 {
     size_t n_cols = s.m->n_cols, chunk = CACHED_BYTES / (s.tile_bytes * (size_t)nw / n_cols + 1) / 32 * 32;
@@ -181,11 +188,18 @@ INLINE void tile_group(int type, int nw, struct span s, uint32_t n_tokens)
     }
 }
 
-INLINE void type_tiles(int type, const struct gemm_matrix *m, uint32_t tile0, uint32_t tile1, const void *act, uint32_t n_tokens, float *y,
-                       size_t y_stride)
+INLINE void type_tiles(int type, const struct gemm_matrix *m, uint32_t tile0, uint32_t tile1, const void *act, uint32_t n_tokens,
+                       float *y, size_t y_stride)
 {
-    struct span s = {.m = m, .tile_bytes = repack_tile_bytes(type, m->n_cols), .act_bytes = gemm_act_bytes(type, m->n_cols), .tile = tile0,
-                     .k1 = m->n_cols, .act = act, .y = y, .y_stride = y_stride, .fetch = FETCH_STREAM};
+    struct span s = {.m = m,
+                     .tile_bytes = repack_tile_bytes(type, m->n_cols),
+                     .act_bytes = gemm_act_bytes(type, m->n_cols),
+                     .tile = tile0,
+                     .k1 = m->n_cols,
+                     .act = act,
+                     .y = y,
+                     .y_stride = y_stride,
+                     .fetch = FETCH_STREAM};
     if (n_tokens == 1) {
         for (; tile1 - s.tile >= LANES_GEMV_TILES; s.tile += LANES_GEMV_TILES)
             block(type, 1, LANES_GEMV_TILES, &s);
@@ -199,10 +213,11 @@ INLINE void type_tiles(int type, const struct gemm_matrix *m, uint32_t tile0, ui
     }
 }
 
-#define TYPE_TILES(name, type)                                                                                                             \
-    static void name(const struct gemm_matrix *m, uint32_t tile0, uint32_t tile1, const void *act, uint32_t n, float *y, size_t y_stride)      \
-    {                                                                                                                                      \
-        type_tiles(type, m, tile0, tile1, act, n, y, y_stride);                                                                            \
+#define TYPE_TILES(name, type)                                                                                           \
+    static void name(const struct gemm_matrix *m, uint32_t tile0, uint32_t tile1, const void *act, uint32_t n, float *y, \
+                     size_t y_stride)                                                                                    \
+    {                                                                                                                    \
+        type_tiles(type, m, tile0, tile1, act, n, y, y_stride);                                                          \
     }
 TYPE_TILES(f32_tiles, QUANT_F32)
 TYPE_TILES(f16_tiles, QUANT_F16)
@@ -210,7 +225,8 @@ TYPE_TILES(bf16_tiles, QUANT_BF16)
 TYPE_TILES(q8_0_tiles, QUANT_Q8_0)
 TYPE_TILES(q4_0_tiles, QUANT_Q4_0)
 
-static void tiles(const struct gemm_matrix *m, uint32_t tile0, uint32_t tile1, const void *act, uint32_t n_tokens, float *y, size_t y_stride)
+static void tiles(const struct gemm_matrix *m, uint32_t tile0, uint32_t tile1, const void *act, uint32_t n_tokens, float *y,
+                  size_t y_stride)
 {
     switch (n_tokens ? m->type : -1) {
     case QUANT_F32:

@@ -17,7 +17,8 @@ static int weight(int type, const uint8_t *tile, size_t b, int r, int e)
 INLINE void integer_block(int type, int nt, int nw, const struct span *s)
 {
     const uint8_t *tile = span_tiles(s);
-    const uint16_t *scales = (const uint16_t *)(const void *)(tile + s->m->n_cols / 32 * (quant_block_bytes(type) - 2) * REPACK_ROWS);
+    const uint16_t *scales =
+        (const uint16_t *)(const void *)(tile + s->m->n_cols / 32 * (quant_block_bytes(type) - 2) * REPACK_ROWS);
     struct gemm_act a = gemm_act_at(s->act, s->m->n_cols);
     v16 acc = acc_load(s, nt - 1, nw - 1);
     for (size_t b = s->k0 / 32; b < s->k1 / 32; b++) {

@@ -9,7 +9,7 @@
 #define LANES_VARIANT(name) name##_avx2
 #define LANES_NAME "avx2"
 #define LANES_ROWS 6
-#define LANES_VECTORS 1
+#define LANES_VECTORS(n) ((n) == 1 ? 4 : (n) == 2 ? 2 : 1)
 #define LANES_TOKENS 6
 #define LANES_INTEGER_TOKENS 4
 #define LANES_TILES 1

@@ -9,7 +9,7 @@
 #define LANES_VARIANT(name) name##_avx512
 #define LANES_NAME "avx512"
 #define LANES_ROWS 6
-#define LANES_VECTORS 4
+#define LANES_VECTORS(n) 4
 #define LANES_TOKENS 6
 #define LANES_INTEGER_TOKENS 6
 #define LANES_TILES 4

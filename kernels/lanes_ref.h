@@ -12,7 +12,7 @@
 #define LANES_VARIANT(name) name##_ref
 #define LANES_NAME "ref"
 #define LANES_ROWS 1
-#define LANES_VECTORS 1
+#define LANES_VECTORS(n) 1
 #define LANES_TOKENS 1
 #define LANES_INTEGER_TOKENS 1
 #define LANES_TILES 1

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * Splits products over a pool by row tiles. Who computes a tile never changes its value (gemm.h), so grains follow speed alone: large
- * enough to keep the memory streams long, small enough that a slow thread does not hold up the others. */
+ * Splits products over a pool by row tiles. Who computes a tile never changes its value (gemm.h), so grains follow speed alone:
+ * large enough to keep the memory streams long, small enough that a slow thread does not hold up the others. */
 #include "kernels/linear.h"
 
 #include "kernels/cpu.h"
@@ -48,13 +48,19 @@ static uint32_t grain(const struct job *j, const struct pool *pool)
     return g < 4 ? 4 : g > 64 ? 64 : (g + 3) / 4 * 4;
 }
 
-void linear_run(struct pool *pool, const struct cpu_kernels *k, const struct gemm_matrix *m, int n, const float *x, uint32_t n_tokens,
-                void *act, float *const *y)
+void linear_run(struct pool *pool, const struct cpu_kernels *k, const struct gemm_matrix *m, int n, const float *x,
+                uint32_t n_tokens, void *act, float *const *y)
 {
     for (int from = 0, to; from < n; from = to) {
         for (to = from + 1; to < n && gemm_same_act(m[from].type, m[to].type); to++)
             ;
-        struct job j = {.k = k, .m = m + from, .n = to - from, .x = x, .act = act, .y = y + from, .n_tokens = n_tokens,
+        struct job j = {.k = k,
+                        .m = m + from,
+                        .n = to - from,
+                        .x = x,
+                        .act = act,
+                        .y = y + from,
+                        .n_tokens = n_tokens,
                         .act_bytes = gemm_act_bytes(m[from].type, m[from].n_cols)};
         for (int i = 0; i < j.n; i++)
             j.first[i + 1] = j.first[i] + (uint32_t)repack_n_tiles(j.m[i].n_rows);

@@ -15,7 +15,7 @@ struct pool;
 
 /* x: [n_tokens][n_cols] f32; y[i]: [n_tokens][m[i].n_rows] f32; all m[i] have the same n_cols. act: scratch for n_tokens prepared
  * tokens of the largest form in use, 64-aligned. */
-void linear_run(struct pool *pool, const struct cpu_kernels *k, const struct gemm_matrix *m, int n, const float *x, uint32_t n_tokens,
-                void *act, float *const *y);
+void linear_run(struct pool *pool, const struct cpu_kernels *k, const struct gemm_matrix *m, int n, const float *x,
+                uint32_t n_tokens, void *act, float *const *y);
 
 #endif

@@ -39,7 +39,8 @@ struct pool {
     _Atomic uint32_t sleepers;
     _Atomic bool active, stop;
     _Alignas(LINE) _Atomic uint32_t next;
-    _Alignas(LINE) _Atomic uint32_t inside; /* helpers within the loop */
+    _Alignas(LINE) _Atomic uint32_t inside; /* futex; helpers within the loop */
+    _Atomic bool waiting;                   /* the caller sleeps until `inside` is 0 */
 };
 
 static void relax(void)
@@ -81,6 +82,26 @@ static uint32_t wait_change(struct pool *p, uint32_t seen)
     }
 }
 
+static void leave(struct pool *p)
+{
+    if (atomic_fetch_sub(&p->inside, 1) == 1 && atomic_load(&p->waiting))
+        syscall(SYS_futex, &p->inside, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+}
+
+/* The caller, with nothing left to do, until the last helper has left. */
+static void wait_empty(struct pool *p)
+{
+    uint32_t n;
+    for (int spins = p->may_spin ? SPINS : 0; (n = atomic_load(&p->inside)) && spins; spins--)
+        relax();
+    if (n == 0)
+        return;
+    atomic_store(&p->waiting, true);
+    while ((n = atomic_load(&p->inside)))
+        syscall(SYS_futex, &p->inside, FUTEX_WAIT_PRIVATE, n, NULL, NULL, 0);
+    atomic_store(&p->waiting, false);
+}
+
 static void *helper_main(void *arg)
 {
     struct helper *h = arg;
@@ -94,7 +115,7 @@ static void *helper_main(void *arg)
         atomic_fetch_add(&p->inside, 1);
         if (atomic_load(&p->generation) == seen) /* still open: the caller waits until we leave */
             work(p, h->index);
-        atomic_fetch_sub(&p->inside, 1);
+        leave(p);
     }
     return NULL;
 }
@@ -183,6 +204,5 @@ void pool_run(struct pool *p, uint32_t n_items, uint32_t grain, pool_fn fn, void
     wake(p);
     work(p, 0);
     atomic_fetch_add(&p->generation, 1); /* even: nobody enters any more */
-    while (atomic_load(&p->inside))
-        relax();
+    wait_empty(p);
 }

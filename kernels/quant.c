@@ -13,7 +13,8 @@ static const struct {
     const char *name;
     size_t elems, bytes;
 } formats[] = {
-    {QUANT_F32, "f32", 1, 4}, {QUANT_F16, "f16", 1, 2}, {QUANT_BF16, "bf16", 1, 2}, {QUANT_Q8_0, "q8_0", 32, 34}, {QUANT_Q4_0, "q4_0", 32, 18},
+    {QUANT_F32, "f32", 1, 4},     {QUANT_F16, "f16", 1, 2},     {QUANT_BF16, "bf16", 1, 2},
+    {QUANT_Q8_0, "q8_0", 32, 34}, {QUANT_Q4_0, "q4_0", 32, 18},
 };
 #define N_FORMATS (sizeof(formats) / sizeof(formats[0]))
 
@@ -56,9 +57,10 @@ int quant_from_name(const char *name)
 const char *quant_ggml_name(int ggml_id)
 {
     static const char *const names[] = {
-        "f32",     "f16",     "q4_0",   "q4_1",  NULL,     NULL,   "q5_0",  "q5_1",    "q8_0",  "q8_1", "q2_K", "q3_K", "q4_K", "q5_K",
-        "q6_K",    "q8_K",    "iq2_xxs", "iq2_xs", "iq3_xxs", "iq1_s", "iq4_nl", "iq3_s", "iq2_s", "iq4_xs", "i8",  "i16",  "i32",  "i64",
-        "f64",     "iq1_m",   "bf16",   NULL,    NULL,     NULL,   "tq1_0", "tq2_0",   NULL,    NULL,   NULL,   "mxfp4",
+        "f32",    "f16",   "q4_0",  "q4_1",   NULL,    NULL,    "q5_0",    "q5_1",   "q8_0",    "q8_1",
+        "q2_K",   "q3_K",  "q4_K",  "q5_K",   "q6_K",  "q8_K",  "iq2_xxs", "iq2_xs", "iq3_xxs", "iq1_s",
+        "iq4_nl", "iq3_s", "iq2_s", "iq4_xs", "i8",    "i16",   "i32",     "i64",    "f64",     "iq1_m",
+        "bf16",   NULL,    NULL,    NULL,     "tq1_0", "tq2_0", NULL,      NULL,     NULL,      "mxfp4",
     };
     return ggml_id >= 0 && (size_t)ggml_id < sizeof(names) / sizeof(names[0]) ? names[ggml_id] : NULL;
 }
@@ -132,6 +134,12 @@ static float get_f16(const uint8_t *p)
     return quant_f16_to_f32(h);
 }
 
+/* What is no int8 (1 / d overflowed, NaN) becomes 0, as it does in ggml on x86. */
+static int to_int8(float f)
+{
+    return f > -129 && f < 128 ? (int8_t)f : 0;
+}
+
 static void quantize_q8_0(const float *x, uint8_t *b)
 {
     float amax = 0;
@@ -140,7 +148,7 @@ static void quantize_q8_0(const float *x, uint8_t *b)
     float d = amax / 127, id = d != 0 ? 1 / d : 0;
     put_f16(b, d);
     for (int i = 0; i < QUANT_BLOCK; i++)
-        b[2 + i] = (uint8_t)(int8_t)roundf(x[i] * id);
+        b[2 + i] = (uint8_t)to_int8(roundf(x[i] * id));
 }
 
 static void quantize_q4_0(const float *x, uint8_t *b)
@@ -155,7 +163,7 @@ static void quantize_q4_0(const float *x, uint8_t *b)
     float d = max / -8, id = d != 0 ? 1 / d : 0;
     put_f16(b, d);
     for (int i = 0; i < QUANT_BLOCK / 2; i++) {
-        int lo = (int8_t)(x[i] * id + 8.5f), hi = (int8_t)(x[i + 16] * id + 8.5f);
+        int lo = to_int8(x[i] * id + 8.5f), hi = to_int8(x[i + 16] * id + 8.5f);
         b[2 + i] = (uint8_t)((lo > 15 ? 15 : lo) | (hi > 15 ? 15 : hi) << 4);
     }
 }

@@ -19,8 +19,8 @@ enum quant_type {
 /* 0 / NULL for a type we do not know. */
 size_t quant_block_elems(int type);
 size_t quant_block_bytes(int type);
-const char *quant_name(int type);          /* "q4_0" */
-int quant_from_name(const char *name);     /* -1 when unknown; case-insensitive */
+const char *quant_name(int type);      /* "q4_0" */
+int quant_from_name(const char *name); /* -1 when unknown; case-insensitive */
 /* Name of any ggml type id that exists, supported or not ("q4_K", "iq2_xxs"); NULL when it does not exist. For messages. */
 const char *quant_ggml_name(int ggml_id);
 /* Bytes of a row of n elements; 0 when n is not a multiple of the block or the type is unknown. */
@@ -35,7 +35,10 @@ float quant_f16_to_f32(uint16_t h);
 uint16_t quant_f32_to_f16(float f);
 static inline float quant_bf16_to_f32(uint16_t h)
 {
-    union { uint32_t u; float f; } v = {.u = (uint32_t)h << 16};
+    union {
+        uint32_t u;
+        float f;
+    } v = {.u = (uint32_t)h << 16};
     return v.f;
 }
 

@@ -71,7 +71,8 @@ static int loader_configure(void *state, struct stage_io *io, const struct msg_c
     if (r == 0)
         r = gemma3_hparams(l->gguf, &l->hparams, err);
     if (r == 0 && memcmp(&expected, &l->hparams, sizeof(expected)) != 0)
-        r = err_set(err, -ESTALE, "model '%s' is not the one that was planned for (it changed while starting); start again", c->model);
+        r = err_set(err, -ESTALE, "model '%s' is not the one that was planned for (it changed while starting); start again",
+                    c->model);
     if (r == 0)
         r = largest_bounce(l, &l->bounce_bytes, err);
     if (r == 0)
@@ -88,7 +89,8 @@ static int loader_fill(void *state, uint32_t kind, uint32_t layer, int fd, uint6
         return err_set(err, -EPROTO, "loader: segment of kind %u, layer %u does not exist", kind, layer);
     int r = layout(l, (enum segment_kind)kind, layer, &s, err);
     if (r == 0 && bytes != s.bytes)
-        r = err_set(err, -EPROTO, "loader: segment of kind %u, layer %u is %" PRIu64 " bytes; expected %zu", kind, layer, bytes, s.bytes);
+        r = err_set(err, -EPROTO, "loader: segment of kind %u, layer %u is %" PRIu64 " bytes; expected %zu", kind, layer, bytes,
+                    s.bytes);
     if (r == 0)
         r = shm_map(fd, s.bytes, true, &data, err);
     if (r < 0)

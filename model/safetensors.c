@@ -154,7 +154,8 @@ static int by_name(const void *a, const void *b)
 static int check_cover(struct safetensors_tensor *t, uint32_t n, uint64_t data, uint64_t file_bytes, struct err *err)
 {
     uint64_t at = data;
-    qsort(t, n, sizeof(*t), by_offset);
+    if (n)
+        qsort(t, n, sizeof(*t), by_offset);
     for (uint32_t i = 0; i < n; i++) {
         if (t[i].offset != at)
             return err_set(err, -EPROTO,
@@ -205,7 +206,7 @@ static int read_entries(struct safetensors *s, uint32_t file, json_t *header, ui
         if (r < 0)
             return err_wrap(err, r, "tensor '%.256s'", name);
     }
-    return check_cover(s->tensors + first, s->n_tensors - first, data, file_bytes, err);
+    return check_cover(s->tensors ? s->tensors + first : NULL, s->n_tensors - first, data, file_bytes, err);
 }
 
 static int read_file(struct safetensors *s, uint32_t file, struct err *err)

@@ -38,7 +38,8 @@ struct attn_backend {
     /* data: the segment, 4096-aligned; borrowed until close. */
     int (*load_segment)(void *b, uint32_t layer, const struct segment_layout *l, const void *data, struct err *err);
     /* x, h: [c->h.n_tokens][hidden] f32, not overlapping. */
-    int (*run)(void *b, uint32_t layer, const struct chunk *c, const float *x, float *h, attn_dump_fn dump, void *dump_ctx, struct err *err);
+    int (*run)(void *b, uint32_t layer, const struct chunk *c, const float *x, float *h, attn_dump_fn dump, void *dump_ctx,
+               struct err *err);
     void (*close)(void *b); /* NULL is fine */
 };
 

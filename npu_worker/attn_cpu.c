@@ -106,8 +106,9 @@ static int cpu_open(const struct attn_backend_options *o, void **ret, struct err
 {
     const struct cpu_kernels *kernels = cpu_select(o->variant);
     if (!kernels)
-        return err_set(err, -ENOTSUP, "kernel variant '%s' is unknown or not supported by this processor; expected auto or one of: %s",
-                       o->variant, cpu_available());
+        return err_set(err, -ENOTSUP,
+                       "kernel variant '%s' is unknown or not supported by this processor; expected auto or one of: %s", o->variant,
+                       cpu_available());
     struct attn *a = calloc(1, sizeof(*a));
     if (!a)
         return err_set(err, -ENOMEM, "attention: out of memory");
@@ -207,7 +208,8 @@ static void find_blocks(struct attn *a)
     for (uint32_t i = 0; i < a->n_spans; i++) {
         const struct span *s = &a->spans[i];
         for (uint32_t at = 0; at < s->n; at += a->plan.block_queries)
-            a->blocks[a->n_blocks++] = (struct block){.span = i, .token = s->token + at, .n = MIN(a->plan.block_queries, s->n - at)};
+            a->blocks[a->n_blocks++] =
+                (struct block){.span = i, .token = s->token + at, .n = MIN(a->plan.block_queries, s->n - at)};
     }
     uint32_t group = a->shape->n_heads / a->shape->n_kv_heads, items = a->n_blocks * a->shape->n_kv_heads;
     a->split = 1;
@@ -382,7 +384,8 @@ static void do_out(void *ctx, uint32_t begin, uint32_t end, int thread)
 {
     struct attn *a = ctx;
     (void)thread;
-    a->kernels->gemm->tiles(&a->w->o, begin, end, a->scratch + a->plan.act_out, a->n_tokens, floats(a, a->plan.out), a->w->o.n_rows);
+    a->kernels->gemm->tiles(&a->w->o, begin, end, a->scratch + a->plan.act_out, a->n_tokens, floats(a, a->plan.out),
+                            a->w->o.n_rows);
 }
 
 static void do_post(void *ctx, uint32_t begin, uint32_t end, int thread)
@@ -391,7 +394,8 @@ static void do_post(void *ctx, uint32_t begin, uint32_t end, int thread)
     size_t n = a->hparams.hidden;
     (void)thread;
     for (uint32_t t = begin; t < end; t++)
-        a->kernels->vec->rmsnorm_add(floats(a, a->plan.out) + t * n, a->w->post_norm, n, a->hparams.eps, a->x + t * n, a->h + t * n);
+        a->kernels->vec->rmsnorm_add(floats(a, a->plan.out) + t * n, a->w->post_norm, n, a->hparams.eps, a->x + t * n,
+                                     a->h + t * n);
 }
 
 static void each_token(struct attn *a, uint32_t width, pool_fn fn)

@@ -59,7 +59,8 @@ int kv_open(const struct kv_options *o, struct kv **ret, struct err *err)
         r = budget_alloc(o->budget, BUDGET_KV, kv->plan.pool_bytes, (void **)&kv->pool, err);
     if (r < 0) {
         kv_close(kv);
-        return err_wrap(err, r, "KV cache for %u sequences of %u tokens (lower 'context' or 'sequences')", o->sequences, o->context);
+        return err_wrap(err, r, "KV cache for %u sequences of %u tokens (lower 'context' or 'sequences')", o->sequences,
+                        o->context);
     }
     for (size_t i = 0; i < n; i++)
         kv->tables[i].pages = kv->tables_memory + i * kv->plan.table_pages;
@@ -97,22 +98,24 @@ static uint32_t lowest_seen(const struct kv *kv, uint32_t layer, uint32_t pos)
     return all ? 0 : pos + 1 - kv->hparams.window;
 }
 
-static int check(const struct kv *kv, const struct table *t, uint32_t layer, uint32_t seq, uint32_t pos, uint32_t n, struct err *err)
+static int check(const struct kv *kv, const struct table *t, uint32_t layer, uint32_t seq, uint32_t pos, uint32_t n,
+                 struct err *err)
 {
     if (pos >= kv->context || n > kv->context - pos)
         return err_set(err, -EINVAL, "sequence %u: positions %u to %" PRIu64 " do not fit a context of %u", seq, pos,
                        (uint64_t)pos + n - 1, kv->context);
     if (pos > t->end)
-        return err_set(err, -EINVAL, "sequence %u, layer %u: position %u comes after %u stored ones; the positions between are missing",
-                       seq, layer, pos, t->end);
+        return err_set(err, -EINVAL,
+                       "sequence %u, layer %u: position %u comes after %u stored ones; the positions between are missing", seq,
+                       layer, pos, t->end);
     if (lowest_seen(kv, layer, pos) / ATTN_PAGE < t->first)
-        return err_set(err, -EINVAL, "sequence %u, layer %u: position %u sees positions below %u, which were given back", seq, layer, pos,
-                       t->first * ATTN_PAGE);
+        return err_set(err, -EINVAL, "sequence %u, layer %u: position %u sees positions below %u, which were given back", seq,
+                       layer, pos, t->first * ATTN_PAGE);
     return 0;
 }
 
-int kv_prepare(struct kv *kv, uint32_t layer, uint32_t seq, uint32_t committed_pos, uint32_t pos, uint32_t n, void *const **ret_pages,
-               struct err *err)
+int kv_prepare(struct kv *kv, uint32_t layer, uint32_t seq, uint32_t committed_pos, uint32_t pos, uint32_t n,
+               void *const **ret_pages, struct err *err)
 {
     if (layer >= kv->hparams.n_layers || seq >= kv->sequences || n == 0)
         return err_set(err, -EINVAL, "layer %u, sequence %u; expected less than %u and %u", layer, seq, kv->hparams.n_layers,

@@ -25,9 +25,10 @@ void kv_close(struct kv *kv); /* NULL and half-built are fine */
 /* Make room for positions pos .. pos + n - 1 of a sequence in a layer; in a local layer first give back the pages that lie wholly
  * below committed_pos - window + 1. *ret_pages: the table of that layer and sequence, indexed by position / 64; every page that
  * those positions see is there.
- * -EINVAL when earlier positions are missing (never stored, or given back) or the context ends; -ENOSPC when the pool is used up. */
-int kv_prepare(struct kv *kv, uint32_t layer, uint32_t seq, uint32_t committed_pos, uint32_t pos, uint32_t n, void *const **ret_pages,
-               struct err *err);
+ * -EINVAL when earlier positions are missing (never stored, or given back) or the context ends; -ENOSPC when the pool is used up.
+ */
+int kv_prepare(struct kv *kv, uint32_t layer, uint32_t seq, uint32_t committed_pos, uint32_t pos, uint32_t n,
+               void *const **ret_pages, struct err *err);
 /* Forget a sequence: all its pages of all layers go back. */
 void kv_free(struct kv *kv, uint32_t seq);
 

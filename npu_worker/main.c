@@ -81,8 +81,8 @@ static int all_chunks(struct single *s, void *b, uint32_t layer, const uint32_t 
     return npy_write(s->out, h, n, width, err);
 }
 
-static int run_rows(struct single *s, uint32_t layer, const uint32_t *positions, uint32_t context, const float *x, float *h, size_t n,
-                    struct err *err)
+static int run_rows(struct single *s, uint32_t layer, const uint32_t *positions, uint32_t context, const float *x, float *h,
+                    size_t n, struct err *err)
 {
     void *b = NULL, *data = NULL;
     struct kv *kv = NULL;

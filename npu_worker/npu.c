@@ -42,8 +42,9 @@ static int pick_backend(struct npu *n, const char *wanted, struct err *err)
         }
         err_set(err, -ENODEV, "npu_worker: backend '%s' cannot run here: %s", backends[i]->name, reason);
     }
-    return strcmp(wanted, "auto") == 0 ? -ENODEV
-                                       : err_set(err, -ENOTSUP, "npu_worker: backend '%s' is not part of this program; expected auto or cpu", wanted);
+    return strcmp(wanted, "auto") == 0
+               ? -ENODEV
+               : err_set(err, -ENOTSUP, "npu_worker: backend '%s' is not part of this program; expected auto or cpu", wanted);
 }
 
 static int layout(const struct npu *n, uint32_t layer, struct segment_layout *ret, struct err *err)
@@ -99,7 +100,8 @@ static int npu_segment(void *state, uint32_t kind, uint32_t layer, const void *d
         return err_set(err, -EPROTO, "npu_worker: segment of kind %u, layer %u was not asked for", kind, layer);
     int r = layout(n, layer, &l, err);
     if (r == 0 && bytes != l.bytes)
-        r = err_set(err, -EPROTO, "npu_worker: segment of layer %u has %llu bytes; expected %zu", layer, (unsigned long long)bytes, l.bytes);
+        r = err_set(err, -EPROTO, "npu_worker: segment of layer %u has %llu bytes; expected %zu", layer, (unsigned long long)bytes,
+                    l.bytes);
     return r < 0 ? r : n->backend->load_segment(n->device, layer, &l, data, err);
 }
 

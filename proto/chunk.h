@@ -35,7 +35,7 @@ struct chunk_seq {
     uint32_t flags;
     uint32_t committed_pos; /* positions below it are complete everywhere and will never be re-issued */
 };
-struct chunk_times { /* accumulated on the way; nanoseconds */
+struct chunk_times {                    /* accumulated on the way; nanoseconds */
     uint64_t loader_ns, npu_ns, gpu_ns; /* computing */
     uint64_t npu_wait_ns, gpu_wait_ns;  /* lying in a ring before that stage took it */
     uint64_t committed_at_ns;           /* CLOCK_MONOTONIC when the last stage committed it */
@@ -71,7 +71,8 @@ size_t chunk_slot_bytes(uint32_t max_tokens, uint32_t max_seqs, size_t payload_b
 size_t chunk_payload_offset(uint32_t n_tokens, uint32_t n_seqs);
 /* Copy out and check everything (counts, kinds, positions consecutive per sequence, seq < max_seqs, layer, sizes inside the
  * slot). *ret_payload points into the slot. 0 or -EPROTO (-ESTALE when only the epoch differs). */
-int chunk_read(const void *slot, size_t slot_bytes, const struct chunk_limits *lim, struct chunk *ret, const void **ret_payload, struct err *err);
+int chunk_read(const void *slot, size_t slot_bytes, const struct chunk_limits *lim, struct chunk *ret, const void **ret_payload,
+               struct err *err);
 /* Write header and tables of c into the slot (payload_bytes must be set and fit) and return where the payload goes. */
 void *chunk_write(void *slot, size_t slot_bytes, const struct chunk *c);
 uint32_t chunk_n_logits(const struct chunk *c); /* tokens that want logits */

@@ -12,18 +12,18 @@ struct err;
 enum config_process { CONFIG_COORDINATOR, CONFIG_LOADER, CONFIG_NPU, CONFIG_GPU, CONFIG_PROCESSES };
 
 struct config_worker {
-    char backend[32];  /* "auto", "cpu", ... */
-    uint64_t memory;   /* bytes of the device pool */
-    uint32_t threads;  /* 0 = auto */
+    char backend[32]; /* "auto", "cpu", ... */
+    uint64_t memory;  /* bytes of the device pool */
+    uint32_t threads; /* 0 = auto */
 };
 
 struct config {
-    char *path;           /* of the file */
-    char *model;          /* absolute */
-    uint32_t context;     /* tokens per sequence, default 2048 */
-    uint32_t sequences;   /* default 4, 1..64 */
-    uint32_t chunk_tokens; /* 0 = auto, else 1..1024 */
-    int kv_type;          /* QUANT_F32 or QUANT_F16 (default) */
+    char *path;                      /* of the file */
+    char *model;                     /* absolute */
+    uint32_t context;                /* tokens per sequence, default 2048 */
+    uint32_t sequences;              /* default 4, 1..64 */
+    uint32_t chunk_tokens;           /* 0 = auto, else 1..1024 */
+    int kv_type;                     /* QUANT_F32 or QUANT_F16 (default) */
     uint64_t caps[CONFIG_PROCESSES]; /* memory: bytes per process, 0 = auto */
     struct config_worker npu, gpu;
 };

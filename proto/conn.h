@@ -21,7 +21,8 @@ struct conn_handlers {
 };
 
 /* A connected socket (takes fd on success). name borrows a long-lived string for traces. */
-int conn_open(uv_loop_t *loop, int fd, const char *name, const struct conn_handlers *h, void *ctx, struct conn **ret, struct err *err);
+int conn_open(uv_loop_t *loop, int fd, const char *name, const struct conn_handlers *h, void *ctx, struct conn **ret,
+              struct err *err);
 /* Queues; fds are dup'ed, the caller's stay the caller's. The number must be what messages.def says. */
 int conn_send(struct conn *c, const struct msg *m, const int *fds, int n_fds, struct err *err);
 /* Bytes still queued. */

@@ -29,7 +29,10 @@ const char *msg_role_name(enum msg_role r); /* "loader", "npu_worker", "gpu_work
 #define MSG_BIN(name, field, max, doc) \
     uint8_t field[max];                \
     uint32_t field##_len;
-#define MSG_END(name) char end_; };
+#define MSG_END(name) \
+    char end_;        \
+    }                 \
+    ;
 #include "proto/messages.def"
 #undef MSG_BEGIN
 #undef MSG_U32
@@ -85,8 +88,8 @@ struct msg {
     };
 };
 
-const char *msg_name(enum msg_type t);   /* NULL when unknown */
-int msg_n_fds(enum msg_type t);          /* fds that travel with it; negative when unknown */
+const char *msg_name(enum msg_type t); /* NULL when unknown */
+int msg_n_fds(enum msg_type t);        /* fds that travel with it; negative when unknown */
 /* Encode the body (without the length). *ret is malloc'ed, returned owned. */
 int msg_encode(const struct msg *m, uint8_t **ret, size_t *ret_len, struct err *err);
 /* Decode an untrusted body. -EPROTO with a message; -ENOTSUP for an unknown type (its number in *ret_unknown). */

@@ -36,7 +36,8 @@ enum ring_side { RING_PRODUCER, RING_CONSUMER };
 struct ring;
 /* Map and check everything against expectations (n_slots/slot_bytes at least / exactly as the header says, epoch equal).
  * own: this side's bell, peer: the other side's; both borrowed and outlive the ring. */
-int ring_attach(int fd, enum ring_side side, uint32_t epoch, struct bell *own, struct bell *peer, struct ring **ret, struct err *err);
+int ring_attach(int fd, enum ring_side side, uint32_t epoch, struct bell *own, struct bell *peer, struct ring **ret,
+                struct err *err);
 void ring_detach(struct ring *r); /* NULL is fine */
 size_t ring_slot_bytes(const struct ring *r);
 uint32_t ring_n_slots(const struct ring *r);

@@ -32,10 +32,11 @@ static int range(const char *option, const char *text, const char **p, uint32_t 
         ok = number(p, ret_last);
     }
     if (!ok || (**p && **p != ','))
-        return err_set(err, -EINVAL, "%s '%s': found '%.20s'; expected numbers such as 2,17,5 or a range such as 0..15", option, text,
-                       start);
+        return err_set(err, -EINVAL, "%s '%s': found '%.20s'; expected numbers such as 2,17,5 or a range such as 0..15", option,
+                       text, start);
     if (*ret_first > *ret_last)
-        return err_set(err, -EINVAL, "%s '%s': range %" PRIu64 "..%" PRIu64 " ends before it begins", option, text, *ret_first, *ret_last);
+        return err_set(err, -EINVAL, "%s '%s': range %" PRIu64 "..%" PRIu64 " ends before it begins", option, text, *ret_first,
+                       *ret_last);
     if (*ret_last >= limit)
         return err_set(err, -ERANGE, "%s '%s': %" PRIu64 " is too large; expected less than %u", option, text, *ret_last, limit);
     return 0;
@@ -63,7 +64,8 @@ static int walk(const char *option, const char *text, uint32_t limit, size_t max
     return 0;
 }
 
-int positions_parse(const char *option, const char *text, uint32_t limit, size_t max, uint32_t **ret, size_t *ret_n, struct err *err)
+int positions_parse(const char *option, const char *text, uint32_t limit, size_t max, uint32_t **ret, size_t *ret_n,
+                    struct err *err)
 {
     size_t n;
     int r = walk(option, text, limit, max, NULL, &n, err);

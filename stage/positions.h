@@ -10,6 +10,7 @@ struct err;
 
 /* option: how the message calls it ("--ids"). Numbers must be below `limit`, at most `max` of them.
  * *ret: malloc'ed, returned owned. */
-int positions_parse(const char *option, const char *text, uint32_t limit, size_t max, uint32_t **ret, size_t *ret_n, struct err *err);
+int positions_parse(const char *option, const char *text, uint32_t limit, size_t max, uint32_t **ret, size_t *ret_n,
+                    struct err *err);
 
 #endif

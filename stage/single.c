@@ -21,7 +21,20 @@
 #define OVERRIDES_MAX 64
 #define USAGE_STATUS 2
 
-enum { OPT_CONFIG = 1, OPT_SET, OPT_OUT, OPT_STAGE_FD, OPT_HELP, OPT_VERSION, OPT_LAYER, OPT_IN, OPT_DUMP, OPT_POSITIONS, OPT_HEAD, OPT_IDS };
+enum {
+    OPT_CONFIG = 1,
+    OPT_SET,
+    OPT_OUT,
+    OPT_STAGE_FD,
+    OPT_HELP,
+    OPT_VERSION,
+    OPT_LAYER,
+    OPT_IN,
+    OPT_DUMP,
+    OPT_POSITIONS,
+    OPT_HEAD,
+    OPT_IDS
+};
 
 struct parsed {
     struct single s;
@@ -42,11 +55,16 @@ static const struct {
     {{"head", no_argument, NULL, OPT_HEAD}, SINGLE_HEAD, NULL, "compute final norm and logits instead of a layer"},
     {{"ids", required_argument, NULL, OPT_IDS}, SINGLE_IDS, "LIST", "token ids such as 2,17,5"},
     {{"in", required_argument, NULL, OPT_IN}, SINGLE_IN, "FILE.npy", "input rows, f32 [tokens][hidden]"},
-    {{"positions", required_argument, NULL, OPT_POSITIONS}, SINGLE_POSITIONS, "LIST",
+    {{"positions", required_argument, NULL, OPT_POSITIONS},
+     SINGLE_POSITIONS,
+     "LIST",
      "position of each row such as 0,1,2 or 0..15 (both included); default 0, 1, 2, ..."},
     {{"out", required_argument, NULL, OPT_OUT}, 0, "FILE.npy", "where the result goes, f32"},
     {{"dump", required_argument, NULL, OPT_DUMP}, SINGLE_DUMP, "FOLDER", "write every intermediate there as NAME.npy"},
-    {{"stage-fd", required_argument, NULL, OPT_STAGE_FD}, 0, "N", "run as a stage on this control socket (used by the coordinator)"},
+    {{"stage-fd", required_argument, NULL, OPT_STAGE_FD},
+     0,
+     "N",
+     "run as a stage on this control socket (used by the coordinator)"},
     {{"help", no_argument, NULL, OPT_HELP}, 0, NULL, "this text"},
     {{"version", no_argument, NULL, OPT_VERSION}, 0, NULL, "name and version"},
 };
@@ -165,7 +183,8 @@ static int parse(struct parsed *a, const struct single_program *p, int argc, cha
         if (opt == ':')
             return err_set(err, -EINVAL, "option '%s' needs a value; see '%s --help'", argv[optind - 1], p->name);
         if (opt == '?')
-            return err_set(err, -EINVAL, "option '%s' is unknown or does not take a value; see '%s --help'", argv[optind - 1], p->name);
+            return err_set(err, -EINVAL, "option '%s' is unknown or does not take a value; see '%s --help'", argv[optind - 1],
+                           p->name);
         int r = apply(a, opt, optarg, err);
         if (r < 0)
             return r;
@@ -254,8 +273,8 @@ int single_main(const struct single_program *p, int argc, char **argv)
 int single_layer(const struct single *s, uint32_t *ret, struct err *err)
 {
     if (s->layer >= (int64_t)s->hparams.n_layers)
-        return err_set(err, -ERANGE, "--layer %" PRId64 ": model '%s' has %u layers; expected 0 to %u", s->layer, gguf_path(s->gguf),
-                       s->hparams.n_layers, s->hparams.n_layers - 1);
+        return err_set(err, -ERANGE, "--layer %" PRId64 ": model '%s' has %u layers; expected 0 to %u", s->layer,
+                       gguf_path(s->gguf), s->hparams.n_layers, s->hparams.n_layers - 1);
     *ret = (uint32_t)s->layer;
     return 0;
 }

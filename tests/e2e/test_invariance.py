@@ -86,9 +86,9 @@ def variants():
 
 def test_variants():
     """Every kernel variant that this processor has is invariant by itself; here they also agree with each other."""
-    ids = some_ids(150)
+    ids = some_ids(70)  # more than one KV page; the reference is slow
     for kind in ("f32", "bf16", "q8_0", "q4_0"):
-        results = {v: sweep(kind, [(64, 2), (7, 1), (1, 3)], env={"TANDEM_CPU": v}, ids=ids) for v in variants()}
+        results = {v: sweep(kind, [(64, 2), (7, 3)], env={"TANDEM_CPU": v}, ids=ids) for v in variants()}
         for name, got in results.items():
             same_bits(got, results["ref"], f"{kind}: variant {name} against ref")
 

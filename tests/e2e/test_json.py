@@ -75,7 +75,7 @@ def test_bench():
     check([t["test"] for t in r["tests"]] == ["pp128", "tg16"], [t["test"] for t in r["tests"]])
     for t in r["tests"]:
         check(t["repetitions"] == 2 and 0 < t["tokens_per_s"] <= t["tokens_per_s_best"], t)
-        # Coordinator to loader to npu_worker, then 2 a layer, the last of them back to the coordinator.
+        # Coordinator to loader to npu_worker, then two a layer, the last of them back to the coordinator.
         check(t["hops_per_chunk"] == 2 + 2 * 12, f"{t['test']}: {t['hops_per_chunk']} ring hops per chunk")
 
 

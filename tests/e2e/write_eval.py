@@ -21,7 +21,7 @@ def main():
     stories = []
     for seed, about in enumerate(OPENINGS):
         r = tandem.generate(cfg, "--chat", "--prompt", f"Tell me a story about {about}", "--temperature", 0.9, "--seed", seed,
-                            "--max-tokens", 600, "--parallel", 2)
+                            "--max-tokens", 600, "--parallel", 3)
         stories += [c["text"].strip() for c in r["choices"] if c["finish_reason"] == "stop"]
     path = os.path.join(tandem.DEMO, "eval.txt")
     with open(path, "w", encoding="utf-8", newline="\n") as f:

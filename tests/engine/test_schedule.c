@@ -26,7 +26,7 @@ struct world {
     struct bell *bell;
     int bell_fd, fds[2];
     struct ring *tokens[2], *output[2]; /* coordinator's end, pipeline's end */
-    uint32_t n_seen[64]; /* positions seen per slot, for the check of order */
+    uint32_t n_seen[64];                /* positions seen per slot, for the check of order */
     uint32_t chunks, largest, decode_batch;
     struct err fail_next;
 };
@@ -129,8 +129,13 @@ static bool pipeline_step(struct world *w)
 {
     static struct chunk c;
     struct err err = {0};
-    struct chunk_limits lim = {.epoch = 7, .max_tokens = w->plan.chunk_tokens, .max_seqs = w->plan.sequences, .context = w->plan.context,
-                               .n_layers = 1, .vocab = VOCAB, .hidden = HIDDEN};
+    struct chunk_limits lim = {.epoch = 7,
+                               .max_tokens = w->plan.chunk_tokens,
+                               .max_seqs = w->plan.sequences,
+                               .context = w->plan.context,
+                               .n_layers = 1,
+                               .vocab = VOCAB,
+                               .hidden = HIDDEN};
     const void *payload;
     void *slot = ring_peek(w->tokens[1]);
     if (!slot)
@@ -200,8 +205,13 @@ static void on_finished(void *ctx, const struct request_result *r)
 
 static struct request_params params(struct client *c, const uint32_t *ids, uint32_t n, uint32_t max_tokens)
 {
-    struct request_params p = {.ids = ids, .n_ids = n, .max_tokens = max_tokens, .token = on_token, .logits = on_logits,
-                               .finished = on_finished, .ctx = c};
+    struct request_params p = {.ids = ids,
+                               .n_ids = n,
+                               .max_tokens = max_tokens,
+                               .token = on_token,
+                               .logits = on_logits,
+                               .finished = on_finished,
+                               .ctx = c};
     sample_params_default(&p.sample);
     p.sample.temperature = 0;
     return p;
@@ -374,9 +384,12 @@ static void test_lies_are_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_text_is_independent_of_batching), cmocka_unit_test(test_all_logits),
-        cmocka_unit_test(test_context_is_a_limit),              cmocka_unit_test(test_failed_chunk_fails_its_requests_only),
-        cmocka_unit_test(test_cancel_and_fail),                 cmocka_unit_test(test_lies_are_refused),
+        cmocka_unit_test(test_text_is_independent_of_batching),
+        cmocka_unit_test(test_all_logits),
+        cmocka_unit_test(test_context_is_a_limit),
+        cmocka_unit_test(test_failed_chunk_fails_its_requests_only),
+        cmocka_unit_test(test_cancel_and_fail),
+        cmocka_unit_test(test_lies_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

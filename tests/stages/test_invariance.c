@@ -44,7 +44,8 @@ static void combinations(const char *model, int kv_type, uint32_t n, uint32_t vo
     uint32_t ids[256];
     char what[128];
     rig_ids(ids, n, vocab, 1);
-    struct rig_options o = {.model = model, .kv_type = kv_type, .ring_slots = 4, .sequences = 1, .context = n, .n_threads = 1, .chunk_tokens = n};
+    struct rig_options o = {
+        .model = model, .kv_type = kv_type, .ring_slots = 4, .sequences = 1, .context = n, .n_threads = 1, .chunk_tokens = n};
     float *want = logits_of(&o, ids, n);
     for (size_t i = 0; i < ARRAY_LEN(chunks); i++) {
         for (uint32_t threads = 1; threads <= 3; threads++) {
@@ -102,7 +103,13 @@ static void test_demo_f16(void **state)
     (void)state;
     uint32_t ids[200];
     rig_ids(ids, 200, 4096, 3);
-    struct rig_options o = {.model = "demo-f16", .kv_type = QUANT_F16, .ring_slots = 1, .sequences = 1, .context = 200, .n_threads = 2, .chunk_tokens = 200};
+    struct rig_options o = {.model = "demo-f16",
+                            .kv_type = QUANT_F16,
+                            .ring_slots = 1,
+                            .sequences = 1,
+                            .context = 200,
+                            .n_threads = 2,
+                            .chunk_tokens = 200};
     float *want = logits_of(&o, ids, 200);
     o.chunk_tokens = 5;
     float *got = logits_of(&o, ids, 200);
@@ -150,7 +157,8 @@ static void batches(const char *model)
     static const uint32_t lengths[SEQUENCES] = {100, 61, 64, 1};
     uint32_t ids[SEQUENCES][100];
     float *want[SEQUENCES], *got[SEQUENCES];
-    struct rig_options o = {.model = model, .kv_type = QUANT_F16, .ring_slots = 2, .sequences = 1, .context = 100, .n_threads = 1, .chunk_tokens = 100};
+    struct rig_options o = {
+        .model = model, .kv_type = QUANT_F16, .ring_slots = 2, .sequences = 1, .context = 100, .n_threads = 1, .chunk_tokens = 100};
     struct rig r;
     for (uint32_t s = 0; s < SEQUENCES; s++) {
         rig_ids(ids[s], lengths[s], 512, s + 10);
@@ -192,8 +200,8 @@ static void test_batches_integer(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_tiny_f32),  cmocka_unit_test(test_tiny_bf16_kv_f16), cmocka_unit_test(test_tiny_q8_0),
-        cmocka_unit_test(test_tiny_q4_0), cmocka_unit_test(test_demo_f16),         cmocka_unit_test(test_batches_float),
+        cmocka_unit_test(test_tiny_f32),        cmocka_unit_test(test_tiny_bf16_kv_f16), cmocka_unit_test(test_tiny_q8_0),
+        cmocka_unit_test(test_tiny_q4_0),       cmocka_unit_test(test_demo_f16),         cmocka_unit_test(test_batches_float),
         cmocka_unit_test(test_batches_integer),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * The paged KV cache: how many pages are in use, that they come back, that a plan is never exceeded by what the plan allows, and that
- * everything else is refused. */
+ * The paged KV cache: how many pages are in use, that they come back, that a plan is never exceeded by what the plan allows, and
+ * that everything else is refused. */
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -20,16 +20,31 @@
 #define PAGE 64
 
 /* Layers 0..4 local with a window of 128, layer 5 global. */
-static const struct hparams hp = {.n_layers = 6, .hidden = 64, .ffn = 64, .n_heads = 2, .n_kv_heads = 1, .head_dim = 16, .vocab = 32,
-                                  .window = 128, .global_every = 6, .context_max = 8192, .eps = 1e-6f, .attn_scale = 1};
+static const struct hparams hp = {.n_layers = 6,
+                                  .hidden = 64,
+                                  .ffn = 64,
+                                  .n_heads = 2,
+                                  .n_kv_heads = 1,
+                                  .head_dim = 16,
+                                  .vocab = 32,
+                                  .window = 128,
+                                  .global_every = 6,
+                                  .context_max = 8192,
+                                  .eps = 1e-6f,
+                                  .attn_scale = 1};
 
 static struct budget budget;
 static struct kv *kv;
 
 static struct kv_options options(uint32_t context, uint32_t sequences, uint32_t chunk_tokens, uint32_t ring_slots)
 {
-    return (struct kv_options){.hparams = &hp, .budget = &budget, .context = context, .sequences = sequences, .chunk_tokens = chunk_tokens,
-                               .ring_slots = ring_slots, .kv_type = QUANT_F16};
+    return (struct kv_options){.hparams = &hp,
+                               .budget = &budget,
+                               .context = context,
+                               .sequences = sequences,
+                               .chunk_tokens = chunk_tokens,
+                               .ring_slots = ring_slots,
+                               .kv_type = QUANT_F16};
 }
 
 static void open_kv(uint32_t context, uint32_t sequences, uint32_t chunk_tokens, uint32_t ring_slots)

@@ -138,7 +138,13 @@ static void make_config(const char *model)
     memcpy(config.types, types, config.types_len);
     free(types);
     gguf_close(g);
-    limits = (struct chunk_limits){.epoch = 5, .max_tokens = CHUNK, .max_seqs = 2, .context = 200, .n_layers = h.n_layers, .vocab = h.vocab, .hidden = h.hidden};
+    limits = (struct chunk_limits){.epoch = 5,
+                                   .max_tokens = CHUNK,
+                                   .max_seqs = 2,
+                                   .context = 200,
+                                   .n_layers = h.n_layers,
+                                   .vocab = h.vocab,
+                                   .hidden = h.hidden};
 }
 
 static struct stage_io *io_init(int i, uint64_t limit)
@@ -451,7 +457,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_logits_equal_goldens, open_stages, close_stages),
         cmocka_unit_test_setup_teardown(test_only_wanted_rows, open_stages, close_stages),
-        cmocka_unit_test_prestate_setup_teardown(test_only_wanted_rows, open_stages, close_stages, (void *)(uintptr_t) "tiny-27b-q4_0"),
+        cmocka_unit_test_prestate_setup_teardown(test_only_wanted_rows, open_stages, close_stages,
+                                                 (void *)(uintptr_t) "tiny-27b-q4_0"),
         cmocka_unit_test_setup_teardown(test_forget, open_stages, close_stages),
         cmocka_unit_test_setup_teardown(test_bad_chunks, open_stages, close_stages),
         cmocka_unit_test_setup_teardown(test_closing, open_stages, close_stages),

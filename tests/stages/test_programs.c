@@ -133,7 +133,8 @@ static void test_they_compute(void **state)
     want = rig_golden_read(g, "layer.4.ffn", &n);
     assert_int_equal(npy_write(in, want, 100, 160, NULL), 0);
     free(want);
-    assert_int_equal(run("npu_worker", "--config", config, "--layer", "5", "--in", in, "--out", out, "--set", "chunk_tokens=7", NULL), 0);
+    assert_int_equal(
+        run("npu_worker", "--config", config, "--layer", "5", "--in", in, "--out", out, "--set", "chunk_tokens=7", NULL), 0);
     want = rig_golden_read(g, "layer.5.attn", &n);
     read_npy("out.npy", &got, 100, 160);
     rig_close_to("layer 5, attention", got, want, n, 1e-3f);
@@ -164,8 +165,11 @@ static void test_positions_option(void **state)
     float *plain, *range, *again;
     const char *x = in_folder("x.npy"), *c = in_folder("c.yaml");
     assert_int_equal(run("npu_worker", "--config", c, "--layer", "0", "--in", x, "--out", in_folder("a.npy"), NULL), 0);
-    assert_int_equal(run("npu_worker", "--config", c, "--layer", "0", "--in", x, "--out", in_folder("b.npy"), "--positions", "0..5", NULL), 0);
-    assert_int_equal(run("npu_worker", "--config", c, "--layer", "0", "--in", x, "--out", in_folder("d.npy"), "--positions", "0,1,2,1..3", NULL), 0);
+    assert_int_equal(
+        run("npu_worker", "--config", c, "--layer", "0", "--in", x, "--out", in_folder("b.npy"), "--positions", "0..5", NULL), 0);
+    assert_int_equal(
+        run("npu_worker", "--config", c, "--layer", "0", "--in", x, "--out", in_folder("d.npy"), "--positions", "0,1,2,1..3", NULL),
+        0);
     read_npy("a.npy", &plain, 6, 160);
     read_npy("b.npy", &range, 6, 160);
     read_npy("d.npy", &again, 6, 160);
@@ -175,11 +179,14 @@ static void test_positions_option(void **state)
     free(plain);
     free(range);
     free(again);
-    assert_int_equal(run("npu_worker", "--config", c, "--layer", "0", "--in", x, "--out", in_folder("z.npy"), "--positions", "0..4", NULL), 1);
+    assert_int_equal(
+        run("npu_worker", "--config", c, "--layer", "0", "--in", x, "--out", in_folder("z.npy"), "--positions", "0..4", NULL), 1);
     said("npu_worker", "lists 5 positions");
-    assert_int_equal(run("npu_worker", "--config", c, "--layer", "0", "--in", x, "--out", in_folder("z.npy"), "--positions", "4..9", NULL), 1);
+    assert_int_equal(
+        run("npu_worker", "--config", c, "--layer", "0", "--in", x, "--out", in_folder("z.npy"), "--positions", "4..9", NULL), 1);
     said("npu_worker", "missing");
-    assert_int_equal(run("npu_worker", "--config", c, "--layer", "0", "--in", x, "--out", in_folder("z.npy"), "--positions", "0..x", NULL), 1);
+    assert_int_equal(
+        run("npu_worker", "--config", c, "--layer", "0", "--in", x, "--out", in_folder("z.npy"), "--positions", "0..x", NULL), 1);
     said("npu_worker", "--positions '0..x'");
     assert_int_equal(access(in_folder("z.npy"), F_OK), -1);
 }
@@ -192,8 +199,10 @@ static void test_dump(void **state)
     const char *x = in_folder("x.npy"), *c = in_folder("c.yaml");
     struct stat st;
     char name[64];
-    assert_int_equal(run("npu_worker", "--config", c, "--layer", "1", "--in", x, "--out", in_folder("a.npy"), "--dump", folder, NULL), 0);
-    assert_int_equal(run("gpu_worker", "--config", c, "--layer", "1", "--in", x, "--out", in_folder("b.npy"), "--dump", folder, NULL), 0);
+    assert_int_equal(
+        run("npu_worker", "--config", c, "--layer", "1", "--in", x, "--out", in_folder("a.npy"), "--dump", folder, NULL), 0);
+    assert_int_equal(
+        run("gpu_worker", "--config", c, "--layer", "1", "--in", x, "--out", in_folder("b.npy"), "--dump", folder, NULL), 0);
     for (size_t i = 0; i < ARRAY_LEN(attn) + ARRAY_LEN(ffn); i++) {
         snprintf(name, sizeof(name), "%s.npy", i < ARRAY_LEN(attn) ? attn[i] : ffn[i - ARRAY_LEN(attn)]);
         assert_int_equal(stat(in_folder(name), &st), 0);
@@ -207,7 +216,9 @@ static void test_dump(void **state)
     assert_memory_equal(with_dump, without, 6 * 160 * sizeof(float));
     free(with_dump);
     free(without);
-    assert_int_equal(run("gpu_worker", "--config", c, "--layer", "1", "--in", x, "--out", in_folder("d.npy"), "--dump", "/nonexistent", NULL), 1);
+    assert_int_equal(
+        run("gpu_worker", "--config", c, "--layer", "1", "--in", x, "--out", in_folder("d.npy"), "--dump", "/nonexistent", NULL),
+        1);
     said("gpu_worker", "/nonexistent");
 }
 
@@ -282,8 +293,23 @@ static void test_positions_parse(void **state)
         const char *text;
         uint32_t n, v[5];
     } good[] = {{"0", 1, {0}}, {"2,17,5", 3, {2, 17, 5}}, {"0..3", 4, {0, 1, 2, 3}}, {"7..7,99,1..2", 4, {7, 99, 1, 2}}};
-    static const char *const bad[] = {"", ",", "1,", ",1", "1..", "..1", "1-2", "3..1", "100", "0..100", "4294967296", "18446744073709551616",
-                                      "1,2,3,4,5,6", "0..5", "0x1", "1 2", "-1"};
+    static const char *const bad[] = {"",
+                                      ",",
+                                      "1,",
+                                      ",1",
+                                      "1..",
+                                      "..1",
+                                      "1-2",
+                                      "3..1",
+                                      "100",
+                                      "0..100",
+                                      "4294967296",
+                                      "18446744073709551616",
+                                      "1,2,3,4,5,6",
+                                      "0..5",
+                                      "0x1",
+                                      "1 2",
+                                      "-1"};
     struct err err;
     uint32_t *v;
     size_t n;
