@@ -9,9 +9,10 @@ size_t attn_page_bytes(const struct attn_shape *s)
     return (size_t)s->n_kv_heads * s->head_dim * 2 * ATTN_PAGE * (s->kv_type == QUANT_F16 ? 2 : 4);
 }
 
-/* K and V of one tile and head as f32; per query row: outputs, scores, lane sums, and two scalars. */
+/* K and V of one tile and head as f32; per row its scores, 16 lane sums and 16 floats of state. */
 size_t attn_scratch_bytes(const struct attn_shape *s, uint32_t n_queries)
 {
     size_t rows = (size_t)n_queries * (s->n_heads / s->n_kv_heads);
-    return (2 * (size_t)ATTN_PAGE * s->head_dim + rows * (s->head_dim + ATTN_PAGE + 16 + 16)) * sizeof(float);
+    rows = rows > ATTN_ROWS ? ATTN_ROWS : rows;
+    return (2 * (size_t)ATTN_PAGE * s->head_dim + rows * (ATTN_PAGE + 16 + 16)) * sizeof(float);
 }

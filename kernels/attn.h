@@ -12,6 +12,7 @@
 #include <stdint.h>
 
 #define ATTN_PAGE 64
+#define ATTN_ROWS 64 /* (query, head) pairs that share one pass over the pages; more are split */
 
 struct attn_shape {
     uint32_t n_heads, n_kv_heads, head_dim; /* n_heads % n_kv_heads == 0; head_dim % 16 == 0 */

@@ -14,7 +14,6 @@
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16") for
 
-#define ROWS_MAX 64   /* rows that share one pass over the pages */
 #define NARROW_ROWS 6 /* up to here f16 is converted on the way to the registers, above it once per tile */
 
 struct row {
@@ -279,14 +278,14 @@ static void run(const struct attn_shape *s, uint32_t kv_head, const float *q, si
 {
     uint32_t group = s->n_heads / s->n_kv_heads, d = s->head_dim, n = 0;
     float *wide = scratch, *free_floats = wide + 2 * (size_t)ATTN_PAGE * d;
-    struct row rows[ROWS_MAX];
+    struct row rows[ATTN_ROWS];
     for (uint32_t i = 0; i < n_queries; i++) {
         for (uint32_t g = 0; g < group; g++) {
             size_t at = i * stride + (size_t)(kv_head * group + g) * d;
             float *f = free_floats + (size_t)n * (ATTN_PAGE + 32);
             rows[n++] = (struct row){
                 .q = q + at, .o = out + at, .p = f, .lanes = f + ATTN_PAGE, .state = f + ATTN_PAGE + 16, .pos = pos0 + i};
-            if (n == ROWS_MAX || (i + 1 == n_queries && g + 1 == group)) {
+            if (n == ATTN_ROWS || (i + 1 == n_queries && g + 1 == group)) {
                 run_rows(s, kv_head, rows, n, pages, wide);
                 n = 0;
             }
