@@ -13,6 +13,8 @@ import compare  # noqa: E402
 
 
 def compare_one(path):
+    if tandem.SANITIZE:
+        tandem.skip("the comparison with llama.cpp runs without sanitizers only")
     try:
         theirs = compare.Peer(path, 1, installed_only=True)
     except compare.Unavailable as e:
