@@ -96,10 +96,17 @@ static void rings(struct plan *p)
  * Debian 12; the coordinator's part grows with the vocabulary (tokenizer and file metadata). */
 static void fixed(struct plan *p)
 {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    const uint64_t sanitizer = 512u << 20; /* shadow and quarantine, or the kernel's cap would end instrumented stages */
+#else
+    const uint64_t sanitizer = 0;
+#endif
     p->process[CONFIG_COORDINATOR].fixed = (uint64_t)(16 * MIB) + (uint64_t)p->hparams.vocab * 700;
     p->process[CONFIG_LOADER].fixed = (uint64_t)(8 * MIB) + (uint64_t)p->hparams.vocab * 100;
     p->process[CONFIG_NPU].fixed = (uint64_t)(8 * MIB);
     p->process[CONFIG_GPU].fixed = (uint64_t)(8 * MIB);
+    for (int i = 0; i < CONFIG_PROCESSES; i++)
+        p->process[i].fixed += sanitizer;
 }
 
 static int caps(const struct config *c, struct plan *p, struct err *err)

@@ -75,7 +75,7 @@ INLINE void integer_block(int type, int nt, int nw, const struct span *s)
     size_t step = type == QUANT_Q8_0 ? 512 : 256, tile_bytes = s->tile_bytes, act_bytes = s->act_bytes, fetch = s->fetch;
     const uint8_t *w = span_tiles(s), *d = w + s->m->n_cols / 32 * step;
     struct gemm_act a = gemm_act_at(s->act, s->m->n_cols);
-    _Alignas(64) float acc[LANES_INTEGER_TOKENS][LANES_GEMV_TILES][16];
+    _Alignas(64) float acc[LANES_INTEGER_TOKENS][2][16];
     for (int t = 0; t < nt; t++) {
         for (int i = 0; i < nw; i++)
             v16_store(acc[t][i], acc_load(s, t, i));
@@ -88,7 +88,8 @@ INLINE void integer_block(int type, int nt, int nw, const struct span *s)
             sum[t][0] = sum[t][1] = _mm256_setzero_si256();
             if (fetch) {
                 for (size_t l = 0; l < step; l += 64)
-                    __builtin_prefetch(wb + fetch + l, 0, 3);
+                    __builtin_prefetch(wb + fetch + l);
+                __builtin_prefetch(d + b * 32 + (size_t)i * tile_bytes + fetch);
             }
             if (type == QUANT_Q8_0)
                 sum_q8_0(nt, wb, a.quants + 32 * b, act_bytes, sum);

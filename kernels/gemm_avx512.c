@@ -82,7 +82,8 @@ INLINE void integer_block(int type, int nt, int nw, const struct span *s)
         if (fetch) {
             for (int i = 0; i < nw; i++) {
                 for (size_t l = 0; l < step; l += 64)
-                    __builtin_prefetch(wb + (size_t)i * tile_bytes + fetch + l, 0, 3);
+                    __builtin_prefetch(wb + (size_t)i * tile_bytes + fetch + l);
+                __builtin_prefetch(d + b * 32 + (size_t)i * tile_bytes + fetch);
             }
         }
         if (type == QUANT_Q8_0)

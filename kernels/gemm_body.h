@@ -15,6 +15,7 @@
 
 #define CACHED_BYTES ((size_t)512 << 10) /* weights that stay in the second-level cache while tokens pass */
 #define FETCH_STREAM 2048                /* bytes ahead in each tile when weights are read only once */
+#define FETCH_GROUP ((size_t)256 << 10)  /* up to here, one token fetches whole tiles while it works on those before */
 
 /* Largest magnitude, compared as integers: a NaN is the largest of all, so that it reaches the output through the scale. */
 static float magnitude(const float *x)
@@ -112,14 +113,14 @@ INLINE void float_block(int type, int nt, int nw, const struct span *s)
            x_stride = s->act_bytes / sizeof(float);
     const uint8_t *w = span_tiles(s) + s->k0 * size;
     const float *x = (const float *)(const void *)s->act;
-    v16 acc[LANES_TOKENS][LANES_GEMV_TILES];
+    v16 acc[LANES_TOKENS][4];
     UNROLL(int t = 0; t < nt; t++)
     {
         UNROLL(int i = 0; i < nw; i++)
         acc[t][i] = acc_load(s, t, i);
     }
     for (size_t k = s->k0; k < s->k1; k++, w += size) {
-        v16 v[LANES_GEMV_TILES];
+        v16 v[4];
         UNROLL(int i = 0; i < nw; i++)
         v[i] = load_weights(type, w + (size_t)i * tile_bytes);
         if (fetch) {
@@ -201,8 +202,10 @@ INLINE void type_tiles(int type, const struct gemm_matrix *m, uint32_t tile0, ui
                      .y_stride = y_stride,
                      .fetch = FETCH_STREAM};
     if (n_tokens == 1) {
-        for (; tile1 - s.tile >= LANES_GEMV_TILES; s.tile += LANES_GEMV_TILES)
-            block(type, 1, LANES_GEMV_TILES, &s);
+        if (IS_INTEGER(type) && s.tile_bytes * LANES_GEMV_TILES(type) <= FETCH_GROUP)
+            s.fetch = s.tile_bytes * LANES_GEMV_TILES(type);
+        for (; tile1 - s.tile >= LANES_GEMV_TILES(type); s.tile += LANES_GEMV_TILES(type))
+            block(type, 1, LANES_GEMV_TILES(type), &s);
         for (; s.tile < tile1; s.tile++)
             block(type, 1, 1, &s);
     } else {

@@ -13,7 +13,7 @@
 #define LANES_TOKENS 6
 #define LANES_INTEGER_TOKENS 4
 #define LANES_TILES 1
-#define LANES_GEMV_TILES 4
+#define LANES_GEMV_TILES(type) ((type) == QUANT_Q8_0 ? 1 : (type) == QUANT_Q4_0 ? 2 : 4)
 
 typedef struct {
     __m256 a, b;

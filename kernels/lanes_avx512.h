@@ -13,7 +13,7 @@
 #define LANES_TOKENS 6
 #define LANES_INTEGER_TOKENS 6
 #define LANES_TILES 4
-#define LANES_GEMV_TILES 4
+#define LANES_GEMV_TILES(type) 4
 
 typedef __m512 v16;
 

@@ -16,7 +16,7 @@
 #define LANES_TOKENS 1
 #define LANES_INTEGER_TOKENS 1
 #define LANES_TILES 1
-#define LANES_GEMV_TILES 1
+#define LANES_GEMV_TILES(type) 1
 
 typedef struct {
     float v[16];
