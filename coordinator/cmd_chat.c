@@ -2,10 +2,12 @@
  * The bare call: a conversation on a terminal, or one prompt per line of standard input, each answered for itself. Runs on the
  * main thread; waiting for input goes through the engine's loop, so signals and failing stages are noticed at once.
  *
- * The conversation is kept as token ids, the model's own included, and sent whole with every turn. */
+ * The conversation is kept as token ids, the model's own included, and sent whole with every turn. An interrupt during an answer
+ * on a terminal ends that answer, and what was said stays in the conversation; at the prompt it ends the program. */
 #include <errno.h>
 #include <limits.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -67,6 +69,18 @@ static int append_answer(struct chat *t, const struct answer *a, struct err *err
     return r < 0 ? r : append(t, ids, n, err);
 }
 
+static int run_answer(struct chat *t, struct answer *a, struct err *err)
+{
+    struct engine *e = t->c->engine;
+    int r = engine_run(e, err);
+    if (r == -EINTR && t->terminal && engine_signal(e) == SIGINT && a->request) {
+        engine_forget_signal(e);
+        engine_cancel(e, a->request);
+        r = engine_run(e, err);
+    }
+    return r == 0 && a->error.code ? err_set(err, a->error.code, "%s", a->error.text) : r;
+}
+
 static int one_turn(struct chat *t, const char *text, struct err *err)
 {
     struct answer a;
@@ -82,9 +96,7 @@ static int one_turn(struct chat *t, const char *text, struct err *err)
     q.n_ids = (uint32_t)t->n_ids;
     r = answer_submit(&a, t->c->engine, &q, err);
     if (r == 0)
-        r = engine_run(t->c->engine, err);
-    if (r == 0 && a.error.code)
-        r = err_set(err, a.error.code, "%s", a.error.text);
+        r = run_answer(t, &a, err);
     if (r == 0 && a.result.finish == ENGINE_FINISH_CONTEXT && t->terminal)
         printf("\n(the context of %u tokens is full; /reset begins anew)", engine_plan(t->c->engine)->context);
     if (r == 0 && (putchar('\n') == EOF || fflush(stdout) == EOF))
@@ -174,7 +186,8 @@ int cmd_chat_run(struct command *c, struct err *err)
     if (!t.input)
         return err_set(err, -ENOMEM, "chat: out of memory");
     if (t.terminal)
-        printf("%s\n/reset begins a new conversation, /stats shows memory, /quit or Ctrl-D ends\n", c->config->model);
+        printf("%s\n/reset begins a new conversation, /stats shows memory, Ctrl-C stops an answer, /quit or Ctrl-D ends\n",
+               c->config->model);
     while (r == 0) {
         char *line = NULL;
         size_t used = 0;

@@ -163,12 +163,8 @@ int cmd_perplexity_run(struct command *c, struct err *err)
     const struct options *o = c->options;
     const struct plan *plan = engine_plan(c->engine);
     struct perplexity p = {.engine = c->engine, .bos = tokenizer_bos(c->tokenizer)};
-    auto_free char *text = NULL;
     auto_free uint32_t *ids = NULL;
-    size_t n;
-    int r = commands_read_file(o->file, &text, &n, err);
-    if (r == 0)
-        r = tokenizer_encode(c->tokenizer, text, n, true, &ids, &p.n_ids, err);
+    int r = tokenizer_encode(c->tokenizer, c->file, c->file_bytes, true, &ids, &p.n_ids, err);
     if (r < 0)
         return r;
     p.ids = ids;

@@ -23,7 +23,7 @@ void commands_request(const struct command *c, struct request_params *ret)
     *ret = (struct request_params){.max_tokens = c->options->max_tokens, .sample = c->options->sample};
 }
 
-int commands_read_file(const char *path, char **ret, size_t *ret_n, struct err *err)
+static int read_file(const char *path, char **ret, size_t *ret_n, struct err *err)
 {
     size_t n = 0, room = 64 << 10;
     auto_free char *buf = malloc(room);
@@ -85,12 +85,10 @@ static int print_ids_json(const struct tokenizer *t, const uint32_t *ids, size_t
 static int run_tokenize(const struct command *c, struct err *err)
 {
     const struct options *o = c->options;
-    auto_free char *text = NULL;
     auto_free uint32_t *ids = NULL;
-    size_t n = o->text ? strlen(o->text) : 0, n_ids;
-    int r = o->file ? commands_read_file(o->file, &text, &n, err) : 0;
-    if (r == 0)
-        r = tokenizer_encode(c->tokenizer, o->file ? text : o->text, n, !o->no_markers, &ids, &n_ids, err);
+    size_t n_ids;
+    int r = tokenizer_encode(c->tokenizer, o->file ? c->file : o->text, o->file ? c->file_bytes : strlen(o->text), !o->no_markers,
+                             &ids, &n_ids, err);
     if (r < 0)
         return r;
     if (o->json)
@@ -158,8 +156,13 @@ static int dispatch(struct command *c, struct err *err)
 
 int commands_run(const struct options *o, const struct config *config, const struct gguf *g, int *ret_signal, struct err *err)
 {
+    auto_free char *file = NULL;
     struct command c = {.options = o, .config = config, .gguf = g};
-    int r = needs_tokenizer(o->command) ? tokenizer_open(g, &c.tokenizer, err) : 0;
+    int r = o->file ? read_file(o->file, &file, &c.file_bytes, err) : 0;
+    if (r < 0)
+        return r;
+    c.file = file;
+    r = needs_tokenizer(o->command) ? tokenizer_open(g, &c.tokenizer, err) : 0;
     if (r < 0)
         r = err_wrap(err, r, "model '%s'", config->model);
     if (r == 0 && starts_stages(o->command))

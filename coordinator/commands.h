@@ -20,6 +20,8 @@ struct command { /* all borrowed */
     const struct options *options;
     const struct config *config;
     const struct gguf *gguf;
+    const char *file; /* what --file names, read whole, with a NUL behind it; NULL without the option */
+    size_t file_bytes;
     struct tokenizer *tokenizer; /* NULL for eval, bench, plan */
     struct engine *engine;       /* NULL for plan, tokenize, detokenize */
 };
@@ -35,7 +37,5 @@ int cmd_bench_run(struct command *c, struct err *err);
 
 /* Sampling and length as the options say; ids and choice are the caller's. */
 void commands_request(const struct command *c, struct request_params *ret);
-/* Whole file with a NUL behind it; *ret is malloc'ed, returned owned. */
-int commands_read_file(const char *path, char **ret, size_t *ret_n, struct err *err);
 
 #endif

@@ -255,6 +255,11 @@ int engine_signal(const struct engine *e)
     return e->signal;
 }
 
+void engine_forget_signal(struct engine *e)
+{
+    e->signal = 0;
+}
+
 int engine_submit(struct engine *e, const struct request_params *p, struct request **ret, struct err *err)
 {
     if (e->failed.code)

@@ -74,6 +74,8 @@ int engine_run(struct engine *e, struct err *err);
 int engine_wait_readable(struct engine *e, int fd, struct err *err);
 /* The signal that ended engine_run or engine_wait_readable with -EINTR; 0 = none. */
 int engine_signal(const struct engine *e);
+/* The caller has answered the signal: engine_run may go on. */
+void engine_forget_signal(struct engine *e);
 
 struct engine_process_stats {
     const char *name;

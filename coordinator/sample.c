@@ -21,16 +21,23 @@
 #include "proto/err.h"
 #include "proto/util.h"
 
+#define SORT_ABOVE 2048 /* candidates: from about here on sorting all is faster than a heap */
+
 struct candidate {
     float logit;
     uint32_t id;
 };
 
+_Static_assert(sizeof(struct candidate) == sizeof(double), "the weights' memory is the other half of sort_all");
+
 struct sampler {
     uint32_t vocab;
     float *penalised;       /* [vocab] */
     struct candidate *heap; /* [vocab] */
-    double *weight;         /* [vocab] */
+    union {
+        double *weight;          /* [vocab] */
+        struct candidate *spare; /* [vocab]: while sorting */
+    };
 };
 
 void sample_params_default(struct sample_params *p)
@@ -143,10 +150,51 @@ static void sift_down(struct candidate *h, uint32_t n, uint32_t i)
     h[i] = x;
 }
 
+/* Grows as the logit falls; equal for equal logits. */
+static uint32_t sort_key(float logit)
+{
+    union {
+        float f;
+        uint32_t u;
+    } v = {.f = logit + 0.0f}; /* -0 becomes 0 */
+    return v.u & 0x80000000u ? v.u : ~v.u & 0x7FFFFFFFu;
+}
+
+/* All candidates, in order, into s->heap: a stable radix sort from the lowest digit, so equal logits stay in the order of ids. */
+static void sort_all(struct sampler *s, const float *logits)
+{
+    enum { BITS = 8, DIGITS = 1 << BITS, PASSES = 32 / BITS }; /* an even number of passes ends where it began */
+    uint32_t start[PASSES][DIGITS] = {0};
+    for (uint32_t i = 0; i < s->vocab; i++) {
+        s->heap[i] = (struct candidate){clean(logits[i]), i};
+        uint32_t key = sort_key(s->heap[i].logit);
+        for (int pass = 0; pass < PASSES; pass++)
+            start[pass][key >> (pass * BITS) & (DIGITS - 1)]++;
+    }
+    struct candidate *from = s->heap, *to = s->spare;
+    for (int pass = 0; pass < PASSES; pass++) {
+        uint32_t sum = 0;
+        for (int d = 0; d < DIGITS; d++) {
+            uint32_t n = start[pass][d];
+            start[pass][d] = sum;
+            sum += n;
+        }
+        for (uint32_t i = 0; i < s->vocab; i++)
+            to[start[pass][sort_key(from[i].logit) >> (pass * BITS) & (DIGITS - 1)]++] = from[i];
+        struct candidate *swap = from;
+        from = to;
+        to = swap;
+    }
+}
+
 /* The k first candidates, in order, into s->heap. */
 static uint32_t select_top(struct sampler *s, const float *logits, uint32_t k)
 {
     struct candidate *h = s->heap;
+    if (k > SORT_ABOVE) {
+        sort_all(s, logits);
+        return k;
+    }
     for (uint32_t i = 0; i < k; i++)
         h[i] = (struct candidate){clean(logits[i]), i};
     for (uint32_t i = k / 2; i-- > 0;)

@@ -104,6 +104,38 @@ static void test_distribution(void **state)
     }
 }
 
+/* Sorting a whole vocabulary and keeping the best in a heap give the same order, ties, zeros and NaN included. */
+static void test_all_candidates(void **state)
+{
+    (void)state;
+    enum { WIDE = 6000 };
+    struct sampler *s;
+    struct sample_params sorted = plain, heap = plain;
+    float row[WIDE];
+    uint32_t different = 0;
+    assert_int_equal(sampler_open(WIDE, &s), 0);
+    for (uint32_t i = 0; i < WIDE; i++)
+        row[i] = (float)((int)(i * 2654435761u >> 20) % 64 - 48) / 8.0f; /* about 94 of each value */
+    for (uint32_t i = 0; i < WIDE; i += 97)
+        row[i] = i % 2 ? -0.0f : 0.0f;
+    row[17] = NAN;
+    row[18] = -INFINITY;
+    sorted.top_k = 0;
+    heap.top_k = 2000;
+    sorted.min_p = heap.min_p = 0.1f; /* keeps fewer than 2000 */
+    for (uint32_t i = 0; i < 4000; i++) {
+        uint32_t id = sampler_pick(s, &sorted, row, NULL, 0, 0, i);
+        assert_int_equal(id, sampler_pick(s, &heap, row, NULL, 0, 0, i));
+        different += id != sampler_pick(s, &sorted, row, NULL, 0, 0, i + 1);
+    }
+    assert_true(different > 2000);
+    sorted.top_k = 5000; /* sorted, then cut */
+    sorted.min_p = 0.0f;
+    for (uint32_t i = 0; i < 1000; i++)
+        assert_true(row[sampler_pick(s, &sorted, row, NULL, 0, 1, i)] >= -5.5f);
+    sampler_close(s);
+}
+
 static void test_greedy(void **state)
 {
     (void)state;
@@ -280,9 +312,16 @@ static void test_check(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_distribution), cmocka_unit_test(test_greedy),       cmocka_unit_test(test_ties_at_the_edge_of_top_k),
-        cmocka_unit_test(test_reproducible), cmocka_unit_test(test_known_answer), cmocka_unit_test(test_penalty),
-        cmocka_unit_test(test_broken_rows),  cmocka_unit_test(test_nll),          cmocka_unit_test(test_check),
+        cmocka_unit_test(test_distribution),
+        cmocka_unit_test(test_greedy),
+        cmocka_unit_test(test_all_candidates),
+        cmocka_unit_test(test_ties_at_the_edge_of_top_k),
+        cmocka_unit_test(test_reproducible),
+        cmocka_unit_test(test_known_answer),
+        cmocka_unit_test(test_penalty),
+        cmocka_unit_test(test_broken_rows),
+        cmocka_unit_test(test_nll),
+        cmocka_unit_test(test_check),
     };
     return cmocka_run_group_tests_name("sample", tests, NULL, NULL);
 }

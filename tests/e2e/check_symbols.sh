@@ -8,7 +8,7 @@ build=$1
 # Second halves of a pair that share one file with the first; the header of the file says so.
 allowed() {
     case "$1:$2" in
-    ring:bell_* | tokenizer:detokenizer_* | cmd_eval:cmd_perplexity_*) return 0 ;;
+    ring:bell_* | tokenizer:detokenizer_*) return 0 ;;
     *) return 1 ;;
     esac
 }
@@ -35,6 +35,6 @@ while IFS= read -r -d '' object; do
             bad=$((bad + 1))
         fi
     done < <(nm -g --defined-only "$object")
-done < <(find "$build"/{coordinator,gpu_worker,kernels,loader,model,npu_worker,proto,quantizer} -name '*.o' -print0 | sort -z)
+done < <(find "$build"/{coordinator,gpu_worker,kernels,loader,model,npu_worker,proto,quantizer,stage} -name '*.o' -print0 | sort -z)
 echo "$objects objects, $symbols exported symbols, $bad with a foreign name"
 [ "$objects" -gt 30 ] && [ "$symbols" -gt 100 ] && [ "$bad" -eq 0 ]

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: MIT
+"""The bare call on a terminal: a conversation with turns, its commands, an interrupted answer, and every way to leave."""
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import time
+
+import tandem
+from tandem import check, config, left_behind, model
+
+
+class Terminal:
+    """A coordinator on a pseudo-terminal, as in a user's shell."""
+
+    def __init__(self, *args, **keys):
+        self.master, slave = pty.openpty()
+        self.process = subprocess.Popen(
+            tandem.command("coordinator", "--config", config(model("demo", "bf16"), **keys), *args), stdin=slave, stdout=slave,
+            stderr=slave, env=tandem.environment(), start_new_session=True, preexec_fn=lambda: __import__("fcntl").ioctl(0, 0x540E, 0))
+        os.close(slave)
+        self.text = ""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        if kind:  # a test failed in the middle: nothing of it may trouble the next
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def read_until(self, pattern):
+        """What came up to and with the pattern."""
+        end = time.monotonic() + tandem.TIMEOUT
+        while not (found := re.search(pattern, self.text)):
+            check(time.monotonic() < end, f"{pattern!r} did not come:", self.text[-800:])
+            if select.select([self.master], [], [], 1)[0]:
+                try:
+                    piece = os.read(self.master, 65536)
+                except OSError:  # the other side is gone
+                    piece = b""
+                check(piece, f"ended before {pattern!r}:", self.text[-800:])
+                self.text += piece.decode("utf-8").replace("\r\n", "\n")
+        before, self.text = self.text[:found.end()], self.text[found.end():]
+        return before
+
+    def type(self, text):
+        os.write(self.master, text.encode())
+        self.read_until(re.escape(text.rstrip("\n\x03\x04")))  # the terminal's echo
+
+    def ask(self, text):
+        self.type(text + "\n")
+        return self.read_until(r"\n> ").removesuffix("\n> ").strip()
+
+    def used(self):
+        return int(re.search(r"conversation: (\d+) of", self.ask("/stats")).group(1))
+
+    def leave(self, status):
+        try:
+            while os.read(self.master, 65536):
+                pass
+        except OSError:
+            pass
+        os.close(self.master)
+        code = self.process.wait(timeout=60)
+        check(code == status, f"status {code} instead of {status}")
+        check(not left_behind(), left_behind())
+
+
+def one_turn(ids, text):
+    """The conversation that went before with one more turn, and the answer, by way of `generate`."""
+    cfg = config(model("demo", "bf16"))
+    options = ("--temperature", 0, "--max-tokens", 40)
+    prompt = tandem.generate(cfg, "--chat", "--prompt", text, "--max-tokens", 1)["prompt_ids"]
+    prompt = ids + prompt[1 if ids else 0:]
+    answer = tandem.generate(cfg, "--ids", tandem.ids_text(prompt), *options)
+    newline = tandem.run_json("coordinator", "--config", cfg, "tokenize", "--text", "\n", "--json")["ids"]
+    return prompt + answer["output_ids"] + [9] + newline, answer["text"].strip()  # 9: <end_of_turn>
+
+
+def test_turns_and_commands():
+    ids_1, answer_1 = one_turn([], "Tell me a story about a cat")
+    ids_2, answer_2 = one_turn(ids_1, "What did it see?")
+    with Terminal("--temperature", "0", "--max-tokens", "40") as t:
+        turns_and_commands(t, ids_1, answer_1, ids_2, answer_2)
+
+
+def turns_and_commands(t, ids_1, answer_1, ids_2, answer_2):
+    t.read_until(r"\n> ")
+    check(t.used() == 0, "a conversation before the first turn")
+    first = t.ask("Tell me a story about a cat")
+    check(first == answer_1, f"first turn: {first!r} instead of {answer_1!r}")
+    check(t.used() == len(ids_1), "tokens after one turn:", t.used(), "instead of", len(ids_1))
+    second = t.ask("What did it see?")
+    check(second == answer_2, f"second turn: {second!r} instead of {answer_2!r}")
+    check(t.used() == len(ids_2), "tokens after two turns:", t.used(), "instead of", len(ids_2))
+    stats = t.ask("/stats")
+    check(all(name in stats for name in ("coordinator", *tandem.STAGES)), stats)
+    check("/reset" in t.ask("/nonsense"), "an unknown command is not answered")
+    check(t.ask("") == "", "an empty line says something")
+    t.ask("/reset")
+    check(t.used() == 0, "/reset left tokens")
+    check(t.ask("Tell me a story about a cat") == first, "the same first turn, another answer")
+    t.type("/quit\n")
+    t.leave(0)
+
+
+def test_end_of_input():
+    with Terminal("--temperature", "0", "--max-tokens", "5") as t:
+        t.read_until(r"\n> ")
+        t.type("\x04")
+        t.leave(0)
+
+
+def test_interrupt():
+    """Ctrl-C during an answer ends the answer; the conversation goes on. At the prompt it ends the program."""
+    # So hot that the end of the turn is as likely as any other token: an answer of seconds.
+    with Terminal("--temperature", "50", "--top-k", "0", "--top-p", "1", "--max-tokens", "900", "--seed", "4") as t:
+        t.read_until(r"\n> ")
+        t.type("Tell me a long story\n")
+        t.read_until(r"\S+ \S+ ")
+        t.type("\x03")
+        t.read_until(r"\n> ")
+        used = t.used()
+        check(10 < used < 900, "tokens after an interrupted answer:", used)
+        t.type("And then?\n")
+        t.read_until(r"\S+ \S+ ")
+        t.type("\x03")
+        t.read_until(r"\n> ")
+        check(t.used() > used, "the second turn is not in the conversation")
+        t.type("\x03")
+        t.leave(128 + signal.SIGINT)
+
+
+def test_full_context():
+    """An answer that meets the end of the context says so, and /reset makes room."""
+    with Terminal("--temperature", "1.5", "--max-tokens", "1900", "--seed", "1", context=64) as t:
+        t.read_until(r"\n> ")
+        said = ""
+        for _ in range(8):
+            said = t.ask("Tell me a long story about a dog that runs and runs")
+            if "/reset" in said:
+                break
+        check("/reset" in said, "no word about the full context:", said)
+        t.ask("/reset")
+        check(t.used() == 0, "/reset left tokens")
+        t.type("/quit\n")
+        t.leave(0)
+
+
+if __name__ == "__main__":
+    tandem.main(globals())
