@@ -9,14 +9,15 @@
 
 #include "kernels/attn.h"
 #include "kernels/gemm.h"
+#include "kernels/quant_ops.h"
 #include "kernels/vec.h"
 
 static const struct cpu_kernels variants[] = {
 #ifdef TANDEM_X86_KERNELS
-    {"avx512", &gemm_avx512, &vec_avx512, &attn_avx512},
-    {"avx2", &gemm_avx2, &vec_avx2, &attn_avx2},
+    {"avx512", &gemm_avx512, &vec_avx512, &attn_avx512, &quant_ops_avx512},
+    {"avx2", &gemm_avx2, &vec_avx2, &attn_avx2, &quant_ops_avx2},
 #endif
-    {"ref", &gemm_ref, &vec_ref, &attn_ref},
+    {"ref", &gemm_ref, &vec_ref, &attn_ref, &quant_ops_ref},
 };
 #define N_VARIANTS (sizeof(variants) / sizeof(variants[0]))
 

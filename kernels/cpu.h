@@ -6,12 +6,14 @@
 struct gemm_ops;
 struct vec_ops;
 struct attn_ops;
+struct quant_ops;
 
 struct cpu_kernels {
     const char *name; /* "ref", "avx2" (AVX2+FMA+F16C), "avx512" (F, BW, VL, DQ, VNNI) */
     const struct gemm_ops *gemm;
     const struct vec_ops *vec;
     const struct attn_ops *attn;
+    const struct quant_ops *quant;
 };
 
 /* forced: NULL or "auto" = best that the processor has. Returns NULL when `forced` is unknown or the processor lacks it. */

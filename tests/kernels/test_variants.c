@@ -17,6 +17,7 @@
 #include "kernels/cpu.h"
 #include "kernels/gemm.h"
 #include "kernels/quant.h"
+#include "kernels/quant_ops.h"
 #include "kernels/repack.h"
 #include "kernels/vec.h"
 
@@ -194,8 +195,9 @@ static void test_cpu(void **state)
         const struct cpu_kernels *k = cpu_select(names[v]);
         assert_int_equal(k != NULL, strstr(cpu_available(), names[v]) != NULL);
         assert_true(!k || (strcmp(k->gemm->name, names[v]) == 0 && strcmp(k->vec->name, names[v]) == 0 &&
-                           strcmp(k->attn->name, names[v]) == 0));
+                           strcmp(k->attn->name, names[v]) == 0 && strcmp(k->quant->name, names[v]) == 0));
     }
+    assert_ptr_equal(quant_ops_best(), best->quant);
     assert_true(cpu_count() >= 1);
 }
 
@@ -262,6 +264,41 @@ static void test_quant_round_trip(void **state)
         uint16_t h;
         quant_quantize_row(QUANT_BF16, &known[i].x, &h, 1);
         assert_int_equal(h, known[i].bf16);
+    }
+}
+
+/* Every variant's conversions against quant.c, from unaligned memory; the sum, its bound and NaN at every place of a row. */
+static void test_quant_ops(void **state)
+{
+    (void)state;
+    enum { N = 32 * 9 };
+    float x[N + 1], want[N], got[N + 1];
+    uint8_t rows[N * 4], bytes[N * 4 + 1];
+    const char *const all[] = {"ref", "avx2", "avx512"};
+    for (size_t v = 0; v < LEN(all); v++) {
+        const struct cpu_kernels *k = cpu_select(all[v]);
+        for (size_t a = 0; k && a < LEN(types); a++) {
+            for (int round = 0; round < 20; round++) {
+                fill(x + 1, N);
+                size_t n = quant_row_bytes(types[a], N);
+                quant_quantize_row(types[a], x + 1, rows, N);
+                k->quant->from_f32(types[a], x + 1, bytes + 1, N);
+                assert_memory_equal(bytes + 1, rows, n);
+                quant_dequantize_row(types[a], rows, want, N);
+                k->quant->to_f32(types[a], bytes + 1, got + 1, N);
+                assert_memory_equal(got + 1, want, sizeof(want));
+            }
+        }
+        for (size_t i = 0; k && i < N; i++) {
+            for (size_t j = 0; j < N; j++)
+                x[j] = want[j] = (float)j * 0.25f - 30;
+            assert_true(k->quant->add_finite(x, 1, N, 60));
+            for (size_t j = 0; j < N; j++)
+                assert_true(x[j] == want[j] + 1);
+            x[i] = i % 2 ? NAN : i % 4 ? INFINITY : 59;
+            assert_false(k->quant->add_finite(x, 1, N, 60));
+            assert_int_equal(k->quant->add_finite(x, 0, N, INFINITY), i % 4 == 0);
+        }
     }
 }
 
@@ -568,6 +605,7 @@ int main(void)
         cmocka_unit_test(test_cpu),
         cmocka_unit_test(test_gemm),
         cmocka_unit_test(test_quant_round_trip),
+        cmocka_unit_test(test_quant_ops),
         cmocka_unit_test(test_quant_names),
         cmocka_unit_test(test_gemm_against_double),
         cmocka_unit_test(test_q8_0_extremes),
