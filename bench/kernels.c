@@ -25,7 +25,8 @@
 #define COLD_BYTES ((size_t)192 << 20)
 
 static const char *const names[VARIANTS] = {"ref", "avx2", "avx512"};
-static const int types[] = {QUANT_Q4_0, QUANT_Q8_0, QUANT_BF16, QUANT_F16, QUANT_F32};
+static const int types[] = {QUANT_Q4_0, QUANT_Q4_K, QUANT_Q4_1, QUANT_Q5_0, QUANT_Q5_1, QUANT_Q5_K,
+                            QUANT_Q6_K, QUANT_Q8_0, QUANT_BF16, QUANT_F16,  QUANT_F32};
 
 struct options {
     int threads, rounds;
@@ -148,6 +149,13 @@ static double pass(struct pool *pool, const struct cpu_kernels *k, const struct 
     return now() - t;
 }
 
+/* Columns that the type can have: 1152 becomes 1280 for the K types. */
+static uint32_t fit(int type, uint32_t cols)
+{
+    uint32_t e = (uint32_t)quant_block_elems(type);
+    return (cols + e - 1) / e * e;
+}
+
 static bool wanted(const char *want, const char *name)
 {
     return !want || strcmp(want, name) == 0;
@@ -159,7 +167,7 @@ static void bench_gemv(struct pool *pool, const struct options *o)
     printf("\none token: weights read, GB/s, and share of the read bandwidth measured in the same rounds\n");
     for (size_t a = 0; a < sizeof(types) / sizeof(types[0]); a++) {
         for (size_t b = 0; wanted(o->type, quant_name(types[a])) && b < 3; b++) {
-            uint32_t rows = shapes[b][0], cols = shapes[b][1];
+            uint32_t rows = shapes[b][0], cols = fit(types[a], shapes[b][1]);
             struct matrices w = make_matrices(types[a], rows, cols, COLD_BYTES);
             float *x = random_floats(cols), *y = map(rows * sizeof(float));
             void *act = map(gemm_act_bytes(types[a], cols));
@@ -192,7 +200,7 @@ static void bench_gemm(struct pool *pool, const struct options *o)
     printf("\nmany tokens: GFLOP/s (2 x rows x cols x tokens, activations prepared each time)\n");
     for (size_t a = 0; a < sizeof(types) / sizeof(types[0]); a++) {
         for (size_t b = 0; wanted(o->type, quant_name(types[a])) && b < sizeof(shapes) / sizeof(shapes[0]); b++) {
-            uint32_t rows = shapes[b][0], cols = shapes[b][1], n = shapes[b][2];
+            uint32_t rows = shapes[b][0], cols = fit(types[a], shapes[b][1]), n = shapes[b][2];
             struct matrices w = make_matrices(types[a], rows, cols, n < 8 ? COLD_BYTES : (size_t)40 << 20);
             float *x = random_floats((size_t)cols * n), *y = map((size_t)rows * n * sizeof(float));
             void *act = map(gemm_act_bytes(types[a], cols) * n);
@@ -335,9 +343,13 @@ static void bench_vec(const struct options *o)
 
 static int usage(int status)
 {
-    fputs("usage: bench_kernels [--threads N] [--rounds N] [--part gemv|gemm|attn|vec] [--type q4_0|q8_0|bf16|f16|f32] [--variant "
-          "avx2|avx512]\n",
-          status ? stderr : stdout);
+    FILE *f = status ? stderr : stdout;
+    fputs("usage: bench_kernels [--threads N] [--rounds N] [--part gemv|gemm|attn|vec] [--variant avx2|avx512]\n"
+          "                     [--type ",
+          f);
+    for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++)
+        fprintf(f, "%s%s", i ? "|" : "", quant_name(types[i]));
+    fputs("]\n", f);
     return status;
 }
 

@@ -1,10 +1,15 @@
 /* SPDX-License-Identifier: MIT
  * Matrix times activations: y[t][row] = sum_k W[row][k] * x[t][k].
- * W: repacked tiles (repack.h). x: prepared once per token by `prepare`: f32 as it is for the float types; for q8_0
- * and q4_0 blocks of 32 int8 with an f32 scale (max|x|/127, round to nearest even) and the block's sum.
+ * W: repacked tiles (repack.h). x: prepared once per token by `prepare`: f32 as it is for the float types; for all others blocks
+ * of 32 int8 with an f32 scale dx (max|x|/127, round to nearest even) and sx = dx * (sum of the block's int8), rounded once.
  *
  * Contract of every variant: output (t, row) is computed by one lane that walks k upwards with one accumulator:
- *   float types: acc = fmaf(w_k, x_k, acc);   integer types, per block: acc = fmaf((float)isum, dw * dx, acc), isum exact.
+ *   float types:            acc = fmaf(w_k, x_k, acc)
+ *   integer types, per 32:  acc = fmaf((float)isum, d * dx, acc), isum exact; then, where the type has a minimum,
+ *                           acc = fmaf(m, sx, acc)
+ *   q4_0, q5_0, q8_0: isum of the signed weights, d of the block.   q4_1, q5_1: isum of the unsigned ones; d, m of the block.
+ *   q4_K, q5_K: isum of the unsigned ones, d = d256 * sc (exact in f32), m = (0 - dmin256) * mn (exact).
+ *   q6_K: isum = sc0 * isum0 + sc1 * isum1 over the halves of 16 (below 2^24, so exact in f32), d = d256.
  * So the value depends neither on n_tokens, tile range, thread count nor variant: all variants agree bit for bit.
  * No allocation, no globals. Threads: any number at once on disjoint tile ranges. */
 #ifndef TANDEM_KERNELS_GEMM_H
@@ -31,7 +36,7 @@ struct gemm_ops {
 
 /* Bytes of one prepared token (multiple of 64; act must be 64-aligned). */
 size_t gemm_act_bytes(int type, size_t n_cols);
-/* f32/f16/bf16 share one activation form and q8_0/q4_0 another: true when one `prepare` serves both. */
+/* f32/f16/bf16 share one activation form and all other types another: true when one `prepare` serves both. */
 int gemm_same_act(int type_a, int type_b);
 
 extern const struct gemm_ops gemm_ref, gemm_avx2, gemm_avx512;

@@ -29,29 +29,35 @@ static float magnitude(const float *x)
     return f;
 }
 
-static void prepare_block(const float *x, float *ret_scale, int32_t *ret_bias, int8_t *q)
+static void prepare_block(const float *x, struct gemm_act *a, size_t b)
 {
+    int8_t *q = (int8_t *)a->quants + 32 * b;
     float t[QUANT_BLOCK], d = magnitude(x) / 127.0f, id = d != 0 ? 1.0f / d : 0;
     v16_store(t, v16_round(v16_mul(v16_load(x), v16_set(id))));
     v16_store(t + 16, v16_round(v16_mul(v16_load(x + 16), v16_set(id))));
-    int32_t sum = 0;
-    for (int i = 0; i < QUANT_BLOCK; i++) {
+    int32_t sum[2] = {0};
+    for (int i = 0; i < QUANT_BLOCK; i++)
         q[i] = t[i] >= -127 && t[i] <= 127 ? (int8_t)t[i] : 0; /* out of range: not finite, or 1 / d overflowed */
-        sum += q[i];
+    for (int i = 0; i < QUANT_BLOCK / 2; i++) {
+        sum[0] += q[i];
+        sum[1] += q[i + 16];
     }
-    *ret_scale = d;
-    *ret_bias = -8 * sum;
+    ((float *)a->scales)[b] = d;
+    ((int32_t *)a->biases)[b] = -8 * (sum[0] + sum[1]);
+    ((float *)a->sums)[b] = d * (float)(sum[0] + sum[1]);
+    ((int32_t *)a->halves)[2 * b] = -32 * sum[0];
+    ((int32_t *)a->halves)[2 * b + 1] = -32 * sum[1];
 }
 
 static void prepare(int type, const float *x, size_t n_cols, void *act)
 {
-    if (quant_block_elems(type) != QUANT_BLOCK) {
+    if (!quant_is_integer(type)) {
         memcpy(act, x, n_cols * sizeof(float));
         return;
     }
     struct gemm_act a = gemm_act_at(act, n_cols);
     for (size_t b = 0; b < n_cols / 32; b++)
-        prepare_block(x + 32 * b, (float *)a.scales + b, (int32_t *)a.biases + b, (int8_t *)a.quants + 32 * b);
+        prepare_block(x + 32 * b, &a, b);
 }
 
 /* Part of a product: columns k0..k1 of some tiles for some tokens. */
@@ -141,16 +147,54 @@ INLINE void float_block(int type, int nt, int nw, const struct span *s)
     }
 }
 
+/* What the layouts of the integer types have in common (repack.h); all constants where `type` is one. */
+#define HAS_MIN(type) ((type) == QUANT_Q4_1 || (type) == QUANT_Q5_1 || (type) == QUANT_Q4_K || (type) == QUANT_Q5_K)
+#define HAS_FIFTH(type) ((type) == QUANT_Q5_0 || (type) == QUANT_Q5_1 || (type) == QUANT_Q5_K)
+#define IS_SUPER(type) ((type) == QUANT_Q4_K || (type) == QUANT_Q5_K || (type) == QUANT_Q6_K)
+#define WORD 64u /* bytes of a word of 16 rows */
+
+/* Bytes of the words of 32 elements with what lies between them and the next, of the quants and highest bits alone, and where
+ * these start. */
+INLINE size_t step_bytes(int type)
+{
+    return WORD * (IS_SUPER(type) ? (repack_block_words(type) - 4) / 8 : repack_block_words(type));
+}
+INLINE const uint8_t *block_at(int type, const uint8_t *tile, size_t b)
+{
+    return IS_SUPER(type) ? tile + b / 8 * repack_block_words(type) * WORD + 4 * WORD + b % 8 * step_bytes(type)
+                          : tile + b * step_bytes(type);
+}
+/* d and minimum, or d and integer scales, of the super-block that holds block b. */
+INLINE const uint8_t *head_at(int type, const uint8_t *tile, size_t b)
+{
+    return tile + b / 8 * repack_block_words(type) * WORD;
+}
+/* The f16 that follow all words, for block b. */
+INLINE const uint16_t *tail_at(int type, const uint8_t *tile, size_t n_cols, size_t b)
+{
+    const uint8_t *p = tile + n_cols / quant_block_elems(type) * repack_block_words(type) * WORD;
+    return (const uint16_t *)(const void *)p + (IS_SUPER(type) ? b / 8 : b) * REPACK_ROWS;
+}
+INLINE const uint8_t *high_at(int type, const uint8_t *block)
+{
+    return type == QUANT_Q5_1 ? block + WORD : block;
+}
+INLINE const uint8_t *quants_at(int type, const uint8_t *block)
+{
+    return block + WORD * (type == QUANT_Q4_1 || type == QUANT_Q5_0 || type == QUANT_Q5_K ? 1
+                           : type == QUANT_Q5_1 || type == QUANT_Q6_K                     ? 2
+                                                                                          : 0);
+}
+
 INLINE void integer_block(int type, int nt, int nw, const struct span *s);
 
-#define IS_INTEGER(type) ((type) == QUANT_Q8_0 || (type) == QUANT_Q4_0)
-#define MAX_TOKENS(type) (IS_INTEGER(type) ? LANES_INTEGER_TOKENS : LANES_TOKENS)
+#define MAX_TOKENS(type) (quant_is_integer(type) ? LANES_INTEGER_TOKENS(type) : LANES_TOKENS)
 
 INLINE void block(int type, int nt, int nw, const struct span *s)
 {
     if (nt > MAX_TOKENS(type))
         return;
-    if (IS_INTEGER(type))
+    if (quant_is_integer(type))
         integer_block(type, nt, nw, s);
     else
         float_block(type, nt, nw, s);
@@ -202,15 +246,15 @@ INLINE void type_tiles(int type, const struct gemm_matrix *m, uint32_t tile0, ui
                      .y_stride = y_stride,
                      .fetch = FETCH_STREAM};
     if (n_tokens == 1) {
-        if (IS_INTEGER(type) && s.tile_bytes * LANES_GEMV_TILES(type) <= FETCH_GROUP)
+        if (quant_is_integer(type) && s.tile_bytes * LANES_GEMV_TILES(type) <= FETCH_GROUP)
             s.fetch = s.tile_bytes * LANES_GEMV_TILES(type);
         for (; tile1 - s.tile >= LANES_GEMV_TILES(type); s.tile += LANES_GEMV_TILES(type))
             block(type, 1, LANES_GEMV_TILES(type), &s);
         for (; s.tile < tile1; s.tile++)
             block(type, 1, 1, &s);
     } else {
-        for (; tile1 - s.tile >= LANES_TILES; s.tile += LANES_TILES)
-            tile_group(type, LANES_TILES, s, n_tokens);
+        for (; tile1 - s.tile >= LANES_TILES(type); s.tile += LANES_TILES(type))
+            tile_group(type, LANES_TILES(type), s, n_tokens);
         for (; s.tile < tile1; s.tile++)
             tile_group(type, 1, s, n_tokens);
     }
@@ -227,28 +271,27 @@ TYPE_TILES(f16_tiles, QUANT_F16)
 TYPE_TILES(bf16_tiles, QUANT_BF16)
 TYPE_TILES(q8_0_tiles, QUANT_Q8_0)
 TYPE_TILES(q4_0_tiles, QUANT_Q4_0)
+TYPE_TILES(q4_1_tiles, QUANT_Q4_1)
+TYPE_TILES(q5_0_tiles, QUANT_Q5_0)
+TYPE_TILES(q5_1_tiles, QUANT_Q5_1)
+TYPE_TILES(q4_k_tiles, QUANT_Q4_K)
+TYPE_TILES(q5_k_tiles, QUANT_Q5_K)
+TYPE_TILES(q6_k_tiles, QUANT_Q6_K)
 
 static void tiles(const struct gemm_matrix *m, uint32_t tile0, uint32_t tile1, const void *act, uint32_t n_tokens, float *y,
                   size_t y_stride)
 {
-    switch (n_tokens ? m->type : -1) {
-    case QUANT_F32:
-        f32_tiles(m, tile0, tile1, act, n_tokens, y, y_stride);
-        break;
-    case QUANT_F16:
-        f16_tiles(m, tile0, tile1, act, n_tokens, y, y_stride);
-        break;
-    case QUANT_BF16:
-        bf16_tiles(m, tile0, tile1, act, n_tokens, y, y_stride);
-        break;
-    case QUANT_Q8_0:
-        q8_0_tiles(m, tile0, tile1, act, n_tokens, y, y_stride);
-        break;
-    case QUANT_Q4_0:
-        q4_0_tiles(m, tile0, tile1, act, n_tokens, y, y_stride);
-        break;
-    default:
-        break;
+    static const struct {
+        int type;
+        void (*run)(const struct gemm_matrix *, uint32_t, uint32_t, const void *, uint32_t, float *, size_t);
+    } of[] = {
+        {QUANT_F32, f32_tiles},   {QUANT_F16, f16_tiles},   {QUANT_BF16, bf16_tiles}, {QUANT_Q8_0, q8_0_tiles},
+        {QUANT_Q4_0, q4_0_tiles}, {QUANT_Q4_1, q4_1_tiles}, {QUANT_Q5_0, q5_0_tiles}, {QUANT_Q5_1, q5_1_tiles},
+        {QUANT_Q4_K, q4_k_tiles}, {QUANT_Q5_K, q5_k_tiles}, {QUANT_Q6_K, q6_k_tiles},
+    };
+    for (size_t i = 0; n_tokens && i < sizeof(of) / sizeof(of[0]); i++) {
+        if (of[i].type == m->type)
+            of[i].run(m, tile0, tile1, act, n_tokens, y, y_stride);
     }
 }
 

@@ -11,9 +11,9 @@
 #define LANES_ROWS 6
 #define LANES_VECTORS(n) ((n) == 1 ? 4 : (n) == 2 ? 2 : 1)
 #define LANES_TOKENS 6
-#define LANES_INTEGER_TOKENS 4
-#define LANES_TILES 1
-#define LANES_GEMV_TILES(type) ((type) == QUANT_Q8_0 ? 1 : (type) == QUANT_Q4_0 ? 2 : 4)
+#define LANES_INTEGER_TOKENS(type) ((type) == QUANT_Q6_K ? 2 : 4)
+#define LANES_TILES(type) 1
+#define LANES_GEMV_TILES(type) ((type) == QUANT_Q8_0 ? 1 : quant_is_integer(type) ? 2 : 4)
 
 typedef struct {
     __m256 a, b;
@@ -46,6 +46,18 @@ static inline void v16_store_f16(uint16_t *p, v16 x)
 {
     _mm_storeu_si128((void *)p, _mm256_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT));
     _mm_storeu_si128((void *)(p + 8), _mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT));
+}
+static inline __m256i v16_bf16_half(__m256 x)
+{
+    __m256i u = _mm256_castps_si256(x), odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+    __m256i r = _mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)), quiet = _mm256_or_si256(u, _mm256_set1_epi32(64 << 16));
+    return _mm256_srli_epi32(_mm256_blendv_epi8(r, quiet, nan), 16);
+}
+static inline void v16_store_bf16(uint16_t *p, v16 x)
+{
+    __m256i w = _mm256_packus_epi32(v16_bf16_half(x.a), v16_bf16_half(x.b));
+    _mm256_storeu_si256((void *)p, _mm256_permute4x64_epi64(w, 0xd8));
 }
 static inline void v16_store_i8(int8_t *p, v16 x)
 {
@@ -86,6 +98,26 @@ static inline v16 v16_round(v16 x)
     return (v16){_mm256_round_ps(x.a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC),
                  _mm256_round_ps(x.b, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
+static inline v16 v16_trunc(v16 x)
+{
+    return (v16){_mm256_round_ps(x.a, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC),
+                 _mm256_round_ps(x.b, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC)};
+}
+static inline v16 v16_abs(v16 x)
+{
+    __m256 sign = _mm256_set1_ps(-0.0f);
+    return (v16){_mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b)};
+}
+static inline v16 v16_sqrt(v16 x)
+{
+    return (v16){_mm256_sqrt_ps(x.a), _mm256_sqrt_ps(x.b)};
+}
+static inline v16 v16_copysign(v16 x, v16 s)
+{
+    __m256 sign = _mm256_set1_ps(-0.0f);
+    return (v16){_mm256_or_ps(_mm256_andnot_ps(sign, x.a), _mm256_and_ps(sign, s.a)),
+                 _mm256_or_ps(_mm256_andnot_ps(sign, x.b), _mm256_and_ps(sign, s.b))};
+}
 static inline __m256 v16_exp2i_half(__m256 x)
 {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(x), _mm256_set1_epi32(127)), 23));
@@ -97,6 +129,16 @@ static inline v16 v16_exp2i(v16 x)
 static inline v16 v16_zero_unless_less(v16 x, v16 y, v16 z)
 {
     return (v16){_mm256_and_ps(_mm256_cmp_ps(x.a, y.a, _CMP_LT_OQ), z.a), _mm256_and_ps(_mm256_cmp_ps(x.b, y.b, _CMP_LT_OQ), z.b)};
+}
+static inline v16 v16_select_less(v16 a, v16 b, v16 x, v16 y)
+{
+    return (v16){_mm256_blendv_ps(y.a, x.a, _mm256_cmp_ps(a.a, b.a, _CMP_LT_OQ)),
+                 _mm256_blendv_ps(y.b, x.b, _mm256_cmp_ps(a.b, b.b, _CMP_LT_OQ))};
+}
+static inline unsigned v16_mask_equal(v16 x, v16 y)
+{
+    return (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(x.a, y.a, _CMP_EQ_OQ)) |
+           (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(x.b, y.b, _CMP_EQ_OQ)) << 8;
 }
 static inline __m256 v16_range_half(__m256 x, __m256 y, int lo, int hi, int first)
 {

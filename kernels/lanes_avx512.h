@@ -11,8 +11,8 @@
 #define LANES_ROWS 6
 #define LANES_VECTORS(n) 4
 #define LANES_TOKENS 6
-#define LANES_INTEGER_TOKENS 6
-#define LANES_TILES 4
+#define LANES_INTEGER_TOKENS(type) 6
+#define LANES_TILES(type) ((type) == QUANT_Q6_K ? 2 : 4)
 #define LANES_GEMV_TILES(type) 4
 
 typedef __m512 v16;
@@ -40,6 +40,13 @@ static inline v16 v16_load_bf16(const uint16_t *p)
 static inline void v16_store_f16(uint16_t *p, v16 x)
 {
     _mm256_storeu_si256((void *)p, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+static inline void v16_store_bf16(uint16_t *p, v16 x)
+{
+    __m512i u = _mm512_castps_si512(x), odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+    __m512i r = _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    r = _mm512_mask_or_epi32(r, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), u, _mm512_set1_epi32(64 << 16));
+    _mm256_storeu_si256((void *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(r, 16)));
 }
 static inline void v16_store_i8(int8_t *p, v16 x)
 {
@@ -77,6 +84,22 @@ static inline v16 v16_round(v16 x)
 {
     return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
+static inline v16 v16_trunc(v16 x)
+{
+    return _mm512_roundscale_ps(x, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
+}
+static inline v16 v16_abs(v16 x)
+{
+    return _mm512_abs_ps(x);
+}
+static inline v16 v16_sqrt(v16 x)
+{
+    return _mm512_sqrt_ps(x);
+}
+static inline v16 v16_copysign(v16 x, v16 s)
+{
+    return _mm512_or_ps(_mm512_abs_ps(x), _mm512_and_ps(s, _mm512_set1_ps(-0.0f)));
+}
 static inline v16 v16_exp2i(v16 x)
 {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(x), _mm512_set1_epi32(127)), 23));
@@ -84,6 +107,14 @@ static inline v16 v16_exp2i(v16 x)
 static inline v16 v16_zero_unless_less(v16 x, v16 y, v16 z)
 {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, y, _CMP_LT_OQ), z);
+}
+static inline v16 v16_select_less(v16 a, v16 b, v16 x, v16 y)
+{
+    return _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), x);
+}
+static inline unsigned v16_mask_equal(v16 x, v16 y)
+{
+    return _mm512_cmp_ps_mask(x, y, _CMP_EQ_OQ);
 }
 static inline v16 v16_select_range(v16 x, v16 y, int lo, int hi)
 {

@@ -14,8 +14,8 @@
 #define LANES_ROWS 1
 #define LANES_VECTORS(n) 1
 #define LANES_TOKENS 1
-#define LANES_INTEGER_TOKENS 1
-#define LANES_TILES 1
+#define LANES_INTEGER_TOKENS(type) 1
+#define LANES_TILES(type) 1
 #define LANES_GEMV_TILES(type) 1
 
 typedef struct {
@@ -54,6 +54,11 @@ static inline v16 v16_load_bf16(const uint16_t *p)
 static inline void v16_store_f16(uint16_t *p, v16 a)
 {
     EACH p[i] = quant_f32_to_f16(a.v[i]);
+}
+/* rounds to nearest even; a NaN stays one */
+static inline void v16_store_bf16(uint16_t *p, v16 a)
+{
+    EACH p[i] = quant_f32_to_bf16(a.v[i]);
 }
 /* integral values within int8 */
 static inline void v16_store_i8(int8_t *p, v16 a)
@@ -102,6 +107,27 @@ static inline v16 v16_round(v16 a)
     EACH a.v[i] = rintf(a.v[i]);
     return a;
 }
+static inline v16 v16_trunc(v16 a)
+{
+    EACH a.v[i] = truncf(a.v[i]);
+    return a;
+}
+static inline v16 v16_abs(v16 a)
+{
+    EACH a.v[i] = fabsf(a.v[i]);
+    return a;
+}
+static inline v16 v16_sqrt(v16 a)
+{
+    EACH a.v[i] = sqrtf(a.v[i]);
+    return a;
+}
+/* x with the sign of s */
+static inline v16 v16_copysign(v16 x, v16 s)
+{
+    EACH x.v[i] = copysignf(x.v[i], s.v[i]);
+    return x;
+}
 /* 2^a for integral a in [-126, 127] */
 static inline v16 v16_exp2i(v16 a)
 {
@@ -117,6 +143,19 @@ static inline v16 v16_zero_unless_less(v16 a, v16 b, v16 x)
 {
     EACH x.v[i] = a.v[i] < b.v[i] ? x.v[i] : 0;
     return x;
+}
+/* x where a < b, else y */
+static inline v16 v16_select_less(v16 a, v16 b, v16 x, v16 y)
+{
+    EACH x.v[i] = a.v[i] < b.v[i] ? x.v[i] : y.v[i];
+    return x;
+}
+/* bit i: a == b in lane i */
+static inline unsigned v16_mask_equal(v16 a, v16 b)
+{
+    unsigned m = 0;
+    EACH m |= (unsigned)(a.v[i] == b.v[i]) << i;
+    return m;
 }
 /* lanes lo <= i < hi of a, the others b */
 static inline v16 v16_select_range(v16 a, v16 b, int lo, int hi)

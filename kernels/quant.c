@@ -1,20 +1,25 @@
 /* SPDX-License-Identifier: MIT
- * Converts rows between f32 and the formats of GGUF. Pure functions, any thread. Rounding follows ggml's reference quantizers
- * (ggml-quants.c: quantize_row_q4_0_ref, quantize_row_q8_0_ref) bit for bit; the file is built without contraction, so that a
- * product and a sum round separately, as there. */
+ * Converts rows between f32 and the formats of GGUF: names and sizes of all types, arithmetic of the scalar types and of blocks of
+ * 32; the K types are in quant_k.c. Pure functions, any thread. Rounding follows ggml's reference quantizers (ggml-quants.c:
+ * quantize_row_*_ref) bit for bit; the file is built without contraction, so that a product and a sum round separately, as there.
+ */
 #include "kernels/quant.h"
 
+#include <float.h>
 #include <math.h>
 #include <string.h>
 #include <strings.h>
+
+#include "kernels/quant_k.h"
 
 static const struct {
     int type;
     const char *name;
     size_t elems, bytes;
 } formats[] = {
-    {QUANT_F32, "f32", 1, 4},     {QUANT_F16, "f16", 1, 2},     {QUANT_BF16, "bf16", 1, 2},
-    {QUANT_Q8_0, "q8_0", 32, 34}, {QUANT_Q4_0, "q4_0", 32, 18},
+    {QUANT_F32, "f32", 1, 4},       {QUANT_F16, "f16", 1, 2},       {QUANT_BF16, "bf16", 1, 2},     {QUANT_Q8_0, "q8_0", 32, 34},
+    {QUANT_Q4_0, "q4_0", 32, 18},   {QUANT_Q4_1, "q4_1", 32, 20},   {QUANT_Q5_0, "q5_0", 32, 22},   {QUANT_Q5_1, "q5_1", 32, 24},
+    {QUANT_Q4_K, "q4_K", 256, 144}, {QUANT_Q5_K, "q5_K", 256, 176}, {QUANT_Q6_K, "q6_K", 256, 210},
 };
 #define N_FORMATS (sizeof(formats) / sizeof(formats[0]))
 
@@ -113,7 +118,7 @@ uint16_t quant_f32_to_f16(float f)
     return (uint16_t)(sign | ((a + 0xfff + odd - (112u << 23)) >> 13));
 }
 
-static uint16_t f32_to_bf16(float f)
+uint16_t quant_f32_to_bf16(float f)
 {
     uint32_t u = bits(f);
     if ((u & 0x7fffffff) > 0x7f800000)
@@ -151,7 +156,20 @@ static void quantize_q8_0(const float *x, uint8_t *b)
         b[2 + i] = (uint8_t)to_int8(roundf(x[i] * id));
 }
 
-static void quantize_q4_0(const float *x, uint8_t *b)
+/* q[32] of 4 bits, or of 5 with their highest bits in qh, as all types of 32 lay them down. */
+static void put_quants(const uint8_t *q, uint8_t *qh, uint8_t *qs)
+{
+    uint32_t high = 0;
+    for (int i = 0; i < QUANT_BLOCK / 2; i++)
+        qs[i] = (uint8_t)((q[i] & 15) | q[i + 16] << 4);
+    for (int i = 0; qh && i < QUANT_BLOCK; i++)
+        high |= (uint32_t)(q[i] >> 4) << i;
+    if (qh)
+        memcpy(qh, &high, 4);
+}
+
+/* q4_0 and q5_0: x = d * (q - half); the element of largest magnitude becomes 0. */
+static void quantize_symmetric(const float *x, int half, uint8_t *b)
 {
     float amax = 0, max = 0;
     for (int i = 0; i < QUANT_BLOCK; i++) {
@@ -160,11 +178,51 @@ static void quantize_q4_0(const float *x, uint8_t *b)
             max = x[i];
         }
     }
-    float d = max / -8, id = d != 0 ? 1 / d : 0;
+    float d = max / (float)-half, id = d != 0 ? 1 / d : 0;
+    uint8_t q[QUANT_BLOCK];
+    for (int i = 0; i < QUANT_BLOCK; i++) {
+        int v = to_int8(x[i] * id + ((float)half + 0.5f));
+        q[i] = (uint8_t)(v > 2 * half - 1 ? 2 * half - 1 : v);
+    }
     put_f16(b, d);
-    for (int i = 0; i < QUANT_BLOCK / 2; i++) {
-        int lo = to_int8(x[i] * id + 8.5f), hi = to_int8(x[i + 16] * id + 8.5f);
-        b[2 + i] = (uint8_t)((lo > 15 ? 15 : lo) | (hi > 15 ? 15 : hi) << 4);
+    put_quants(q, half == 16 ? b + 2 : NULL, half == 16 ? b + 6 : b + 2);
+}
+
+/* q4_1 and q5_1: x = d * q + m; the smallest element becomes 0. */
+static void quantize_offset(const float *x, int top, uint8_t *b)
+{
+    float min = FLT_MAX, max = -FLT_MAX;
+    for (int i = 0; i < QUANT_BLOCK; i++) {
+        min = x[i] < min ? x[i] : min;
+        max = x[i] > max ? x[i] : max;
+    }
+    float d = (max - min) / (float)top, id = d != 0 ? 1 / d : 0;
+    uint8_t q[QUANT_BLOCK];
+    for (int i = 0; i < QUANT_BLOCK; i++) {
+        int v = to_int8((x[i] - min) * id + 0.5f);
+        q[i] = (uint8_t)(v > top ? top : v);
+    }
+    put_f16(b, d);
+    put_f16(b + 2, min);
+    put_quants(q, top == 31 ? b + 4 : NULL, top == 31 ? b + 8 : b + 4);
+}
+
+static void quantize_block(int type, const float *x, uint8_t *b)
+{
+    switch (type) {
+    case QUANT_Q8_0:
+        quantize_q8_0(x, b);
+        break;
+    case QUANT_Q4_0:
+    case QUANT_Q5_0:
+        quantize_symmetric(x, type == QUANT_Q4_0 ? 8 : 16, b);
+        break;
+    case QUANT_Q4_1:
+    case QUANT_Q5_1:
+        quantize_offset(x, type == QUANT_Q4_1 ? 15 : 31, b);
+        break;
+    default:
+        break;
     }
 }
 
@@ -178,29 +236,46 @@ void quant_quantize_row(int type, const float *src, void *dst, size_t n)
     case QUANT_F16:
     case QUANT_BF16:
         for (size_t i = 0; i < n; i++) {
-            uint16_t h = type == QUANT_F16 ? quant_f32_to_f16(src[i]) : f32_to_bf16(src[i]);
+            uint16_t h = type == QUANT_F16 ? quant_f32_to_f16(src[i]) : quant_f32_to_bf16(src[i]);
             memcpy(out + 2 * i, &h, 2);
         }
         break;
-    case QUANT_Q8_0:
-        for (size_t i = 0; i < n / QUANT_BLOCK; i++)
-            quantize_q8_0(src + i * QUANT_BLOCK, out + i * 34);
-        break;
-    case QUANT_Q4_0:
-        for (size_t i = 0; i < n / QUANT_BLOCK; i++)
-            quantize_q4_0(src + i * QUANT_BLOCK, out + i * 18);
+    case QUANT_Q4_K:
+    case QUANT_Q5_K:
+    case QUANT_Q6_K:
+        quant_k_quantize_row(type, src, dst, n);
         break;
     default:
+        for (size_t i = 0; i < n / QUANT_BLOCK; i++)
+            quantize_block(type, src + i * QUANT_BLOCK, out + i * quant_block_bytes(type));
         break;
     }
 }
 
-static void dequantize_q4_0(const uint8_t *b, float *y)
+/* Two functions for the two forms: y = q * d, and y = q * d + m, each rounded as written. */
+static void dequantize_symmetric(const uint8_t *b, int half, float *y)
 {
+    const uint8_t *qs = half == 16 ? b + 6 : b + 2;
     float d = get_f16(b);
+    uint32_t high = 0;
+    if (half == 16)
+        memcpy(&high, b + 2, 4);
     for (int i = 0; i < QUANT_BLOCK / 2; i++) {
-        y[i] = (float)((b[2 + i] & 15) - 8) * d;
-        y[i + 16] = (float)((b[2 + i] >> 4) - 8) * d;
+        y[i] = (float)((int)((qs[i] & 15) | (high >> i & 1) << 4) - half) * d;
+        y[i + 16] = (float)((int)((qs[i] >> 4) | (high >> (i + 16) & 1) << 4) - half) * d;
+    }
+}
+
+static void dequantize_offset(const uint8_t *b, int top, float *y)
+{
+    const uint8_t *qs = top == 31 ? b + 8 : b + 4;
+    float d = get_f16(b), m = get_f16(b + 2);
+    uint32_t high = 0;
+    if (top == 31)
+        memcpy(&high, b + 4, 4);
+    for (int i = 0; i < QUANT_BLOCK / 2; i++) {
+        y[i] = (float)((qs[i] & 15) | (high >> i & 1) << 4) * d + m;
+        y[i + 16] = (float)((qs[i] >> 4) | (high >> (i + 16) & 1) << 4) * d + m;
     }
 }
 
@@ -224,8 +299,19 @@ void quant_dequantize_row(int type, const void *src, float *dst, size_t n)
             dst[i] = (float)(int8_t)in[i / 32 * 34 + 2 + i % 32] * get_f16(in + i / 32 * 34);
         break;
     case QUANT_Q4_0:
+    case QUANT_Q5_0:
         for (size_t i = 0; i < n / QUANT_BLOCK; i++)
-            dequantize_q4_0(in + i * 18, dst + i * QUANT_BLOCK);
+            dequantize_symmetric(in + i * quant_block_bytes(type), type == QUANT_Q4_0 ? 8 : 16, dst + i * QUANT_BLOCK);
+        break;
+    case QUANT_Q4_1:
+    case QUANT_Q5_1:
+        for (size_t i = 0; i < n / QUANT_BLOCK; i++)
+            dequantize_offset(in + i * quant_block_bytes(type), type == QUANT_Q4_1 ? 15 : 31, dst + i * QUANT_BLOCK);
+        break;
+    case QUANT_Q4_K:
+    case QUANT_Q5_K:
+    case QUANT_Q6_K:
+        quant_k_dequantize_row(type, src, dst, n);
         break;
     default:
         break;

@@ -1,29 +1,25 @@
 /* SPDX-License-Identifier: MIT
- * Moves rows of a GGUF tensor into tiles of 16 interleaved rows and back. Bytes are moved, never changed. Pure functions, any
- * thread; the loader calls repack_tile once per tile when it fills a segment. */
+ * Moves rows of a GGUF tensor into tiles of 16 interleaved rows and back. Bits are moved, never changed: each block becomes words
+ * of 4 bytes in the order of repack.h, and words of 16 rows lie side by side. Pure functions, any thread; the loader calls
+ * repack_tile once per tile when it fills a segment. */
 #include "kernels/repack.h"
 
 #include <stdbool.h>
 #include <string.h>
 
-#include "kernels/quant.h"
-
 #define R REPACK_ROWS
+#define MAX_WORDS 52
+#define NIBBLES 0x0f0f0f0fu
 
 static size_t round_up(size_t n)
 {
     return (n + REPACK_ALIGN - 1) / REPACK_ALIGN * REPACK_ALIGN;
 }
 
-/* Bytes of quants per row and block: the rest of a block is its scale. */
-static size_t quant_bytes(int type)
+/* The scale of a block lies apart, after all words. */
+static bool has_tail(int type)
 {
-    return quant_block_bytes(type) - 2;
-}
-
-static bool is_block(int type)
-{
-    return quant_block_elems(type) == QUANT_BLOCK;
+    return quant_block_bytes(type) % 4 == 2;
 }
 
 size_t repack_tile_bytes(int type, size_t n_cols)
@@ -45,16 +41,165 @@ static void scalar_tile(const uint8_t *rows, size_t n_rows, size_t n_cols, size_
     }
 }
 
+/* 32 bits, bit 4g + j <-> bit g of byte j. */
+static uint32_t spread(uint32_t high)
+{
+    uint32_t h = 0;
+    for (int g = 0; g < 8; g++) {
+        uint32_t four = high >> 4 * g & 15; /* bit j to byte j: one multiplication copies the bits, one mask picks them */
+        h |= (four * 0x00204081u & 0x01010101u) << g;
+    }
+    return h;
+}
+
+static uint32_t gather(uint32_t h)
+{
+    uint32_t high = 0;
+    for (int i = 0; i < 32; i++)
+        high |= (h >> (8 * (i % 4) + i / 4) & 1) << i;
+    return high;
+}
+
+/* 32 elements whose nibbles are the low (shift 0) or high (4) ones of eight words -> four words as q4_0, and back (adding). */
+static void nibbles_in(const uint32_t *qs, int shift, uint32_t *ret_w)
+{
+    for (int v = 0; v < 4; v++)
+        ret_w[v] = (qs[v] >> shift & NIBBLES) | (qs[v + 4] >> shift & NIBBLES) << 4;
+}
+
+static void nibbles_out(const uint32_t *w, int shift, uint32_t *qs)
+{
+    for (int v = 0; v < 4; v++) {
+        qs[v] |= (w[v] & NIBBLES) << shift;
+        qs[v + 4] |= (w[v] >> 4 & NIBBLES) << shift;
+    }
+}
+
+static void q45_k_in(bool high, const uint32_t *b, uint32_t *w)
+{
+    const uint32_t *qh = b + 4, *qs = high ? b + 12 : b + 4;
+    memcpy(w, b, 16);
+    w += 4;
+    for (int s = 0; s < 8; s++) {
+        if (high) {
+            uint32_t h = 0;
+            for (int g = 0; g < 8; g++)
+                h |= (qh[g] >> s & 0x01010101u) << g;
+            *w++ = h;
+        }
+        nibbles_in(qs + 8 * (s / 2), 4 * (s % 2), w);
+        w += 4;
+    }
+}
+
+static void q45_k_out(bool high, const uint32_t *w, uint32_t *b)
+{
+    uint32_t *qh = b + 4, *qs = high ? b + 12 : b + 4;
+    memset(b, 0, high ? 176 : 144);
+    memcpy(b, w, 16);
+    w += 4;
+    for (int s = 0; s < 8; s++) {
+        for (int g = 0; high && g < 8; g++)
+            qh[g] |= (*w >> g & 0x01010101u) << s;
+        w += high;
+        nibbles_out(w, 4 * (s % 2), qs + 8 * (s / 2));
+        w += 4;
+    }
+}
+
+/* Words 0..31 of a block are ql, 32..47 qh, 48..51 scales. Run s of 32 elements: half s / 4; in it the two low runs and the two
+ * high ones share their words. */
+static void q6_k_in(const uint32_t *b, uint32_t *w)
+{
+    memcpy(w, b + 48, 16);
+    w += 4;
+    for (int s = 0; s < 8; s++, w += 6) {
+        const uint32_t *ql = b + 16 * (s / 4) + 8 * (s % 2), *qh = b + 32 + 8 * (s / 4);
+        w[0] = w[1] = 0;
+        for (int g = 0; g < 8; g++)
+            w[g / 4] |= (qh[g] >> 2 * (s % 4) & 0x03030303u) << 2 * (g % 4);
+        nibbles_in(ql, s % 4 / 2 * 4, w + 2);
+    }
+}
+
+static void q6_k_out(const uint32_t *w, uint32_t *b)
+{
+    memset(b, 0, 192);
+    memcpy(b + 48, w, 16);
+    w += 4;
+    for (int s = 0; s < 8; s++, w += 6) {
+        uint32_t *ql = b + 16 * (s / 4) + 8 * (s % 2), *qh = b + 32 + 8 * (s / 4);
+        for (int g = 0; g < 8; g++)
+            qh[g] |= (w[g / 4] >> 2 * (g % 4) & 0x03030303u) << 2 * (s % 4);
+        nibbles_out(w + 2, s % 4 / 2 * 4, ql);
+    }
+}
+
+/* A block without its tail -> its words. */
+static void words_in(int type, const uint8_t *block, uint32_t *w)
+{
+    uint32_t b[MAX_WORDS];
+    size_t head = has_tail(type) && type != QUANT_Q6_K ? 2 : 0;
+    memcpy(b, block + head, repack_block_words(type) * 4);
+    switch (type) {
+    case QUANT_Q4_K:
+    case QUANT_Q5_K:
+        q45_k_in(type == QUANT_Q5_K, b, w);
+        break;
+    case QUANT_Q6_K:
+        q6_k_in(b, w);
+        break;
+    default:
+        memcpy(w, b, repack_block_words(type) * 4);
+        if (type == QUANT_Q5_0)
+            w[0] = spread(b[0]);
+        else if (type == QUANT_Q5_1)
+            w[1] = spread(b[1]);
+        break;
+    }
+}
+
+static void words_out(int type, const uint32_t *w, uint8_t *block)
+{
+    uint32_t b[MAX_WORDS];
+    size_t head = has_tail(type) && type != QUANT_Q6_K ? 2 : 0;
+    switch (type) {
+    case QUANT_Q4_K:
+    case QUANT_Q5_K:
+        q45_k_out(type == QUANT_Q5_K, w, b);
+        break;
+    case QUANT_Q6_K:
+        q6_k_out(w, b);
+        break;
+    default:
+        memcpy(b, w, repack_block_words(type) * 4);
+        if (type == QUANT_Q5_0)
+            b[0] = gather(w[0]);
+        else if (type == QUANT_Q5_1)
+            b[1] = gather(w[1]);
+        break;
+    }
+    memcpy(block + head, b, repack_block_words(type) * 4);
+}
+
+static size_t tail_at(int type)
+{
+    return type == QUANT_Q6_K ? 208 : 0;
+}
+
 static void block_tile(int type, const uint8_t *rows, size_t n_rows, size_t n_cols, uint8_t *tile)
 {
-    size_t blocks = n_cols / QUANT_BLOCK, qb = quant_bytes(type), bb = qb + 2;
-    uint8_t *scales = tile + blocks * qb * R;
+    size_t blocks = n_cols / quant_block_elems(type), words = repack_block_words(type), bytes = quant_block_bytes(type);
+    uint8_t *tail = tile + blocks * words * R * 4;
+    uint32_t w[MAX_WORDS];
     for (size_t r = 0; r < n_rows; r++) {
         for (size_t b = 0; b < blocks; b++) {
-            const uint8_t *src = rows + (r * blocks + b) * bb;
-            memcpy(scales + (b * R + r) * 2, src, 2);
-            for (size_t v = 0; v < qb / 4; v++)
-                memcpy(tile + ((b * (qb / 4) + v) * R + r) * 4, src + 2 + 4 * v, 4);
+            const uint8_t *src = rows + (r * blocks + b) * bytes;
+            words_in(type, src, w);
+            for (size_t v = 0; v < words; v++)
+                memcpy(tile + ((b * words + v) * R + r) * 4, &w[v], 4);
+            if (has_tail(type))
+                memcpy(tail + (b * R + r) * 2, src + tail_at(type), 2);
         }
     }
 }
@@ -63,7 +208,7 @@ void repack_tile(int type, const void *rows, size_t n_rows, size_t n_cols, void 
 {
     if (n_rows < R || repack_tile_bytes(type, n_cols) != quant_row_bytes(type, n_cols) * R)
         memset(tile, 0, repack_tile_bytes(type, n_cols));
-    if (is_block(type))
+    if (quant_is_integer(type))
         block_tile(type, rows, n_rows, n_cols, tile);
     else
         scalar_tile(rows, n_rows, n_cols, quant_block_bytes(type), tile);
@@ -73,16 +218,19 @@ void repack_extract_row(int type, const void *tile, size_t row, size_t n_cols, v
 {
     const uint8_t *t = tile;
     uint8_t *out = ret_row;
-    if (!is_block(type)) {
+    if (!quant_is_integer(type)) {
         size_t size = quant_block_bytes(type);
         for (size_t k = 0; k < n_cols; k++)
             memcpy(out + k * size, t + (k * R + row) * size, size);
         return;
     }
-    size_t blocks = n_cols / QUANT_BLOCK, qb = quant_bytes(type), bb = qb + 2;
+    size_t blocks = n_cols / quant_block_elems(type), words = repack_block_words(type), bytes = quant_block_bytes(type);
+    uint32_t w[MAX_WORDS];
     for (size_t b = 0; b < blocks; b++) {
-        memcpy(out + b * bb, t + blocks * qb * R + (b * R + row) * 2, 2);
-        for (size_t v = 0; v < qb / 4; v++)
-            memcpy(out + b * bb + 2 + 4 * v, t + ((b * (qb / 4) + v) * R + row) * 4, 4);
+        for (size_t v = 0; v < words; v++)
+            memcpy(&w[v], t + ((b * words + v) * R + row) * 4, 4);
+        words_out(type, w, out + b * bytes);
+        if (has_tail(type))
+            memcpy(out + b * bytes + tail_at(type), t + (blocks * words * 2 + b) * R * 2 + row * 2, 2);
     }
 }

@@ -95,7 +95,7 @@ static int check_tensor(const struct gguf *g, const struct hparams *h, enum gemm
                        gguf_path(g), x->name, x->dims[0], x->dims[1], cols, rows);
     if (gemma3_is_norm(t) ? x->type != QUANT_F32 : quant_block_elems(x->type) == 0)
         return err_set(err, -ENOTSUP, "model '%s': tensor '%s' has type %s; expected %s (convert the checkpoint with 'quantizer')",
-                       gguf_path(g), x->name, quant_ggml_name(x->type), gemma3_is_norm(t) ? "f32" : "f32, f16, bf16, q8_0 or q4_0");
+                       gguf_path(g), x->name, quant_ggml_name(x->type), gemma3_is_norm(t) ? "f32" : QUANT_NAMES);
     return 0;
 }
 

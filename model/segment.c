@@ -56,8 +56,7 @@ int segment_types(const struct gguf *g, enum segment_kind kind, uint32_t layer, 
         if (r < 0)
             return r;
         if (quant_block_elems(t->type) == 0)
-            return err_set(err, -ENOTSUP, "tensor '%s' has type %s; expected f32, f16, bf16, q8_0 or q4_0", t->name,
-                           quant_ggml_name(t->type));
+            return err_set(err, -ENOTSUP, "tensor '%s' has type %s; expected " QUANT_NAMES, t->name, quant_ggml_name(t->type));
         ret_types[i] = (uint8_t)t->type;
     }
     return 0;

@@ -23,7 +23,8 @@
 
 #define LEN(a) (sizeof(a) / sizeof((a)[0]))
 
-static const int types[] = {QUANT_F32, QUANT_F16, QUANT_BF16, QUANT_Q8_0, QUANT_Q4_0};
+static const int types[] = {QUANT_F32,  QUANT_F16,  QUANT_BF16, QUANT_Q8_0, QUANT_Q4_0, QUANT_Q4_1,
+                            QUANT_Q5_0, QUANT_Q5_1, QUANT_Q4_K, QUANT_Q5_K, QUANT_Q6_K};
 static const char *const names[] = {"avx2", "avx512"};
 
 static uint64_t seed = 1;
@@ -73,11 +74,12 @@ static void test_repack_round_trip(void **state)
 {
     (void)state;
     for (size_t a = 0; a < LEN(types); a++) {
-        struct matrix x = matrix_new(types[a], 37, 96);
-        size_t row = quant_row_bytes(types[a], 96), tile = repack_tile_bytes(types[a], 96);
+        uint32_t cols = quant_block_elems(types[a]) == 256 ? 768 : 96;
+        struct matrix x = matrix_new(types[a], 37, cols);
+        size_t row = quant_row_bytes(types[a], cols), tile = repack_tile_bytes(types[a], cols);
         uint8_t *got = malloc(row);
         for (uint32_t i = 0; i < 37; i++) {
-            repack_extract_row(types[a], (uint8_t *)x.tiles + i / 16 * tile, i % 16, 96, got);
+            repack_extract_row(types[a], (uint8_t *)x.tiles + i / 16 * tile, i % 16, cols, got);
             assert_memory_equal(got, x.rows + i * row, row);
         }
         free(got);
@@ -204,10 +206,12 @@ static void test_cpu(void **state)
 static void test_gemm(void **state)
 {
     (void)state;
-    static const uint32_t rows[] = {1, 15, 16, 17, 100}, cols[] = {32, 64, 160, 256, 1152}, tokens[] = {1, 2, 3, 5, 7, 8, 33};
+    static const uint32_t rows[] = {1, 15, 16, 17, 100}, cols[] = {32, 64, 160, 256, 1152, 768}, tokens[] = {1, 2, 3, 5, 7, 8, 33};
     for (size_t a = 0; a < LEN(types); a++) {
         for (size_t b = 0; b < LEN(rows); b++) {
             for (size_t c = 0; c < LEN(cols); c++) {
+                if (quant_row_bytes(types[a], cols[c]) == 0)
+                    continue;
                 struct matrix x = matrix_new(types[a], rows[b], cols[c]);
                 for (size_t d = 0; d < LEN(tokens); d++) {
                     size_t n = (size_t)tokens[d] * rows[b];
@@ -271,7 +275,7 @@ static void test_quant_round_trip(void **state)
 static void test_quant_ops(void **state)
 {
     (void)state;
-    enum { N = 32 * 9 };
+    enum { N = 256 * 3 };
     float x[N + 1], want[N], got[N + 1];
     uint8_t rows[N * 4], bytes[N * 4 + 1];
     const char *const all[] = {"ref", "avx2", "avx512"};
@@ -291,7 +295,7 @@ static void test_quant_ops(void **state)
         }
         for (size_t i = 0; k && i < N; i++) {
             for (size_t j = 0; j < N; j++)
-                x[j] = want[j] = (float)j * 0.25f - 30;
+                x[j] = want[j] = (float)j * 0.0625f - 30;
             assert_true(k->quant->add_finite(x, 1, N, 60));
             for (size_t j = 0; j < N; j++)
                 assert_true(x[j] == want[j] + 1);
@@ -308,31 +312,34 @@ static void test_quant_names(void **state)
     for (size_t a = 0; a < LEN(types); a++) {
         assert_int_equal(quant_from_name(quant_name(types[a])), types[a]);
         assert_string_equal(quant_ggml_name(types[a]), quant_name(types[a]));
-        assert_int_equal(quant_row_bytes(types[a], 64), 64 / quant_block_elems(types[a]) * quant_block_bytes(types[a]));
+        assert_int_equal(quant_row_bytes(types[a], 512), 512 / quant_block_elems(types[a]) * quant_block_bytes(types[a]));
     }
     assert_int_equal(quant_from_name("Q4_0"), QUANT_Q4_0);
-    assert_int_equal(quant_from_name("q4_k"), -1);
-    assert_string_equal(quant_ggml_name(12), "q4_K");
+    assert_int_equal(quant_from_name("q4_k"), QUANT_Q4_K);
+    assert_int_equal(quant_from_name("q3_k"), -1);
+    assert_string_equal(quant_ggml_name(11), "q3_K");
     assert_null(quant_ggml_name(4)); /* removed from ggml */
     assert_null(quant_ggml_name(-1));
     assert_null(quant_ggml_name(1000));
-    assert_null(quant_name(12));
+    assert_null(quant_name(11));
     assert_int_equal(quant_row_bytes(QUANT_Q8_0, 33), 0);
-    assert_int_equal(quant_row_bytes(12, 32), 0);
+    assert_int_equal(quant_row_bytes(11, 256), 0);
+    assert_int_equal(quant_row_bytes(QUANT_Q4_K, 32), 0);
     assert_int_equal(repack_tile_bytes(QUANT_Q4_0, 48), 0);
     assert_int_equal(repack_tile_bytes(QUANT_Q4_0, 1152), 1152 / 32 * 18 * 16);
     assert_int_equal(repack_bytes(QUANT_BF16, 17, 3), 2 * 128); /* two tiles of 96 bytes, padded */
 }
 
 /* Bound: float types round once per product, K * 2^-24 * sum |w x|; integer types also round the activations to 1/254 of
- * the block's largest, which adds at most 0.5/127 * max|x| * sum |w| per block. */
+ * the block's largest, which adds at most 0.5/127 * max|x| * sum |w| per block. Where a minimum is subtracted, what is rounded is
+ * larger than w: at most three times the block's largest. */
 static void test_gemm_against_double(void **state)
 {
     (void)state;
     for (size_t a = 0; a < LEN(types); a++) {
         const uint32_t n_rows = 33, n_cols = 256;
         struct matrix x = matrix_new(types[a], n_rows, n_cols);
-        bool integer = quant_block_elems(types[a]) == 32;
+        bool integer = quant_is_integer(types[a]);
         float in[256], y[33], w[256];
         fill(in, n_cols);
         product(&gemm_ref, &x.m, in, 1, false, y);
@@ -340,11 +347,14 @@ static void test_gemm_against_double(void **state)
             double sum = 0, bound = 0;
             quant_dequantize_row(types[a], x.rows + r * quant_row_bytes(types[a], n_cols), w, n_cols);
             for (uint32_t k = 0; k < n_cols; k++) {
-                double amax = 0;
-                for (uint32_t j = k / 32 * 32; j < k / 32 * 32 + 32; j++)
+                double amax = 0, largest = 0;
+                for (uint32_t j = k / 32 * 32; j < k / 32 * 32 + 32; j++) {
                     amax = fmax(amax, fabs((double)in[j]));
+                    largest = fmax(largest, fabs((double)w[j]));
+                }
                 sum += (double)w[k] * (double)in[k];
-                bound += fabs((double)w[k]) * (fabs((double)in[k]) * n_cols * 0x1p-24 + (integer ? amax * 0.501 / 127 : 0));
+                bound += (integer ? 3 * largest : fabs((double)w[k])) * fabs((double)in[k]) * n_cols * 0x1p-24;
+                bound += integer ? fabs((double)w[k]) * amax * 0.501 / 127 : 0;
             }
             assert_true(fabs((double)y[r] - sum) <= bound + 1e-6);
         }
@@ -352,27 +362,43 @@ static void test_gemm_against_double(void **state)
     }
 }
 
-static void test_q8_0_extremes(void **state)
+/* Rows of extreme and of random quants and scales, as other writers may have them (-128 in q8_0, sums at the edge of what the
+ * widths of the SIMD variants hold), times activations at both ends. */
+static void test_gemm_extremes(void **state)
 {
     (void)state;
-    struct matrix x = matrix_new(QUANT_Q8_0, 16, 64);
-    float in[64], want[16], got[16];
-    for (int r = 0; r < 16; r++) {
-        for (int i = 0; i < 64; i++)
-            x.rows[r * 68 + i / 32 * 34 + 2 + i % 32] = (uint8_t)(r % 2 ? 0x80 : 0x7f); /* -128 as other writers may have it */
-    }
-    repack_tile(QUANT_Q8_0, x.rows, 16, 64, x.tiles);
-    for (int i = 0; i < 64; i++)
-        in[i] = i % 3 ? 1 : -1;
-    product(&gemm_ref, &x.m, in, 1, false, want);
-    for (size_t v = 0; v < LEN(names); v++) {
-        const struct cpu_kernels *k = cpu_select(names[v]);
-        if (k) {
-            product(k->gemm, &x.m, in, 1, false, got);
-            assert_memory_equal(got, want, sizeof(got));
+    enum { COLS = 512 };
+    for (size_t a = 0; a < LEN(types); a++) {
+        if (!quant_is_integer(types[a]))
+            continue;
+        struct matrix x = matrix_new(types[a], 16, COLS);
+        size_t row = quant_row_bytes(types[a], COLS), bytes = quant_block_bytes(types[a]);
+        float in[COLS], want[16], got[16];
+        for (int pattern = 0; pattern < 12; pattern++) {
+            for (size_t i = 0; i < row * 16; i++) {
+                rnd();
+                x.rows[i] = (uint8_t)(pattern / 3 == 0 ? 0xff : pattern / 3 == 1 ? 0x80 : pattern / 3 == 2 ? 0x7f : seed >> 40);
+            }
+            for (size_t i = 0; i < row * 16; i += bytes) { /* f16 of 1 and of -2 where the scales are */
+                size_t at = i + (types[a] == QUANT_Q6_K ? 208 : 0);
+                memcpy(x.rows + at, "\x00\x3c", 2);
+                if (bytes % 4 == 0)
+                    memcpy(x.rows + at + 2, "\x00\xc0", 2);
+            }
+            for (int i = 0; i < COLS; i++)
+                in[i] = pattern % 3 == 0 ? 1 : pattern % 3 == 1 ? -1 : i % 3 ? 1 : -1;
+            repack_tile(types[a], x.rows, 16, COLS, x.tiles);
+            product(&gemm_ref, &x.m, in, 1, false, want);
+            for (size_t v = 0; v < LEN(names); v++) {
+                const struct cpu_kernels *k = cpu_select(names[v]);
+                if (k) {
+                    product(k->gemm, &x.m, in, 1, false, got);
+                    assert_memory_equal(got, want, sizeof(got));
+                }
+            }
         }
+        matrix_free(&x);
     }
-    matrix_free(&x);
 }
 
 static void test_f16(void **state)
@@ -608,7 +634,7 @@ int main(void)
         cmocka_unit_test(test_quant_ops),
         cmocka_unit_test(test_quant_names),
         cmocka_unit_test(test_gemm_against_double),
-        cmocka_unit_test(test_q8_0_extremes),
+        cmocka_unit_test(test_gemm_extremes),
         cmocka_unit_test(test_f16),
         cmocka_unit_test(test_quant_known_blocks),
         cmocka_unit_test(test_exp),
