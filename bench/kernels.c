@@ -18,6 +18,7 @@
 #include "kernels/linear.h"
 #include "kernels/pool.h"
 #include "kernels/quant.h"
+#include "kernels/quant_ops.h"
 #include "kernels/repack.h"
 #include "kernels/vec.h"
 
@@ -341,10 +342,37 @@ static void bench_vec(const struct options *o)
     }
 }
 
+static void bench_rows(const struct options *o)
+{
+    enum { N = 6912, ROWS = 16 };
+    float *x = random_floats(N * ROWS), *y = map(N * ROWS * sizeof(float));
+    uint8_t *q = map(N * ROWS * sizeof(float));
+    printf("\nrows, one thread, in cache: G elements/s\n");
+    for (size_t a = 0; a < sizeof(types) / sizeof(types[0]); a++) {
+        for (int v = 0; wanted(o->type, quant_name(types[a])) && v < VARIANTS; v++) {
+            const struct cpu_kernels *k = wanted(o->variant, names[v]) ? cpu_select(names[v]) : NULL;
+            double best[2] = {0};
+            for (int r = 0; k && r < o->rounds; r++) {
+                double t[3] = {now()};
+                k->quant->from_f32(types[a], x, q, N * ROWS);
+                t[1] = now();
+                k->quant->to_f32(types[a], q, y, N * ROWS);
+                t[2] = now();
+                for (int i = 0; i < 2; i++) {
+                    double g = (double)N * ROWS / (t[i + 1] - t[i]) / 1e9;
+                    best[i] = g > best[i] ? g : best[i];
+                }
+            }
+            if (k)
+                printf("  %-5s %-6s from f32 %7.3f   to f32 %7.3f\n", quant_name(types[a]), names[v], best[0], best[1]);
+        }
+    }
+}
+
 static int usage(int status)
 {
     FILE *f = status ? stderr : stdout;
-    fputs("usage: bench_kernels [--threads N] [--rounds N] [--part gemv|gemm|attn|vec] [--variant avx2|avx512]\n"
+    fputs("usage: bench_kernels [--threads N] [--rounds N] [--part gemv|gemm|attn|vec|rows] [--variant avx2|avx512]\n"
           "                     [--type ",
           f);
     for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++)
@@ -406,6 +434,8 @@ int main(int argc, char **argv)
         bench_attn(pool, &o);
     if (wanted(o.part, "vec"))
         bench_vec(&o);
+    if (wanted(o.part, "rows"))
+        bench_rows(&o);
     pool_close(pool);
     return 0;
 }

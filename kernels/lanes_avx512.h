@@ -116,6 +116,10 @@ static inline unsigned v16_mask_equal(v16 x, v16 y)
 {
     return _mm512_cmp_ps_mask(x, y, _CMP_EQ_OQ);
 }
+static inline float v16_largest(v16 x)
+{
+    return _mm512_reduce_max_ps(x);
+}
 static inline v16 v16_select_range(v16 x, v16 y, int lo, int hi)
 {
     unsigned from = lo <= 0 ? 0 : lo > 16 ? 16u : (unsigned)lo, to = hi <= 0 ? 0 : hi > 16 ? 16u : (unsigned)hi;

@@ -157,6 +157,13 @@ static inline unsigned v16_mask_equal(v16 a, v16 b)
     EACH m |= (unsigned)(a.v[i] == b.v[i]) << i;
     return m;
 }
+/* the largest lane; no NaN among them */
+static inline float v16_largest(v16 a)
+{
+    float m = a.v[0];
+    EACH m = a.v[i] > m ? a.v[i] : m;
+    return m;
+}
 /* lanes lo <= i < hi of a, the others b */
 static inline v16 v16_select_range(v16 a, v16 b, int lo, int hi)
 {

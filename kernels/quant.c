@@ -295,8 +295,11 @@ void quant_dequantize_row(int type, const void *src, float *dst, size_t n)
         }
         break;
     case QUANT_Q8_0:
-        for (size_t i = 0; i < n; i++)
-            dst[i] = (float)(int8_t)in[i / 32 * 34 + 2 + i % 32] * get_f16(in + i / 32 * 34);
+        for (size_t i = 0; i < n / QUANT_BLOCK; i++) {
+            float d = get_f16(in + i * 34);
+            for (size_t j = 0; j < QUANT_BLOCK; j++)
+                dst[i * QUANT_BLOCK + j] = (float)(int8_t)in[i * 34 + 2 + j] * d;
+        }
         break;
     case QUANT_Q4_0:
     case QUANT_Q5_0:

@@ -271,7 +271,8 @@ static void test_quant_round_trip(void **state)
     }
 }
 
-/* Every variant's conversions against quant.c, from unaligned memory; the sum, its bound and NaN at every place of a row. */
+/* Every variant's conversions against quant.c, from unaligned memory; NaN and infinity among the elements; the sum, its bound and
+ * NaN at every place of a row. */
 static void test_quant_ops(void **state)
 {
     (void)state;
@@ -284,6 +285,11 @@ static void test_quant_ops(void **state)
         for (size_t a = 0; k && a < LEN(types); a++) {
             for (int round = 0; round < 20; round++) {
                 fill(x + 1, N);
+                if (round >= 15) { /* what is not finite, and subnormals */
+                    x[1 + 37 * round % N] = round % 3 == 0 ? NAN : round % 3 == 1 ? -INFINITY : INFINITY;
+                    for (int i = 64; i < 96; i++)
+                        x[1 + i] *= 1e-40f;
+                }
                 size_t n = quant_row_bytes(types[a], N);
                 quant_quantize_row(types[a], x + 1, rows, N);
                 k->quant->from_f32(types[a], x + 1, bytes + 1, N);
