@@ -123,7 +123,7 @@ INLINE void fetch_block(int type, const uint8_t *tile, size_t n_cols, size_t b, 
     const uint8_t *p = block_at(type, tile, b) + fetch;
     for (size_t l = 0; l < step; l += 64)
         __builtin_prefetch(p + l);
-    if (!HAS_MIN(type) && (!IS_SUPER(type) || b % 8 == 0))
+    if (repack_has_tail(type) && b % (IS_SUPER(type) ? 8 : 2) == 0)
         __builtin_prefetch((const uint8_t *)tail_at(type, tile, n_cols, b) + fetch);
     if (IS_SUPER(type) && b % 2 == 0)
         __builtin_prefetch(head_at(type, tile, b) + WORD * (b % 8 / 2) + fetch);

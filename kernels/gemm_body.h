@@ -15,7 +15,7 @@
 
 #define CACHED_BYTES ((size_t)512 << 10) /* weights that stay in the second-level cache while tokens pass */
 #define FETCH_STREAM 2048                /* bytes ahead in each tile when weights are read only once */
-#define FETCH_GROUP ((size_t)256 << 10)  /* up to here, one token fetches whole tiles while it works on those before */
+#define FETCH_ONE 8192                   /* the same for one token, which walks one tile of an integer type after the other */
 
 /* Largest magnitude, compared as integers: a NaN is the largest of all, so that it reaches the output through the scale. */
 static float magnitude(const float *x)
@@ -161,19 +161,19 @@ INLINE size_t step_bytes(int type)
 }
 INLINE const uint8_t *block_at(int type, const uint8_t *tile, size_t b)
 {
-    return IS_SUPER(type) ? tile + b / 8 * repack_block_words(type) * WORD + 4 * WORD + b % 8 * step_bytes(type)
-                          : tile + b * step_bytes(type);
+    return IS_SUPER(type) ? tile + repack_block_offset(type, b / 8) + 4 * WORD + b % 8 * step_bytes(type)
+                          : tile + repack_block_offset(type, b);
 }
 /* d and minimum, or d and integer scales, of the super-block that holds block b. */
 INLINE const uint8_t *head_at(int type, const uint8_t *tile, size_t b)
 {
-    return tile + b / 8 * repack_block_words(type) * WORD;
+    return tile + repack_block_offset(type, b / 8);
 }
-/* The f16 that follow all words, for block b. */
+/* The f16 d of block b's 16 rows. */
 INLINE const uint16_t *tail_at(int type, const uint8_t *tile, size_t n_cols, size_t b)
 {
-    const uint8_t *p = tile + n_cols / quant_block_elems(type) * repack_block_words(type) * WORD;
-    return (const uint16_t *)(const void *)p + (IS_SUPER(type) ? b / 8 : b) * REPACK_ROWS;
+    size_t at = repack_tail_offset(type, n_cols / quant_block_elems(type), IS_SUPER(type) ? b / 8 : b);
+    return (const uint16_t *)(const void *)(tile + at);
 }
 INLINE const uint8_t *high_at(int type, const uint8_t *block)
 {
@@ -246,10 +246,11 @@ INLINE void type_tiles(int type, const struct gemm_matrix *m, uint32_t tile0, ui
                      .y_stride = y_stride,
                      .fetch = FETCH_STREAM};
     if (n_tokens == 1) {
-        if (quant_is_integer(type) && s.tile_bytes * LANES_GEMV_TILES(type) <= FETCH_GROUP)
-            s.fetch = s.tile_bytes * LANES_GEMV_TILES(type);
-        for (; tile1 - s.tile >= LANES_GEMV_TILES(type); s.tile += LANES_GEMV_TILES(type))
-            block(type, 1, LANES_GEMV_TILES(type), &s);
+        if (quant_is_integer(type))
+            s.fetch = FETCH_ONE;
+        else
+            for (; tile1 - s.tile >= LANES_FLOAT_TILES; s.tile += LANES_FLOAT_TILES)
+                block(type, 1, LANES_FLOAT_TILES, &s);
         for (; s.tile < tile1; s.tile++)
             block(type, 1, 1, &s);
     } else {

@@ -13,7 +13,7 @@
 #define LANES_TOKENS 6
 #define LANES_INTEGER_TOKENS(type) ((type) == QUANT_Q6_K ? 2 : 4)
 #define LANES_TILES(type) 1
-#define LANES_GEMV_TILES(type) ((type) == QUANT_Q8_0 ? 1 : quant_is_integer(type) ? 2 : 4)
+#define LANES_FLOAT_TILES 4 /* of a float type, for one token */
 
 typedef struct {
     __m256 a, b;

@@ -13,7 +13,7 @@
 #define LANES_TOKENS 6
 #define LANES_INTEGER_TOKENS(type) 6
 #define LANES_TILES(type) ((type) == QUANT_Q6_K ? 2 : 4)
-#define LANES_GEMV_TILES(type) 4
+#define LANES_FLOAT_TILES 4 /* of a float type, for one token */
 
 typedef __m512 v16;
 

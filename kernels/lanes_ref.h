@@ -16,7 +16,7 @@
 #define LANES_TOKENS 1
 #define LANES_INTEGER_TOKENS(type) 1
 #define LANES_TILES(type) 1
-#define LANES_GEMV_TILES(type) 1
+#define LANES_FLOAT_TILES 1 /* of a float type, for one token */
 
 typedef struct {
     float v[16];

@@ -16,12 +16,6 @@ static size_t round_up(size_t n)
     return (n + REPACK_ALIGN - 1) / REPACK_ALIGN * REPACK_ALIGN;
 }
 
-/* The scale of a block lies apart, after all words. */
-static bool has_tail(int type)
-{
-    return quant_block_bytes(type) % 4 == 2;
-}
-
 size_t repack_tile_bytes(int type, size_t n_cols)
 {
     size_t row = quant_row_bytes(type, n_cols);
@@ -139,7 +133,7 @@ static void q6_k_out(const uint32_t *w, uint32_t *b)
 static void words_in(int type, const uint8_t *block, uint32_t *w)
 {
     uint32_t b[MAX_WORDS];
-    size_t head = has_tail(type) && type != QUANT_Q6_K ? 2 : 0;
+    size_t head = repack_has_tail(type) && type != QUANT_Q6_K ? 2 : 0;
     memcpy(b, block + head, repack_block_words(type) * 4);
     switch (type) {
     case QUANT_Q4_K:
@@ -162,7 +156,7 @@ static void words_in(int type, const uint8_t *block, uint32_t *w)
 static void words_out(int type, const uint32_t *w, uint8_t *block)
 {
     uint32_t b[MAX_WORDS];
-    size_t head = has_tail(type) && type != QUANT_Q6_K ? 2 : 0;
+    size_t head = repack_has_tail(type) && type != QUANT_Q6_K ? 2 : 0;
     switch (type) {
     case QUANT_Q4_K:
     case QUANT_Q5_K:
@@ -190,16 +184,15 @@ static size_t tail_at(int type)
 static void block_tile(int type, const uint8_t *rows, size_t n_rows, size_t n_cols, uint8_t *tile)
 {
     size_t blocks = n_cols / quant_block_elems(type), words = repack_block_words(type), bytes = quant_block_bytes(type);
-    uint8_t *tail = tile + blocks * words * R * 4;
     uint32_t w[MAX_WORDS];
     for (size_t r = 0; r < n_rows; r++) {
         for (size_t b = 0; b < blocks; b++) {
             const uint8_t *src = rows + (r * blocks + b) * bytes;
             words_in(type, src, w);
             for (size_t v = 0; v < words; v++)
-                memcpy(tile + ((b * words + v) * R + r) * 4, &w[v], 4);
-            if (has_tail(type))
-                memcpy(tail + (b * R + r) * 2, src + tail_at(type), 2);
+                memcpy(tile + repack_block_offset(type, b) + (v * R + r) * 4, &w[v], 4);
+            if (repack_has_tail(type))
+                memcpy(tile + repack_tail_offset(type, blocks, b) + r * 2, src + tail_at(type), 2);
         }
     }
 }
@@ -228,9 +221,9 @@ void repack_extract_row(int type, const void *tile, size_t row, size_t n_cols, v
     uint32_t w[MAX_WORDS];
     for (size_t b = 0; b < blocks; b++) {
         for (size_t v = 0; v < words; v++)
-            memcpy(&w[v], t + ((b * words + v) * R + row) * 4, 4);
+            memcpy(&w[v], t + repack_block_offset(type, b) + (v * R + row) * 4, 4);
         words_out(type, w, out + b * bytes);
-        if (has_tail(type))
-            memcpy(out + b * bytes + tail_at(type), t + (blocks * words * 2 + b) * R * 2 + row * 2, 2);
+        if (repack_has_tail(type))
+            memcpy(out + b * bytes + tail_at(type), t + repack_tail_offset(type, blocks, b) + row * 2, 2);
     }
 }

@@ -12,8 +12,9 @@
  *   q5_K: per 256: f16 d, dmin | 3 words of scales | per 32 elements H | 4 words
  *   q6_K: per 256: 4 words of i8 scales | per 32 elements L | M | 4 words. L: bits 2g, 2g+1 of byte j = bits 4, 5 of element
  *         4g+j, g = 0..3; M: the same for elements 16+4g+j
- *   After the words of all blocks, for q8_0, q4_0, q5_0, q6_K: f16 d at [block][r].
- * So a tile has as many bytes as its rows in GGUF, and what belongs to 16 rows at once is one load.
+ *   q8_0, q4_0, q5_0, q6_K: two blocks at a time, and after their words one word of scales: f16 d at [first, second][r]. A last
+ *   block without a second has half a word of them.
+ * So a tile has as many bytes as its rows in GGUF, is read from front to back, and what belongs to 16 rows at once is one load.
  * A tile starts at a multiple of 64 bytes and is padded to one; rows beyond the matrix are zero. */
 #ifndef TANDEM_KERNELS_REPACK_H
 #define TANDEM_KERNELS_REPACK_H
@@ -37,6 +38,21 @@ static inline size_t repack_block_words(int type)
            : type == QUANT_Q5_K                       ? 44
            : type == QUANT_Q6_K                       ? 52
                                                       : 0;
+}
+static inline int repack_has_tail(int type)
+{
+    return type == QUANT_Q4_0 || type == QUANT_Q8_0 || type == QUANT_Q5_0 || type == QUANT_Q6_K;
+}
+/* Bytes from the start of a tile to the words of block b, and to its d. */
+static inline size_t repack_block_offset(int type, size_t b)
+{
+    size_t bytes = repack_block_words(type) * REPACK_ROWS * 4;
+    return repack_has_tail(type) ? b / 2 * (2 * bytes + 64) + b % 2 * bytes : b * bytes;
+}
+static inline size_t repack_tail_offset(int type, size_t n_blocks, size_t b)
+{
+    size_t bytes = repack_block_words(type) * REPACK_ROWS * 4;
+    return b / 2 * (2 * bytes + 64) + (b / 2 * 2 + 1 < n_blocks ? 2 * bytes : bytes) + b % 2 * 32;
 }
 /* Bytes of one tile (multiple of 64), 0 when type/n_cols do not fit. */
 size_t repack_tile_bytes(int type, size_t n_cols);
