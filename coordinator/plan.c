@@ -162,8 +162,10 @@ int plan_make(const struct config *c, const struct gguf *g, struct plan *ret, st
     p->logits_rows = MIN(MAX(LOGITS_BLOCK_BYTES / (h->vocab * 4), 4u), 64u);
     p->logits_slots = 4;
     p->kv_type = c->kv_type;
-    p->npu_threads = c->npu.threads ? c->npu.threads : (uint32_t)cpu_count();
-    p->gpu_threads = c->gpu.threads ? c->gpu.threads : (uint32_t)cpu_count();
+    uint32_t cores = (uint32_t)cpu_order(NULL, 0);
+    p->npu_threads = c->npu.threads ? c->npu.threads : cores;
+    p->gpu_threads = c->gpu.threads ? c->gpu.threads : cores;
+    p->pin_threads = c->pin_threads && p->npu_threads + p->gpu_threads > cores;
     if ((r = collect_types(g, p, err)) < 0 || (r = weights(p, g, err)) < 0)
         return r;
     p->process[CONFIG_NPU].bytes[BUDGET_KV] =

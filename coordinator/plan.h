@@ -20,6 +20,7 @@ struct plan {
     uint32_t context, sequences, chunk_tokens, ring_slots, logits_rows, logits_slots;
     int kv_type;
     uint32_t npu_threads, gpu_threads;
+    bool pin_threads;      /* the workers' threads share cores in turns: each stays on its own */
     uint64_t tensor_bytes; /* of the file, the tied head counted once */
     uint64_t worker_slot_bytes, token_slot_bytes, out_slot_bytes;
     struct {

@@ -109,6 +109,7 @@ static int send_configure(struct stage *st, struct err *err)
     q->kv_type = (uint32_t)p->kv_type;
     q->logits_rows = p->logits_rows;
     q->threads = st->role == MSG_ROLE_NPU ? p->npu_threads : st->role == MSG_ROLE_GPU ? p->gpu_threads : 1;
+    q->pin = p->pin_threads && st->role != MSG_ROLE_LOADER;
     const char *backend = st->role == MSG_ROLE_NPU ? c->npu.backend : st->role == MSG_ROLE_GPU ? c->gpu.backend : "cpu";
     snprintf(q->backend, sizeof(q->backend), "%s", backend);
     const char *variant = util_env(UTIL_ENV_CPU);

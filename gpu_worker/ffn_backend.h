@@ -18,6 +18,7 @@ struct ffn_backend_options {
     struct budget *budget; /* borrowed */
     const uint8_t *types;  /* ggml type ids of all layers and the head, as CONFIGURE carries them; borrowed during open */
     uint32_t n_threads, chunk_tokens, logits_rows;
+    bool pin; /* compute threads stay where they are (pool_pin) */
     const char *variant;
 };
 

@@ -100,6 +100,8 @@ static int cpu_open(const struct ffn_backend_options *o, void **ret, struct err 
         r = pool_open((int)o->n_threads, &f->pool);
         if (r < 0)
             err_set_errno(err, r, "FFN: %u threads", o->n_threads);
+        else if (o->pin)
+            pool_pin(f->pool);
     }
     if (r < 0) {
         cpu_close(f);

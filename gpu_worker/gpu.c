@@ -84,6 +84,7 @@ static int gpu_configure(void *state, struct stage_io *io, const struct msg_conf
                                           .budget = g->budget,
                                           .types = g->types,
                                           .n_threads = c->threads,
+                                          .pin = c->pin,
                                           .chunk_tokens = c->chunk_tokens,
                                           .logits_rows = c->logits_rows,
                                           .variant = c->variant};

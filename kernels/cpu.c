@@ -5,6 +5,7 @@
 #include <sched.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "kernels/attn.h"
@@ -56,4 +57,48 @@ int cpu_count(void)
         return 1;
     int n = CPU_COUNT(&set);
     return n > 0 ? n : 1;
+}
+
+/* Lowest processor of the core that `cpu` belongs to; cpu itself when the system does not say. */
+static int first_of_core(int cpu)
+{
+    char path[96];
+    int first;
+    snprintf(path, sizeof(path), "/sys/devices/system/cpu/cpu%d/topology/thread_siblings_list", cpu);
+    FILE *f = fopen(path, "re");
+    if (!f)
+        return cpu;
+    if (fscanf(f, "%d", &first) != 1)
+        first = cpu;
+    fclose(f);
+    return first;
+}
+
+int cpu_order(int *ret, int max)
+{
+    cpu_set_t set, seen;
+    int n = 0, cores = 0;
+    CPU_ZERO(&seen);
+    if (sched_getaffinity(0, sizeof(set), &set) < 0) {
+        CPU_ZERO(&set);
+        CPU_SET(0, &set);
+    }
+    for (int pass = 0; pass < 2; pass++) {
+        for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+            if (!CPU_ISSET(cpu, &set))
+                continue;
+            int first = first_of_core(cpu);
+            bool another = first >= 0 && first < CPU_SETSIZE && CPU_ISSET(first, &seen);
+            if (pass == 0 && !another) {
+                CPU_SET(first, &seen);
+                CPU_CLR(cpu, &set);
+                cores++;
+            } else if (pass == 0) {
+                continue;
+            }
+            if (n < max)
+                ret[n++] = cpu;
+        }
+    }
+    return cores;
 }

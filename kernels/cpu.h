@@ -21,5 +21,8 @@ const struct cpu_kernels *cpu_select(const char *forced);
 /* "ref avx2 avx512": those that this processor can run, for messages and HELLO. */
 const char *cpu_available(void);
 int cpu_count(void); /* processors this process may run on (affinity) */
+/* The same processors, one of each core before the second of any, by Linux's topology in /sys; where it says nothing, each counts
+ * as a core. ret: at most max ids. Returns the number of cores. */
+int cpu_order(int *ret, int max);
 
 #endif

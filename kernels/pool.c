@@ -2,23 +2,28 @@
  * Owns n - 1 threads that help the caller with one loop at a time. A loop is published by a new generation number; items are taken
  * in grains from one atomic counter; the caller returns when every helper that entered has left. Helpers sleep on a futex when
  * there is no loop; between pool_begin and pool_end they first spin for a bounded time, because another loop follows within
- * microseconds. A helper that was asleep is not waited for: it finds the loop closed and goes back to sleep. */
+ * microseconds, and after pool_end a little: another process's pool that takes over wakes its own helpers on processors that have
+ * not gone to sleep. A helper that was asleep is not waited for: it finds the loop closed and goes back to sleep. */
 #include "kernels/pool.h"
 
 #include <errno.h>
 #include <limits.h>
 #include <linux/futex.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include "kernels/cpu.h"
 
-#define SPINS 4000 /* pauses before a helper sleeps while loops follow each other; about 50 us */
+#define SPINS 4000  /* pauses before a helper sleeps while loops follow each other; about 50 us */
+#define LINGER 2000 /* the same after the last loop */
+#define MAX_CPUS 1024
 #define LINE 64
 
 struct helper {
@@ -67,7 +72,9 @@ static uint32_t wait_change(struct pool *p, uint32_t seen)
     for (;;) {
         int spins = p->may_spin ? SPINS : 0;
         uint32_t g;
-        while ((g = atomic_load(&p->generation)) == seen && spins > 0 && atomic_load(&p->active)) {
+        while ((g = atomic_load(&p->generation)) == seen && spins > 0) {
+            if (spins > LINGER && !atomic_load(&p->active))
+                spins = LINGER;
             relax();
             spins--;
         }
@@ -170,6 +177,21 @@ void pool_close(struct pool *p)
         pthread_join(p->helpers[i].thread, NULL);
     free(p->helpers);
     free(p);
+}
+
+void pool_pin(struct pool *p)
+{
+    int cpus[MAX_CPUS];
+    memset(cpus, 0xff, sizeof(cpus));
+    cpu_order(cpus, MAX_CPUS);
+    for (int i = 0; i < p->n_started; i++) {
+        cpu_set_t set;
+        CPU_ZERO(&set);
+        if (p->helpers[i].index >= MAX_CPUS || cpus[p->helpers[i].index] < 0)
+            continue; /* more threads than processors */
+        CPU_SET(cpus[p->helpers[i].index], &set);
+        pthread_setaffinity_np(p->helpers[i].thread, sizeof(set), &set);
+    }
 }
 
 int pool_threads(const struct pool *p)

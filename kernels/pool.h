@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * Threads for one parallel loop at a time. The caller takes part; the others sleep (futex) when there is no loop, after a
- * short bounded spin while `pool_begin`..`pool_end` says that more loops follow at once. Items are handed out in
- * grains from an atomic counter: who computes an item never changes its value. */
+ * short bounded spin while `pool_begin`..`pool_end` says that more loops follow at once, and a moment longer. Items are handed
+ * out in grains from an atomic counter: who computes an item never changes its value. */
 #ifndef TANDEM_KERNELS_POOL_H
 #define TANDEM_KERNELS_POOL_H
 
@@ -14,6 +14,9 @@ typedef void (*pool_fn)(void *ctx, uint32_t begin, uint32_t end, int thread);
 /* n_threads >= 1, the caller included. Negative errno when threads cannot be made. Signals are blocked in the threads. */
 int pool_open(int n_threads, struct pool **ret);
 void pool_close(struct pool *p); /* joins; NULL is fine */
+/* Helper i stays on the i-th processor of cpu_order from now on; who calls pool_run belongs on the first. For pools that take turns
+ * on the same processors: a processor that another pool has just left is awake. */
+void pool_pin(struct pool *p);
 int pool_threads(const struct pool *p);
 /* Between begin and end idle threads may spin (bounded) between loops. One owner thread at a time. */
 void pool_begin(struct pool *p);

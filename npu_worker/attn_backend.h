@@ -22,6 +22,7 @@ struct attn_backend_options {
     const uint8_t *types;  /* as CONFIGURE carries them; borrowed until open returns */
     uint32_t n_threads, chunk_tokens, ring_slots;
     int kv_type;
+    bool pin;            /* compute threads stay where they are (pool_pin) */
     const char *variant; /* CPU kernels: "auto", "ref", ... */
 };
 

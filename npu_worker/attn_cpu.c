@@ -131,6 +131,8 @@ static int cpu_open(const struct attn_backend_options *o, void **ret, struct err
         r = pool_open((int)o->n_threads, &a->pool);
         if (r < 0)
             err_set_errno(err, r, "attention: %u threads", o->n_threads);
+        else if (o->pin)
+            pool_pin(a->pool);
     }
     if (r < 0) {
         cpu_close(a);

@@ -78,6 +78,7 @@ static int npu_configure(void *state, struct stage_io *io, const struct msg_conf
                                            .kv = n->kv,
                                            .types = n->types,
                                            .n_threads = c->threads,
+                                           .pin = c->pin,
                                            .chunk_tokens = c->chunk_tokens,
                                            .ring_slots = c->ring_slots,
                                            .kv_type = (int)c->kv_type,

@@ -29,12 +29,12 @@ struct raw_worker {
     char *backend, *memory, *threads;
 };
 struct raw {
-    char *model, *context, *sequences, *chunk_tokens, *kv_type, *memory_word;
+    char *model, *context, *sequences, *chunk_tokens, *kv_type, *pin_threads, *memory_word;
     struct raw_memory memory;
     struct raw_worker npu, gpu;
 };
 
-enum kind { KIND_MODEL, KIND_U32, KIND_KV_TYPE, KIND_ALL_CAPS, KIND_BYTES, KIND_BACKEND };
+enum kind { KIND_MODEL, KIND_U32, KIND_KV_TYPE, KIND_PIN, KIND_ALL_CAPS, KIND_BYTES, KIND_BACKEND };
 
 struct key {
     const char *name; /* "npu.memory" */
@@ -60,6 +60,7 @@ static const struct key keys[] = {
     KEY("sequences", KIND_U32, false, 1, 64, sequences, sequences, "a whole number from 1 to 64"),
     KEY("chunk_tokens", KIND_U32, true, 1, 1024, chunk_tokens, chunk_tokens, "auto or a whole number from 1 to 1024"),
     KEY("kv_type", KIND_KV_TYPE, false, 0, 0, kv_type, kv_type, "f32 or f16"),
+    KEY("pin_threads", KIND_PIN, false, 0, 0, pin_threads, pin_threads, "auto or off"),
     KEY("memory", KIND_ALL_CAPS, false, 0, 0, memory_word, caps,
         "auto, or a mapping of coordinator, loader, npu_worker, gpu_worker to sizes"),
     KEY("memory.coordinator", KIND_BYTES, true, 0, 0, memory.coordinator, caps[CONFIG_COORDINATOR], EXPECT_SIZE),
@@ -74,7 +75,7 @@ static const struct key keys[] = {
     KEY("gpu.threads", KIND_U32, true, 1, 1024, gpu.threads, gpu.threads, EXPECT_THREADS),
 };
 #define N_KEYS ARRAY_LEN(keys)
-enum { KEY_MEMORY = 5 };
+enum { KEY_MEMORY = 6 };
 
 /* Of the design, but not of this version: refused by name so that nobody hunts for a typing error. */
 static const struct {
@@ -102,7 +103,7 @@ static const cyaml_schema_field_t worker_fields[] = {
 /* `memory` is a word or a mapping, which a schema cannot say: one schema for each. */
 #define TOP_FIELDS(memory_field) {                                                                                            \
     LEAF(raw, "model", model), LEAF(raw, "context", context), LEAF(raw, "sequences", sequences),                              \
-    LEAF(raw, "chunk_tokens", chunk_tokens), LEAF(raw, "kv_type", kv_type), memory_field,                                     \
+    LEAF(raw, "chunk_tokens", chunk_tokens), LEAF(raw, "kv_type", kv_type), LEAF(raw, "pin_threads", pin_threads), memory_field,                                     \
     GROUP("npu", npu, worker_fields), GROUP("gpu", gpu, worker_fields), CYAML_FIELD_END                                       \
 }
 static const cyaml_schema_field_t fields_memory_word[] = TOP_FIELDS(LEAF(raw, "memory", memory_word));
@@ -464,6 +465,12 @@ static int apply(struct config *c, const struct key *k, const char *value, const
             return 0;
         }
         break;
+    case KIND_PIN:
+        if (strcmp(value, "auto") == 0 || strcmp(value, "off") == 0) {
+            c->pin_threads = strcmp(value, "auto") == 0;
+            return 0;
+        }
+        break;
     case KIND_ALL_CAPS:
         if (strcmp(value, "auto") == 0) {
             memset(c->caps, 0, sizeof(c->caps));
@@ -583,6 +590,7 @@ int config_load(const char *path, const char *const *overrides, int n_overrides,
     c->context = 2048;
     c->sequences = 4;
     c->kv_type = 1;
+    c->pin_threads = true;
     c->npu = (struct config_worker){.backend = "auto", .memory = 2ull << 30};
     c->gpu = (struct config_worker){.backend = "auto", .memory = 16ull << 30};
     int r = load_file(c, err);
@@ -627,6 +635,7 @@ void config_sample(const char *model, char *buf, unsigned long buf_size)
              "sequences: 4         # at once, 1 to 64\n"
              "chunk_tokens: auto   # tokens that travel together: auto, or 1 to 1024\n"
              "kv_type: f16         # entries of the KV cache: f32 or f16\n"
+             "pin_threads: auto    # workers that share processors keep their threads in place, or off\n"
              "# A hard cap per process: auto (what the plan needs and a tenth more), or\n"
              "# memory: {coordinator: 256MiB, loader: 512MiB, npu_worker: 2560MiB, gpu_worker: 1GiB}\n"
              "memory: auto\n"

@@ -11,6 +11,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -410,6 +411,22 @@ static int on_fill(struct stage_io *io, const struct msg_segment_fill *m, int *f
     return 0;
 }
 
+/* The first processor that this process may use: where the other worker's data thread is, too (kernels/cpu.h, cpu_order). */
+static void pin_to_first(pthread_t thread)
+{
+    cpu_set_t may, one;
+    if (sched_getaffinity(0, sizeof(may), &may) < 0)
+        return;
+    for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+        if (!CPU_ISSET(cpu, &may))
+            continue;
+        CPU_ZERO(&one);
+        CPU_SET(cpu, &one);
+        pthread_setaffinity_np(thread, sizeof(one), &one);
+        return;
+    }
+}
+
 static int on_start(struct stage_io *io, struct err *err)
 {
     if (io->running || io->n_filled != io->n_segments)
@@ -423,6 +440,8 @@ static int on_start(struct stage_io *io, struct err *err)
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old);
     int r = pthread_create(&io->thread, NULL, data_main, io);
+    if (r == 0 && io->config.pin)
+        pin_to_first(io->thread);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     if (r)
         return err_set_errno(err, -r, "data thread");

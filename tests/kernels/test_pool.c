@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * The thread pool: every item exactly once, results visible when the loop returns, for any number of threads (more than processors
  * included), with and without spinning, and clean under the thread sanitizer. */
+#include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -14,6 +15,7 @@
 #include <stdatomic.h>
 #include <string.h>
 
+#include "kernels/cpu.h"
 #include "kernels/pool.h"
 
 #define ITEMS 1000
@@ -97,6 +99,54 @@ static void test_threads_come_and_go(void **state)
     pool_close(NULL);
 }
 
+static int place; /* where the helper belongs */
+
+static void see_place(void *ctx, uint32_t begin, uint32_t end, int thread)
+{
+    struct loop *l = ctx;
+    (void)begin;
+    (void)end;
+    if (thread == 0)
+        return;
+    if (sched_getcpu() != place || cpu_count() != 1)
+        l->errors++;
+    l->value++;
+}
+
+/* cpu_order names every processor once, and a pinned helper runs on its own. */
+static void test_pinned(void **state)
+{
+    (void)state;
+    static struct loop l;
+    struct pool *p;
+    int order[CPU_SETSIZE], n = cpu_count(), cores = cpu_order(order, CPU_SETSIZE);
+    cpu_set_t seen, may;
+    CPU_ZERO(&seen);
+    assert_true(cores >= 1 && cores <= n);
+    sched_getaffinity(0, sizeof(may), &may);
+    for (int i = 0; i < n; i++) {
+        assert_true(CPU_ISSET(order[i], &may) && !CPU_ISSET(order[i], &seen));
+        CPU_SET(order[i], &seen);
+    }
+    assert_int_equal(pool_open(2, &p), 0);
+    pool_pin(p);
+    if (n >= 2) {
+        place = order[1];
+        pool_begin(p);
+        while (l.value == 0)
+            pool_run(p, 4, 1, see_place, &l);
+        pool_end(p);
+    }
+    assert_int_equal(l.errors, 0);
+    pool_close(p);
+    sched_getaffinity(0, sizeof(seen), &seen);
+    assert_true(CPU_EQUAL(&seen, &may)); /* the caller stays free */
+    assert_int_equal(pool_open(n + 1, &p), 0);
+    pool_pin(p); /* more threads than processors: the last one is left alone */
+    check_loops(2, 100);
+    pool_close(p);
+}
+
 static void test_refusals(void **state)
 {
     (void)state;
@@ -141,10 +191,8 @@ static void test_signals_blocked(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_every_item_once),
-        cmocka_unit_test(test_threads_come_and_go),
-        cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_signals_blocked),
+        cmocka_unit_test(test_every_item_once), cmocka_unit_test(test_threads_come_and_go), cmocka_unit_test(test_pinned),
+        cmocka_unit_test(test_refusals),        cmocka_unit_test(test_signals_blocked),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
