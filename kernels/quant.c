@@ -156,8 +156,7 @@ static void quantize_q8_0(const float *x, uint8_t *b)
         b[2 + i] = (uint8_t)to_int8(roundf(x[i] * id));
 }
 
-/* q[32] of 4 bits, or of 5 with their highest bits in qh, as all types of 32 lay them down. */
-static void put_quants(const uint8_t *q, uint8_t *qh, uint8_t *qs)
+void quant_put_32(const uint8_t *q, uint8_t *qh, uint8_t *qs)
 {
     uint32_t high = 0;
     for (int i = 0; i < QUANT_BLOCK / 2; i++)
@@ -185,7 +184,7 @@ static void quantize_symmetric(const float *x, int half, uint8_t *b)
         q[i] = (uint8_t)(v > 2 * half - 1 ? 2 * half - 1 : v);
     }
     put_f16(b, d);
-    put_quants(q, half == 16 ? b + 2 : NULL, half == 16 ? b + 6 : b + 2);
+    quant_put_32(q, half == 16 ? b + 2 : NULL, half == 16 ? b + 6 : b + 2);
 }
 
 /* q4_1 and q5_1: x = d * q + m; the smallest element becomes 0. */
@@ -204,7 +203,7 @@ static void quantize_offset(const float *x, int top, uint8_t *b)
     }
     put_f16(b, d);
     put_f16(b + 2, min);
-    put_quants(q, top == 31 ? b + 4 : NULL, top == 31 ? b + 8 : b + 4);
+    quant_put_32(q, top == 31 ? b + 4 : NULL, top == 31 ? b + 8 : b + 4);
 }
 
 static void quantize_block(int type, const float *x, uint8_t *b)

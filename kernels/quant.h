@@ -46,6 +46,9 @@ static inline int quant_is_integer(int type)
 void quant_quantize_row(int type, const float *src, void *dst, size_t n);
 void quant_dequantize_row(int type, const void *src, float *dst, size_t n);
 
+/* Quants q[32] of 4 bits, or of 5 with their highest bits in qh[4] (else NULL), as q4_0 ... q5_1 lay them down in qs[16]. */
+void quant_put_32(const uint8_t *q, uint8_t *qh, uint8_t *qs);
+
 float quant_f16_to_f32(uint16_t h);
 uint16_t quant_f32_to_f16(float f);
 uint16_t quant_f32_to_bf16(float f);

@@ -16,6 +16,8 @@ struct quant_ops {
     /* x[i] += add, rounded once. True when afterwards every |x[i]| < limit; false also when one is NaN. limit may be INFINITY. All
      * elements are written in either case. */
     bool (*add_finite)(float *x, float add, size_t n, float limit);
+    /* quant_search_row (quant_search.h). */
+    void (*search)(int type, const float *src, const float *weights, void *dst, size_t n);
 };
 
 extern const struct quant_ops quant_ops_ref, quant_ops_avx2, quant_ops_avx512;

@@ -7,6 +7,7 @@
 #include "kernels/quant.h"
 #include "kernels/quant_k_body.h"
 #include "kernels/quant_ops.h"
+#include "kernels/quant_search_body.h"
 
 static void to_f32(int type, const void *src, float *dst, size_t n)
 {
@@ -127,4 +128,4 @@ static bool add_finite(float *x, float add, size_t n, float limit)
 }
 
 const struct quant_ops LANES_VARIANT(quant_ops) = {
-    .name = LANES_NAME, .to_f32 = to_f32, .from_f32 = from_f32, .add_finite = add_finite};
+    .name = LANES_NAME, .to_f32 = to_f32, .from_f32 = from_f32, .add_finite = add_finite, .search = s_search};

@@ -5,7 +5,10 @@
 
 #include <math.h>
 
-#include "kernels/quant.h"
+#include "kernels/lanes_ref.h"
+
+#include "kernels/quant_k_body.h"
+#include "kernels/quant_search_body.h"
 
 static bool add_finite(float *x, float add, size_t n, float limit)
 {
@@ -18,4 +21,4 @@ static bool add_finite(float *x, float add, size_t n, float limit)
 }
 
 const struct quant_ops quant_ops_ref = {
-    .name = "ref", .to_f32 = quant_dequantize_row, .from_f32 = quant_quantize_row, .add_finite = add_finite};
+    .name = "ref", .to_f32 = quant_dequantize_row, .from_f32 = quant_quantize_row, .add_finite = add_finite, .search = s_search};

@@ -19,9 +19,10 @@
 #include "kernels/cpu.h"
 #include "kernels/quant.h"
 #include "kernels/quant_ops.h"
+#include "tests/kernels/rows.h"
 
 #define LEN(a) (sizeof(a) / sizeof((a)[0]))
-enum { N = 768, KINDS = 14 };
+enum { N = ROWS_N };
 
 static const struct {
     int type;
@@ -32,47 +33,6 @@ static const struct {
     {QUANT_Q8_0, 0x9b1bce4b0df9a779u, 0x851e133adb6513e9u}, {QUANT_Q4_K, 0x7aad6a81921d73f1u, 0xabce470649ca24b4u},
     {QUANT_Q5_K, 0x396c870aa3e3b242u, 0x7265d271a45c94b2u}, {QUANT_Q6_K, 0xb29060e063f28600u, 0xb7c133c150e2e0a9u},
 };
-
-static uint64_t seed;
-static float rnd(void)
-{
-    seed = seed * 6364136223846793005u + 1442695040888963407u;
-    return (float)((double)(seed >> 33) / 2147483648.0 * 2 - 1);
-}
-
-/* Nearly normal: variance 1. */
-static float normal(void)
-{
-    float s = 0;
-    for (int i = 0; i < 12; i++)
-        s += rnd();
-    return s * 0.5f;
-}
-
-/* Kinds of rows: what quantizers stumble over. */
-static void make_row(int kind, uint64_t s, float *x)
-{
-    static const float magnitudes[] = {1e-41f, 1e-38f, 1e-30f, 1e-20f, 1e-14f, 1e-7f, 1e5f, 1e18f, 1e30f, 3e38f};
-    seed = s * 977 + (uint64_t)kind + 1;
-    float scale = magnitudes[s % LEN(magnitudes)], level = normal();
-    for (int i = 0; i < N; i++) {
-        float g = normal(), u = rnd();
-        x[i] = kind == 0    ? g * 0.02f
-               : kind == 1  ? u
-               : kind == 2  ? 0
-               : kind == 3  ? level
-               : kind == 4  ? u * scale
-               : kind == 5  ? (i % 61 == 7 ? g * 50 : g)
-               : kind == 6  ? fabsf(g) + 0.5f
-               : kind == 7  ? -fabsf(g) * 0.1f
-               : kind == 8  ? rintf(g * 4) * 0.5f
-               : kind == 9  ? (i / 16 % 3 ? 0 : g)
-               : kind == 10 ? g * ldexpf(1, i / 32 % 7 * 9 - 30)
-               : kind == 11 ? g * g * g
-               : kind == 12 ? (i % 32 == 5 ? scale : -0.0f)
-                            : 3 + 0.01f * g;
-    }
-}
 
 static uint64_t fnv(uint64_t h, const void *p, size_t n)
 {
@@ -114,10 +74,10 @@ static int compare(const char *path)
         size_t bytes = quant_row_bytes(type, N), differ = 0, rows = 0;
         uint64_t hq = 0xcbf29ce484222325u, hd = hq;
         for (uint64_t s = 0; s < 200; s++) {
-            for (int kind = 0; kind < KINDS; kind++, rows++) {
+            for (int kind = 0; kind < ROWS_KINDS; kind++, rows++) {
                 float x[N], y[N], y2[N];
                 uint8_t a[N * 2] = {0}, b[N * 2] = {0};
-                make_row(kind, s, x);
+                rows_make(kind, s, x);
                 quantize(x, a, N);
                 dequantize(a, y, N);
                 quant_quantize_row(type, x, b, N);
@@ -151,10 +111,10 @@ static void test_digests(void **state)
             int type = expected[t].type;
             uint64_t hq = 0xcbf29ce484222325u, hd = hq;
             for (uint64_t s = 0; s < 20; s++) {
-                for (int kind = 0; kind < KINDS; kind++) {
+                for (int kind = 0; kind < ROWS_KINDS; kind++) {
                     float x[N], y[N];
                     uint8_t b[N * 2];
-                    make_row(kind, s, x);
+                    rows_make(kind, s, x);
                     if (k) {
                         k->quant->from_f32(type, x, b, N);
                         k->quant->to_f32(type, b, y, N);
