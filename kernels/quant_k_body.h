@@ -66,7 +66,7 @@ static void k_scatter(const v16 *x, int size, int n_lanes, uint8_t *ret_q)
 static void k_fit(const v16 *x, int top, float from, float step, int n_steps, v16 *ret_scale, v16 *ret_min, v16 *ret_inverse,
                   v16 *ret_first)
 {
-    v16 w[32], zero = v16_set(0), sum = zero, min = x[0], max = x[0], sum_w, sum_x;
+    v16 w[32], zero = v16_set(0), sum = zero, min = x[0], max = x[0], sum_w = zero, sum_x = zero;
     for (int i = 0; i < 32; i++)
         sum = v16_add(sum, v16_mul(x[i], x[i]));
     v16 rms = v16_sqrt(v16_div(sum, v16_set(32)));
