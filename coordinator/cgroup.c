@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/types.h>
@@ -17,6 +18,8 @@
 #include "proto/util.h"
 
 #define CHILDREN_MAX 8
+#define STALE_TRIES 100 /* a stage whose coordinator was killed a moment ago is still ending */
+#define STALE_WAIT_US 10000
 
 struct cgroup {
     bool v2;
@@ -110,6 +113,52 @@ static int try_open(struct cgroup *g, bool v2, struct err *err)
     return 0;
 }
 
+static bool is_ours(const char *path)
+{
+    char mount[1024];
+    const char *base = strrchr(path, '/');
+    bool below = (find_mount(true, mount, sizeof(mount)) && strncmp(path, mount, strlen(mount)) == 0) ||
+                 (find_mount(false, mount, sizeof(mount)) && strncmp(path, mount, strlen(mount)) == 0);
+    return below && !strstr(path, "/../") && base && strncmp(base, "/tandem-", 8) == 0 && base[8] &&
+           base[8 + strspn(base + 8, "0123456789")] == '\0';
+}
+
+void cgroup_remove_stale(const char *path)
+{
+    DIR *d = is_ours(path) ? opendir(path) : NULL;
+    if (!d)
+        return;
+    for (int i = 0; i < STALE_TRIES; i++) {
+        struct dirent *e;
+        rewinddir(d);
+        while ((e = readdir(d))) {
+            if (e->d_type == DT_DIR && e->d_name[0] != '.')
+                unlinkat(dirfd(d), e->d_name, AT_REMOVEDIR); /* refused by the kernel while a process is in it */
+        }
+        if (rmdir(path) == 0 || (errno != EBUSY && errno != ENOTEMPTY))
+            break;
+        usleep(STALE_WAIT_US);
+    }
+    closedir(d);
+}
+
+/* Groups of coordinators that are gone: those whose runtime folder went with them are found here only. */
+static void remove_orphans(const char *parent)
+{
+    DIR *d = opendir(parent);
+    struct dirent *e;
+    while (d && (e = readdir(d))) {
+        int pid, end = 0;
+        char path[PATH_MAX + 300];
+        if (sscanf(e->d_name, "tandem-%d%n", &pid, &end) != 1 || e->d_name[end] || kill(pid, 0) == 0 || errno != ESRCH)
+            continue;
+        snprintf(path, sizeof(path), "%s/%s", parent, e->d_name);
+        cgroup_remove_stale(path);
+    }
+    if (d)
+        closedir(d);
+}
+
 int cgroup_open(struct cgroup **ret, struct err *err)
 {
     struct cgroup *g = calloc(1, sizeof(*g));
@@ -125,6 +174,7 @@ int cgroup_open(struct cgroup **ret, struct err *err)
         free(g);
         return r;
     }
+    remove_orphans(g->parent);
     *ret = g;
     return 0;
 }
@@ -195,29 +245,4 @@ void cgroup_close(struct cgroup *g)
     }
     rmdir(g->path);
     free(g);
-}
-
-static bool is_ours(const char *path)
-{
-    char mount[1024];
-    const char *base = strrchr(path, '/');
-    bool below = (find_mount(true, mount, sizeof(mount)) && strncmp(path, mount, strlen(mount)) == 0) ||
-                 (find_mount(false, mount, sizeof(mount)) && strncmp(path, mount, strlen(mount)) == 0);
-    return below && !strstr(path, "/../") && base && strncmp(base, "/tandem-", 8) == 0 && base[8] &&
-           base[8 + strspn(base + 8, "0123456789")] == '\0';
-}
-
-void cgroup_remove_stale(const char *path)
-{
-    if (!is_ours(path))
-        return;
-    DIR *d = opendir(path);
-    struct dirent *e;
-    while (d && (e = readdir(d))) {
-        if (e->d_type == DT_DIR && e->d_name[0] != '.')
-            unlinkat(dirfd(d), e->d_name, AT_REMOVEDIR); /* refused by the kernel while a process is in it */
-    }
-    if (d)
-        closedir(d);
-    rmdir(path);
 }

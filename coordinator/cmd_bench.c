@@ -166,10 +166,14 @@ static uint32_t *make_ids(struct command *c, uint32_t n)
 
 static int check_context(struct command *c, uint32_t tokens, struct err *err)
 {
-    uint32_t context = engine_plan(c->engine)->context;
-    if (tokens <= context)
+    const struct plan *p = engine_plan(c->engine);
+    if (tokens <= p->context)
         return 0;
-    return err_set(err, -EINVAL, "bench: a test of %u tokens exceeds 'context', %u; use --set context=%u", tokens, context, tokens);
+    if (tokens > p->hparams.context_max)
+        return err_set(err, -EINVAL, "bench: a test of %u tokens; the model was made for at most %u", tokens,
+                       p->hparams.context_max);
+    return err_set(err, -EINVAL, "bench: a test of %u tokens exceeds 'context', %u; use --set context=%u", tokens, p->context,
+                   tokens);
 }
 
 int cmd_bench_run(struct command *c, struct err *err)

@@ -144,7 +144,9 @@ static int print_stats(struct chat *t, struct err *err)
     int r = engine_stats(t->c->engine, stats, err);
     if (r < 0)
         return r;
-    printf("conversation: %zu of %u tokens\n", t->n_ids, engine_plan(t->c->engine)->context);
+    uint32_t context = engine_plan(t->c->engine)->context;
+    printf("conversation: %zu of %u tokens%s\n", MIN(t->n_ids, (size_t)context), context,
+           t->n_ids < context ? "" : " (full; /reset begins anew)");
     report_processes(stats, stdout);
     return 0;
 }

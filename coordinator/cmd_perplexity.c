@@ -144,11 +144,14 @@ static int print_perplexity(const struct perplexity *p, const struct options *o,
     return 0;
 }
 
-static int plan_windows(struct perplexity *p, const struct options *o, uint32_t context, struct err *err)
+static int plan_windows(struct perplexity *p, const struct options *o, const struct plan *plan, struct err *err)
 {
-    if (o->window > context)
+    if (o->window > plan->hparams.context_max)
+        return err_set(err, -EINVAL, "option '--window': found %u; the model was made for at most %u tokens", o->window,
+                       plan->hparams.context_max);
+    if (o->window > plan->context)
         return err_set(err, -EINVAL, "option '--window': found %u; expected at most the context of %u tokens, or --set context=%u",
-                       o->window, context, o->window);
+                       o->window, plan->context, o->window);
     p->size = o->window;
     p->method = o->method;
     p->n_windows = o->method == OPTIONS_METHOD_WINDOW ? (p->n_ids + p->size - 2) / (p->size - 1) : (p->n_ids + 1) / p->size;
@@ -158,17 +161,17 @@ static int plan_windows(struct perplexity *p, const struct options *o, uint32_t 
     return 0;
 }
 
+uint64_t cmd_perplexity_bytes(const struct options *o, size_t n_ids)
+{
+    return n_ids * sizeof(uint32_t) + (n_ids / MAX(o->window - 1, 1u) + 2) * sizeof(struct window);
+}
+
 int cmd_perplexity_run(struct command *c, struct err *err)
 {
     const struct options *o = c->options;
     const struct plan *plan = engine_plan(c->engine);
-    struct perplexity p = {.engine = c->engine, .bos = tokenizer_bos(c->tokenizer)};
-    auto_free uint32_t *ids = NULL;
-    int r = tokenizer_encode(c->tokenizer, c->file, c->file_bytes, true, &ids, &p.n_ids, err);
-    if (r < 0)
-        return r;
-    p.ids = ids;
-    r = plan_windows(&p, o, plan->context, err);
+    struct perplexity p = {.engine = c->engine, .bos = tokenizer_bos(c->tokenizer), .ids = c->ids, .n_ids = c->n_ids};
+    int r = plan_windows(&p, o, plan, err);
     if (r < 0)
         return r;
     uint64_t start = util_now_ns();

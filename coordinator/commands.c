@@ -61,13 +61,14 @@ static int run_plan(const struct command *c, struct err *err)
     auto_free struct plan *p = malloc(sizeof(*p));
     if (!p)
         return err_set(err, -ENOMEM, "plan: out of memory");
-    int r = plan_make(c->config, c->gguf, p, err);
-    if (r < 0)
+    int r = plan_make(c->config, c->gguf, 0, p, err), printed = 0;
+    if (r < 0 && r != -ENOMEM)
         return r;
     if (c->options->json)
-        return plan_print_json(p, stdout, err);
-    plan_print(p, stdout);
-    return 0;
+        printed = plan_print_json(p, stdout, r < 0 ? NULL : err);
+    else
+        plan_print(p, stdout); /* one that does not fit, too: it shows what to change */
+    return r < 0 ? r : printed;
 }
 
 static int print_ids_json(const struct tokenizer *t, const uint32_t *ids, size_t n, struct err *err)
@@ -162,11 +163,19 @@ int commands_run(const struct options *o, const struct config *config, const str
     if (r < 0)
         return r;
     c.file = file;
+    auto_free uint32_t *ids = NULL;
     r = needs_tokenizer(o->command) ? tokenizer_open(g, &c.tokenizer, err) : 0;
     if (r < 0)
         r = err_wrap(err, r, "model '%s'", config->model);
+    if (r == 0 && o->command == OPTIONS_PERPLEXITY) /* before caps hold: the text is gone when they do */
+        r = tokenizer_encode(c.tokenizer, c.file, c.file_bytes, true, &ids, &c.n_ids, err);
+    if (r == 0 && o->command == OPTIONS_PERPLEXITY)
+        free(take_ptr(&file));
+    c.ids = ids;
+    const struct engine_options eo = {.command_bytes = o->command == OPTIONS_PERPLEXITY ? cmd_perplexity_bytes(o, c.n_ids) : 0,
+                                      .ret_signal = ret_signal};
     if (r == 0 && starts_stages(o->command))
-        r = engine_open(config, g, &(struct engine_options){.ret_signal = ret_signal}, &c.engine, err);
+        r = engine_open(config, g, &eo, &c.engine, err);
     if (r == 0)
         r = dispatch(&c, err);
     if (c.engine)

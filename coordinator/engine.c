@@ -31,7 +31,7 @@ struct engine {
     struct supervise *supervise;
     struct schedule *schedule;
     uv_async_t output;
-    uv_signal_t signals[2];
+    uv_signal_t signals[3];
     pthread_t waiter;
     bool waiter_runs, handles_open, ready;
     _Atomic bool waiter_stop;
@@ -119,8 +119,8 @@ static int open_handles(struct engine *e, struct err *err)
     e->handles_open = true;
     uv_async_init(&e->loop, &e->output, on_output);
     e->output.data = e;
-    static const int which[] = {SIGINT, SIGTERM};
-    for (int i = 0; i < 2; i++) {
+    static const int which[] = {SIGINT, SIGTERM, SIGHUP};
+    for (size_t i = 0; i < ARRAY_LEN(which); i++) {
         uv_signal_init(&e->loop, &e->signals[i]);
         e->signals[i].data = e;
         r = uv_signal_start(&e->signals[i], on_signal, which[i]);
@@ -185,7 +185,7 @@ int engine_open(const struct config *c, const struct gguf *g, const struct engin
     if (!e)
         return err_set(err, -ENOMEM, "engine: out of memory");
     e->config = c;
-    int r = plan_make(c, g, &e->plan, err);
+    int r = plan_make(c, g, o ? o->command_bytes : 0, &e->plan, err);
     if (r == 0)
         r = open_handles(e, err);
     if (r == 0)
@@ -324,6 +324,8 @@ int engine_wait_readable(struct engine *e, int fd, struct err *err)
 
 static void local_stats(struct engine *e, struct engine_process_stats *s)
 {
+    s[CONFIG_COORDINATOR].budget[BUDGET_RING] = e->plan.process[CONFIG_COORDINATOR].bytes[BUDGET_RING];
+    s[CONFIG_COORDINATOR].total_peak = s[CONFIG_COORDINATOR].budget[BUDGET_RING];
     for (int i = 0; i < CONFIG_PROCESSES; i++) {
         static const int role[] = {
             [CONFIG_COORDINATOR] = -1, [CONFIG_LOADER] = MSG_ROLE_LOADER, [CONFIG_NPU] = MSG_ROLE_NPU, [CONFIG_GPU] = MSG_ROLE_GPU};
@@ -337,13 +339,12 @@ static void local_stats(struct engine *e, struct engine_process_stats *s)
         if (process_memory_read(s[i].pid, &m) == 0) {
             s[i].rss = m.rss;
             s[i].pss = m.pss;
-            s[i].peak_bytes = m.peak_private;
+            s[i].peak_bytes = m.peak_private + s[i].budget[self ? BUDGET_RING : BUDGET_WEIGHTS]; /* memfds of its own making */
         }
         uint64_t peak = e->cgroup ? cgroup_peak(e->cgroup, s[i].name) : 0;
         if (peak)
             s[i].peak_bytes = peak;
     }
-    s[CONFIG_COORDINATOR].budget[BUDGET_RING] = e->plan.process[CONFIG_COORDINATOR].bytes[BUDGET_RING];
 }
 
 int engine_stats(struct engine *e, struct engine_process_stats *ret, struct err *err)

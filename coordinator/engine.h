@@ -19,11 +19,12 @@ struct gguf;
 struct request;
 
 struct engine_options {
-    const char *stage_dir; /* where loader, npu_worker, gpu_worker lie; NULL = beside the coordinator */
-    int *ret_signal;       /* may be NULL: the signal that ended engine_open with -EINTR */
+    const char *stage_dir;  /* where loader, npu_worker, gpu_worker lie; NULL = beside the coordinator */
+    uint64_t command_bytes; /* what the command will hold in the coordinator beside the pipeline */
+    int *ret_signal;        /* may be NULL: the signal that ended engine_open with -EINTR */
 };
 
-/* Plans, makes rings, starts the stages and waits until all are ready. Signals SIGINT/SIGTERM end engine_run with -EINTR.
+/* Plans, makes rings, starts the stages and waits until all are ready. SIGINT, SIGTERM and SIGHUP end engine_run with -EINTR.
  * g, c: borrowed until engine_close. */
 int engine_open(const struct config *c, const struct gguf *g, const struct engine_options *o, struct engine **ret, struct err *err);
 void engine_close(struct engine *e); /* stops the stages and waits for their exit; NULL is fine */

@@ -2,14 +2,13 @@
  * The coordinator program: command line, configuration, model metadata, command. Everything it prints about failures goes to
  * standard error as one line; exit status 0 done, 1 failed, 2 wrong command line, 128 + n ended by signal n. */
 #include <errno.h>
-#include <signal.h>
 
 #include "coordinator/commands.h"
 #include "coordinator/options.h"
 #include "model/gguf.h"
 #include "proto/config.h"
 #include "proto/err.h"
-#include "proto/log.h"
+#include "proto/process.h"
 #include "proto/util.h"
 
 static int print_sample(const struct options *o, struct err *err)
@@ -31,6 +30,8 @@ static int run(const struct options *o, int *ret_signal, struct err *err)
     if (r < 0)
         return r;
     r = gguf_open(c->model, false, &g, err);
+    if (r < 0)
+        err_wrap(err, r, "config '%s', key 'model'", c->path);
     if (r == 0) {
         r = commands_run(o, c, g, ret_signal, err);
         gguf_close(g);
@@ -44,9 +45,12 @@ int main(int argc, char **argv)
     struct options o;
     struct err err = {0};
     int ended_by = 0;
-    log_init("coordinator", util_env(UTIL_ENV_LOG));
-    signal(SIGPIPE, SIG_IGN); /* a closed pipe is a failed write, so that the stages are ended in order */
-    int r = options_parse(&o, argc, argv, &err);
+    int r = process_begin("coordinator", &err); /* a closed pipe is a failed write, so that the stages are ended in order */
+    if (r < 0) {
+        fprintf(stderr, "coordinator: error: %s\n", err.text);
+        return 1;
+    }
+    r = options_parse(&o, argc, argv, &err);
     if (r < 0) {
         fprintf(stderr, "coordinator: error: %s\n", err.text);
         options_free(&o);

@@ -109,15 +109,22 @@ static void fixed(struct plan *p)
         p->process[i].fixed += sanitizer;
 }
 
-static int caps(const struct config *c, struct plan *p, struct err *err)
+static void totals(const struct config *c, struct plan *p)
 {
-    char need[32], have[32], raise[32];
     for (int i = 0; i < CONFIG_PROCESSES; i++) {
         uint64_t total = p->process[i].fixed;
         for (int k = 0; k < BUDGET_CATEGORIES; k++)
             total += p->process[i].bytes[k];
         p->process[i].total = total;
         p->process[i].cap = c->caps[i] ? c->caps[i] : total + total / 10 + (16u << 20);
+    }
+}
+
+static int caps(const struct config *c, const struct plan *p, struct err *err)
+{
+    char need[32], have[32], raise[32];
+    for (int i = 0; i < CONFIG_PROCESSES; i++) {
+        uint64_t total = p->process[i].total;
         if (total > p->process[i].cap)
             return err_set(err, -ENOMEM,
                            "%s needs %s (%" PRIu64 " bytes) but 'memory.%s' allows %s; raise it to at least %" PRIu64
@@ -144,7 +151,7 @@ static int caps(const struct config *c, struct plan *p, struct err *err)
     return 0;
 }
 
-int plan_make(const struct config *c, const struct gguf *g, struct plan *ret, struct err *err)
+int plan_make(const struct config *c, const struct gguf *g, uint64_t command_bytes, struct plan *ret, struct err *err)
 {
     struct plan *p = ret;
     memset(p, 0, sizeof(*p));
@@ -176,6 +183,8 @@ int plan_make(const struct config *c, const struct gguf *g, struct plan *ret, st
                                                    work_plan_last_bytes(h, p->chunk_tokens, p->logits_rows);
     rings(p);
     fixed(p);
+    p->process[CONFIG_COORDINATOR].fixed += command_bytes;
+    totals(c, p);
     return caps(c, p, err);
 }
 

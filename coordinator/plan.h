@@ -33,8 +33,9 @@ struct plan {
     uint8_t types[8192]; /* as CONFIGURE carries them */
 };
 
-int plan_make(const struct config *c, const struct gguf *g, struct plan *ret,
-              struct err *err); /* -ENOMEM with the remedy when a cap does not fit */
+/* command_bytes: what a command holds in the coordinator besides. -ENOMEM with the remedy when a cap does not fit; *ret is whole
+ * then, too. */
+int plan_make(const struct config *c, const struct gguf *g, uint64_t command_bytes, struct plan *ret, struct err *err);
 void plan_print(const struct plan *p, FILE *f);
 int plan_print_json(const struct plan *p, FILE *f, struct err *err);
 const char *plan_process_name(enum config_process p);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * Owns <base>/tandem-<uid>/<pid>/ with the files "lock" (flock held while we live) and "cgroup" (a path, one line). Called by
- * engine.c on the loop's thread. A folder whose lock can be had belongs to nobody any more and is removed, with its cgroup.
+ * engine.c on the loop's thread. A folder whose lock can be had belongs to nobody any more and is removed, with its cgroup; who
+ * looks for such folders or makes its own holds a lock on the folder above meanwhile, so that none is taken for dead while young.
  * It never follows links and never removes anything but these two files and the folder itself. */
 #include "coordinator/runtime_dir.h"
 
@@ -65,22 +66,36 @@ static void remove_all_stale(const char *path)
     DIR *d = fd >= 0 ? fdopendir(fd) : NULL;
     struct dirent *e;
     while (d && (e = readdir(d))) {
-        /* A folder just made by another coordinator has no lock yet: its pid is alive. */
-        if (e->d_name[strspn(e->d_name, "0123456789")] == '\0') {
-            char proc[300];
-            snprintf(proc, sizeof(proc), "/proc/%s/fd", e->d_name);
-            struct stat st;
-            char lock[300];
-            snprintf(lock, sizeof(lock), "%s/lock", e->d_name);
-            bool young = faccessat(dirfd(d), lock, F_OK, 0) < 0 && stat(proc, &st) == 0;
-            if (!young)
-                remove_stale(dirfd(d), e->d_name);
-        }
+        if (e->d_name[strspn(e->d_name, "0123456789")] == '\0')
+            remove_stale(dirfd(d), e->d_name);
     }
     if (d)
         closedir(d);
     else
         util_close_fd(&fd);
+}
+
+/* Our own folder with its lock, after the stale ones. -ENOENT: the base folder was removed by a coordinator that ended. */
+static int make_own(struct runtime_dir *r, struct err *err)
+{
+    char lock[PATH_MAX + 8];
+    int code = make_private(r->base, err);
+    if (code < 0)
+        return code;
+    auto_fd base = open(r->base, O_DIRECTORY | O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (base < 0)
+        return err_set_errno(err, -errno, "runtime folder '%s'", r->base);
+    while (flock(base, LOCK_EX) < 0) {
+        if (errno != EINTR)
+            return err_set_errno(err, -errno, "lock on '%s'", r->base);
+    }
+    remove_all_stale(r->base);
+    code = make_private(r->path, err);
+    if (code < 0)
+        return code;
+    snprintf(lock, sizeof(lock), "%s/lock", r->path);
+    r->lock = open(lock, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    return r->lock < 0 || flock(r->lock, LOCK_EX | LOCK_NB) < 0 ? err_set_errno(err, -errno, "lock '%s'", lock) : 0;
 }
 
 int runtime_dir_open(struct runtime_dir **ret, struct err *err)
@@ -99,23 +114,9 @@ int runtime_dir_open(struct runtime_dir **ret, struct err *err)
         return err_set(err, -ENAMETOOLONG, "runtime folder below '%s': the path is too long", root);
     }
     snprintf(r->path, sizeof(r->path), "%s/%d", r->base, (int)getpid());
-    int code = 0;
-    for (int i = 0; i < 3; i++) { /* a coordinator that ends removes an empty base folder under our feet */
-        code = make_private(r->base, err);
-        if (code == 0) {
-            remove_all_stale(r->base);
-            code = make_private(r->path, err);
-        }
-        if (code != -ENOENT)
-            break;
-    }
-    if (code == 0) {
-        char lock[PATH_MAX + 8];
-        snprintf(lock, sizeof(lock), "%s/lock", r->path);
-        r->lock = open(lock, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-        if (r->lock < 0 || flock(r->lock, LOCK_EX | LOCK_NB) < 0)
-            code = err_set_errno(err, -errno, "lock '%s'", lock);
-    }
+    int code = -ENOENT;
+    for (int i = 0; i < 100 && code == -ENOENT; i++)
+        code = make_own(r, err);
     if (code < 0) {
         runtime_dir_close(r);
         return code;

@@ -351,7 +351,8 @@ static int spawn(struct supervise *s, enum msg_role role, struct err *err)
     st->handle_open = true;
     if (r < 0) {
         uv_close((uv_handle_t *)&st->process, on_process_closed);
-        return err_set(err, r, "cannot start '%s': %s; build or install it beside the coordinator", path, uv_strerror(r));
+        return err_set(err, r, "cannot start '%s': %s%s", path, uv_strerror(r),
+                       r == UV_ENOENT ? "; build or install it beside the coordinator" : "");
     }
     st->running = true;
     static const enum config_process process[] = {

@@ -9,11 +9,15 @@
  * are encoded. This gives what sentencepiece gives when they are user-defined symbols, since those are matched in the same way
  * before anything else and nothing merges across them; and it spares a second copy of the vocabulary.
  *
+ * Long texts. sentencepiece takes some forty times a text's size, so a long one is cut where no piece holds the two characters on
+ * both sides of the cut: nothing could have merged across it, and the ids are the same.
+ *
  * ModelProto in protobuf's wire format: sentencepiece_model.proto of sentencepiece 0.1.97 (field numbers below). */
 #include "coordinator/tokenizer.h"
 
 #include <algorithm>
 #include <array>
+#include <bitset>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
@@ -37,7 +41,8 @@ namespace
 enum piece_type : uint8_t { NORMAL = 1, UNKNOWN = 2, CONTROL = 3, USER_DEFINED = 4, UNUSED = 5, BYTE = 6 };
 
 constexpr uint32_t VOCAB_MAX = 4194304;
-constexpr size_t PIECE_MAX = 1024; /* bytes; sentencepiece's trie recurses once per byte */
+constexpr size_t PIECE_MAX = 1024;     /* bytes; sentencepiece's trie recurses once per byte */
+constexpr size_t CUT_BYTES = 32 << 10; /* a part of a long text, about */
 constexpr size_t TEXT_MAX = size_t(256) << 20;
 constexpr char SPACE_MARK[] = "\xe2\x96\x81";  /* U+2581 stands for a space in pieces */
 constexpr char REPLACEMENT[] = "\xef\xbf\xbd"; /* U+FFFD */
@@ -142,6 +147,7 @@ struct tokenizer {
     std::vector<bool> marker;                               /* of those, the ones that become ids in cutting */
     std::vector<size_t> symbol_lengths;                     /* that occur, longest first */
     std::array<bool, 256> symbol_start{};
+    std::bitset<128 * 128> neighbours; /* [a * 128 + b]: ASCII characters a, b side by side in some piece; a space is ' ' */
 
     std::string_view piece(uint32_t id) const
     {
@@ -190,6 +196,12 @@ int read_pieces(tokenizer *t, const struct gguf *g, uint64_t n, struct err *err)
             return bad(err, key, i, piece.empty() ? "an empty piece" : "a piece of more than 1024 bytes", "1 to 1024 bytes");
         if (piece.find('\0') != std::string::npos || !utf8_valid(piece))
             return bad(err, key, i, "a NUL byte or invalid UTF-8", "a piece in UTF-8");
+        std::string plain = with_spaces(piece);
+        for (size_t k = 1; k < plain.size(); k++) {
+            auto a = static_cast<unsigned char>(plain[k - 1]), b = static_cast<unsigned char>(plain[k]);
+            if (a < 128 && b < 128)
+                t->neighbours.set(a * 128u + b);
+        }
         t->offset.push_back(uint32_t(t->text.size()));
         t->text += piece;
         t->text += '\0';
@@ -423,15 +435,28 @@ template <typename F> int guarded(struct err *err, F f)
     }
 }
 
+/* Bytes of s to encode by themselves: all, or up to a place where no piece could span. */
+size_t cut_length(const tokenizer *t, std::string_view s)
+{
+    for (size_t i = CUT_BYTES; i < s.size(); i++) {
+        auto a = static_cast<unsigned char>(s[i - 1]), b = static_cast<unsigned char>(s[i]);
+        if (a < 128 && b < 128 && !t->neighbours.test(a * 128u + b))
+            return i;
+    }
+    return s.size();
+}
+
 int encode_plain(const tokenizer *t, std::string_view s, std::vector<uint32_t> *ids, struct err *err)
 {
     std::vector<int> part;
-    if (s.empty())
-        return 0;
-    auto status = t->processor.Encode(s, &part);
-    if (!status.ok())
-        return err_set(err, -EINVAL, "tokenizer: sentencepiece cannot encode the text: %s", status.ToString().c_str());
-    ids->insert(ids->end(), part.begin(), part.end());
+    while (!s.empty()) {
+        size_t n = cut_length(t, s);
+        auto status = t->processor.Encode(s.substr(0, n), &part);
+        if (!status.ok())
+            return err_set(err, -EINVAL, "tokenizer: sentencepiece cannot encode the text: %s", status.ToString().c_str());
+        ids->insert(ids->end(), part.begin(), part.end());
+        s.remove_prefix(n);
+    }
     return 0;
 }
 

@@ -188,6 +188,9 @@ int npy_writer_open(const char *path, size_t rows, size_t cols, struct npy_write
     if (!util_mul(rows, cols, &bytes) || !util_mul(bytes, sizeof(float), &bytes) || bytes == 0 || bytes > INT64_MAX / 2)
         return err_set(err, -EINVAL, "array '%s': shape %zu x %zu; expected at least one element, and a size that fits", path, rows,
                        cols);
+    int r = io_may_replace(path, MAGIC, sizeof(MAGIC) - 1, "a .npy file", err);
+    if (r < 0)
+        return r;
     struct npy_writer *w = calloc(1, sizeof(*w));
     if (!w || !(w->path = strdup(path)) || !(w->written = calloc(rows / 8 + 1, 1))) {
         npy_writer_abort(w);
@@ -195,7 +198,7 @@ int npy_writer_open(const char *path, size_t rows, size_t cols, struct npy_write
     }
     w->rows = rows;
     w->cols = cols;
-    int r = io_out_open(path, &w->out, err);
+    r = io_out_open(path, &w->out, err);
     if (r == 0)
         r = write_header(w, err);
     if (r < 0) {

@@ -34,22 +34,22 @@ static void raise_peak(_Atomic uint64_t *peak, uint64_t v)
         ;
 }
 
-static int refuse(const struct budget *b, enum budget_category cat, uint64_t bytes, const char *why, struct err *err)
+static int refuse(const struct budget *b, enum budget_category cat, uint64_t bytes, const char *why, const char *remedy,
+                  struct err *err)
 {
     uint64_t used = atomic_load(&b->total);
-    return err_set(err, -ENOMEM,
-                   "%s: %" PRIu64 " bytes for %s %s: %" PRIu64 " bytes are used of %" PRIu64 " allowed; raise its memory cap",
-                   b->process, bytes, budget_category_name(cat), why, used, b->limit);
+    return err_set(err, -ENOMEM, "%s: %" PRIu64 " bytes for %s %s: %" PRIu64 " bytes are used of %" PRIu64 " allowed; %s",
+                   b->process, bytes, budget_category_name(cat), why, used, b->limit, remedy);
 }
 
 int budget_take(struct budget *b, enum budget_category cat, uint64_t bytes, struct err *err)
 {
     if (atomic_load(&b->fail_after) >= 0 && atomic_fetch_sub(&b->fail_after, 1) == 0)
-        return refuse(b, cat, bytes, "refused by fault injection", err);
+        return refuse(b, cat, bytes, "refused by fault injection", "none is needed", err);
     uint64_t total = atomic_load(&b->total), sum;
     do {
         if (__builtin_add_overflow(total, bytes, &sum) || (b->limit && sum > b->limit))
-            return refuse(b, cat, bytes, "do not fit", err);
+            return refuse(b, cat, bytes, "do not fit", "raise its memory cap", err);
     } while (!atomic_compare_exchange_weak(&b->total, &total, sum));
     raise_peak(&b->total_peak, sum);
     raise_peak(&b->peak[cat], atomic_fetch_add(&b->used[cat], bytes) + bytes);
@@ -71,7 +71,7 @@ int budget_alloc(struct budget *b, enum budget_category cat, size_t bytes, void 
     void *p = mmap(NULL, rounded, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p == MAP_FAILED) {
         budget_give(b, cat, rounded);
-        return refuse(b, cat, rounded, "are not to be had from the system", err);
+        return refuse(b, cat, rounded, "are not to be had from the system", "free memory, or see 'ulimit -v'", err);
     }
     if (rounded >= 2u << 20)
         madvise(p, rounded, MADV_HUGEPAGE);

@@ -62,8 +62,7 @@ static uint32_t get_u32(const uint8_t *p)
 
 static void trace(const struct conn *c, const char *direction, const struct msg *m)
 {
-    const char *what = util_env(UTIL_ENV_TRACE);
-    if (!what || !strstr(what, "msg"))
+    if (!util_env(UTIL_ENV_TRACE))
         return;
     uint64_t now = util_now_ns();
     auto_free char *line = NULL;

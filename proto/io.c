@@ -25,7 +25,7 @@ struct io_file {
 
 int io_open(const char *path, bool direct, struct io_file **ret, struct err *err)
 {
-    auto_fd fd = open(path, O_RDONLY | O_CLOEXEC);
+    auto_fd fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* opening a FIFO would wait for its writer */
     struct stat st;
     if (fd < 0)
         return err_set_errno(err, -errno, "cannot open '%s'", path);
@@ -140,12 +140,41 @@ static void out_free(struct io_out *o)
     free(o);
 }
 
+int io_may_replace(const char *path, const void *magic, size_t n, const char *kind, struct err *err)
+{
+    struct io_file *f;
+    struct stat st;
+    char found[16] = "";
+    if (*path == '\0')
+        return err_set(err, -EINVAL, "output: found an empty name; expected that of a file");
+    if (stat(path, &st) < 0 && errno == ENOENT)
+        return lstat(path, &st) < 0 ? 0
+                                    : err_set(err, -ENOENT, "output '%s' is a link to a file that does not exist; remove it", path);
+    if (stat(path, &st) < 0)
+        return err_set_errno(err, -errno, "output '%s'", path);
+    if (!S_ISREG(st.st_mode))
+        return err_set(err, -EINVAL, "output '%s' is %s; expected the name of a file", path,
+                       S_ISDIR(st.st_mode) ? "a folder" : "a device, pipe or socket");
+    int r = st.st_size == 0 ? 0 : io_open(path, false, &f, err);
+    if (r < 0 || st.st_size == 0)
+        return r < 0 ? err_wrap(err, r, "output") : 0;
+    if (io_size(f) >= n && n <= sizeof(found))
+        r = io_read(f, 0, found, n, err);
+    io_close(f);
+    if (r == 0 && memcmp(found, magic, n) != 0)
+        r = err_set(err, -EEXIST, "output '%s' exists and is not %s; remove it, or choose another name", path, kind);
+    return r;
+}
+
 int io_out_open(const char *path, struct io_out **ret, struct err *err)
 {
+    auto_free char *real = realpath(path, NULL); /* of a link, the file that it points to */
     struct io_out *o = calloc(1, sizeof(*o));
     if (!o)
         return err_set(err, -ENOMEM, "'%s': out of memory", path);
     o->fd = -1;
+    if (real)
+        path = real;
     o->path = strdup(path);
     if (!o->path || asprintf(&o->temporary, "%s.tmp-%d", path, (int)getpid()) < 0) {
         o->temporary = NULL;

@@ -21,8 +21,12 @@ const char *io_path(const struct io_file *f);
  * unless buf, offset and n are all 4096-aligned. */
 int io_read(struct io_file *f, uint64_t offset, void *buf, size_t n, struct err *err);
 
+/* May an output take the name `path`? Yes if there is nothing, an empty file, or one that begins with `magic` (n <= 16 bytes): a
+ * slip must not cost somebody another file. kind: "a GGUF file", for the message. 0 or a negative errno. */
+int io_may_replace(const char *path, const void *magic, size_t n, const char *kind, struct err *err);
+
 struct io_out;
-/* Creates "<path>.tmp-<pid>" beside path (never path itself). */
+/* Creates "<path>.tmp-<pid>" beside path (never path itself); where path is a link, beside the file that it points to. */
 int io_out_open(const char *path, struct io_out **ret, struct err *err);
 int io_out_write(struct io_out *o, const void *data, size_t n, struct err *err); /* at the current end */
 int io_out_pwrite(struct io_out *o, uint64_t offset, const void *data, size_t n, struct err *err);

@@ -621,7 +621,7 @@ int stage_run(const struct stage_ops *ops, int fd)
     if (getppid() != parent)
         return 1;
     signal(SIGINT, SIG_IGN);
-    signal(SIGPIPE, SIG_IGN);
+    signal(SIGHUP, SIG_IGN);
     struct stage_io *io = calloc(1, sizeof(*io));
     if (!io)
         return 1;

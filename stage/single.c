@@ -14,7 +14,7 @@
 #include "model/npy.h"
 #include "model/work_plan.h"
 #include "proto/err.h"
-#include "proto/log.h"
+#include "proto/process.h"
 #include "proto/stage.h"
 #include "proto/util.h"
 
@@ -251,8 +251,12 @@ int single_main(const struct single_program *p, int argc, char **argv)
 {
     struct parsed a;
     struct err err = {0};
-    log_init(p->name, util_env(UTIL_ENV_LOG));
-    int r = parse(&a, p, argc, argv, &err);
+    int r = process_begin(p->name, &err);
+    if (r < 0) {
+        fprintf(stderr, "%s: error: %s\n", p->name, err.text);
+        return 1;
+    }
+    r = parse(&a, p, argc, argv, &err);
     if (r < 0) {
         fprintf(stderr, "%s: error: %s\n", p->name, err.text);
         return USAGE_STATUS;

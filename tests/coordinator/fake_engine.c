@@ -39,6 +39,7 @@ int engine_open(const struct config *c, const struct gguf *g, const struct engin
     if (!e)
         return err_set(err, -ENOMEM, "fake engine");
     e->plan.context = FAKE_ENGINE_CONTEXT;
+    e->plan.hparams.context_max = 2 * FAKE_ENGINE_CONTEXT;
     e->plan.sequences = 2;
     e->plan.hparams.vocab = FAKE_ENGINE_VOCAB;
     *ret = e;

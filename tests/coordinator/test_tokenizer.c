@@ -226,6 +226,39 @@ static void test_agrees_with_sentencepiece(void **state)
     oracle_close(o);
 }
 
+/* A long text is encoded in parts, and gives what libsentencepiece makes of the whole. */
+static void test_long_text(void **state)
+{
+    (void)state;
+    enum { MAX = 300000 };
+    struct oracle *o = oracle_open(MODEL);
+    char *text = malloc(MAX);
+    uint32_t *want = malloc(MAX * sizeof(*want)), *ids;
+    size_t n_ids;
+    assert_non_null(o);
+    for (int round = 0; round < 4; round++) {
+        size_t n = 0;
+        while (n < MAX - 4096) {
+            if (round < 2) { /* pieces and noise; words and sentences */
+                n += random_text(text + n, MAX - n);
+            } else {
+                const char *piece = tokenizer_piece(tok, 300 + rng(3700));
+                for (const char *p = piece; *p; p++)
+                    text[n++] = *p;
+                text[n++] = round == 2 ? ' ' : rng(10) ? 'a' : '\n';
+            }
+        }
+        size_t n_want = oracle_encode(o, text, n, want, MAX);
+        assert_int_equal(tokenizer_encode(tok, text, n, true, &ids, &n_ids, NULL), 0);
+        assert_int_equal(n_ids, n_want);
+        assert_memory_equal(want, ids, n_ids * sizeof(*ids));
+        free(ids);
+    }
+    free(text);
+    free(want);
+    oracle_close(o);
+}
+
 static void test_without_markers(void **state)
 {
     (void)state;
@@ -481,15 +514,11 @@ static void test_broken_vocabularies(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_golden_cases),
-        cmocka_unit_test(test_golden_chats),
-        cmocka_unit_test(test_golden_prompts),
-        cmocka_unit_test(test_agrees_with_sentencepiece),
-        cmocka_unit_test(test_without_markers),
-        cmocka_unit_test(test_chat_refusals),
-        cmocka_unit_test(test_ends),
-        cmocka_unit_test(test_stream_is_utf8),
-        cmocka_unit_test(test_stream_holds_back),
+        cmocka_unit_test(test_golden_cases),        cmocka_unit_test(test_golden_chats),
+        cmocka_unit_test(test_golden_prompts),      cmocka_unit_test(test_agrees_with_sentencepiece),
+        cmocka_unit_test(test_long_text),           cmocka_unit_test(test_without_markers),
+        cmocka_unit_test(test_chat_refusals),       cmocka_unit_test(test_ends),
+        cmocka_unit_test(test_stream_is_utf8),      cmocka_unit_test(test_stream_holds_back),
         cmocka_unit_test(test_broken_vocabularies),
     };
     return cmocka_run_group_tests_name("tokenizer", tests, setup, teardown);

@@ -3,7 +3,9 @@
 import json
 import os
 import random
+import resource
 import shutil
+import subprocess
 
 import tandem
 from tandem import DEMO, GOLDEN, check, config, model, one_line_error, run
@@ -165,7 +167,72 @@ def test_bad_checkpoints():
     with open(os.path.join(checkpoint("c6"), "tokenizer.model"), "r+b") as f:
         f.truncate(100)
     refuse(tandem.scratch("c6"), "tokenizer.model")
-    refuse(DEMO, "q5_k", kind="q5_k")
+    refuse(DEMO, "q3_k", kind="q3_k")
+
+
+def test_outputs_never_cost_another_file():
+    """A slip in an output's name: a device, a model, a folder stay what they are. A link stays one."""
+    path = model("demo", "q8_0")
+    cfg = config(path)
+    before = os.stat(path)
+    for out in (path, "/dev/null", "/dev/stdout", tandem.WORK, ""):
+        for ask in (("loader", "--config", cfg, "--ids", "2,5", "--out", out),
+                    ("coordinator", "--config", cfg, "eval", "--ids", "2,5", "--logits", out)):
+            tandem.one_line_error(run(*ask, status=None))
+    after = os.stat(path)
+    check((before.st_ino, before.st_size, before.st_mtime_ns) == (after.st_ino, after.st_size, after.st_mtime_ns), "the model")
+    for name in ("/dev/null", "/dev/stdout"):
+        check(not os.path.isfile(name) or os.path.islink(name), name, "was replaced")
+    target, link = tandem.scratch("target.npy"), tandem.scratch("link.npy")
+    os.symlink(target, link)
+    tandem.one_line_error(run("loader", "--config", cfg, "--ids", "2,5", "--out", link, status=None), "link.npy")
+    open(target, "w", encoding="utf-8").close()
+    for _ in range(2):
+        run("loader", "--config", cfg, "--ids", "2,5", "--out", link)
+        check(os.path.islink(link) and os.path.getsize(target) > 1000, "the link was replaced")
+
+
+def test_fifo_as_input():
+    fifo = tandem.scratch("fifo")
+    os.mkfifo(fifo)
+    r = run("coordinator", "--config", config(fifo), "plan", status=None)
+    tandem.one_line_error(r, "regular file", "'model'")
+
+
+def limited(limit, value, *args):
+    def set_limit():
+        resource.setrlimit(limit, (value, value))
+    r = subprocess.run(tandem.command(*args), capture_output=True, env=tandem.environment(), preexec_fn=set_limit, text=True,
+                       stdin=subprocess.DEVNULL, timeout=tandem.TIMEOUT)
+    tandem.judge(r)
+    return r
+
+
+def test_limits():
+    """Few descriptors and small files end in one sentence."""
+    cfg = config(model("demo", "q8_0"))
+    for n in (6, 20, 63):
+        r = limited(resource.RLIMIT_NOFILE, n, "coordinator", "--config", cfg, "generate", "--prompt", "a")
+        check(r.returncode == 1 and "open files" in r.stderr, n, r.returncode, r.stderr)
+    out = tandem.scratch("limited.npy")
+    r = limited(resource.RLIMIT_FSIZE, 512, "loader", "--config", cfg, "--ids", "2,3,4", "--out", out)
+    check(r.returncode == 1 and "limited.npy" in r.stderr and not os.path.exists(out), r.returncode, r.stderr)
+    check(not tandem.left_behind(), tandem.left_behind())
+
+
+def test_closed_streams():
+    """No file of ours takes the number of a stream that the caller closed."""
+    cfg = config(model("demo", "q8_0"))
+    for closed, status in (((0,), 0), ((0, 2), 0), ((1,), 1), ((0, 1, 2), 1)):
+        def close_them(which=closed):
+            for fd in which:
+                os.close(fd)
+        r = subprocess.run(tandem.command("coordinator", "--config", cfg, *(() if closed == (0,) else ("generate", "--prompt", "Once"))),
+                           env=tandem.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                           preexec_fn=close_them, timeout=tandem.TIMEOUT)
+        check(r.returncode == status, closed, r.returncode, r.stdout, r.stderr)
+        check(closed != (0,) or r.stdout == b"", "prompts from nowhere:", r.stdout)
+    check(not tandem.left_behind(), tandem.left_behind())
 
 
 def test_output_is_replaced_only_when_complete():

@@ -76,6 +76,25 @@ def test_kill_of_the_coordinator():
     check(not tandem.cgroups([pid]), "stale cgroups:", tandem.cgroups([pid]))
 
 
+def test_many_starts_at_once():
+    """Starts, ends and kills side by side: none takes another's folder for stale, and nothing stays in the end."""
+    cfg = config(model("demo", "q8_0"))
+    ask = ("--config", cfg, "generate", "--prompt", "a", "--max-tokens", "1")
+    pids = []
+    for _ in range(3):
+        some = [start("coordinator", *ask) for _ in range(6)]
+        victim = start("coordinator", "--config", cfg, *LONG)
+        pids += [p.pid for p in some] + [victim.pid]
+        for process in some:
+            _, err = finish(process, 120)
+            check(process.returncode == 0, "status", process.returncode, err)
+        victim.kill()
+        finish(victim)
+        tandem.run("coordinator", *ask)  # at once: the victim's stages may still be ending
+    check(not left_behind(), left_behind())
+    check(not tandem.cgroups(pids), "stale cgroups:", tandem.cgroups(pids))
+
+
 def test_kill_of_a_stage():
     """There is no recovery yet: one clear error, a non-zero status, nothing left."""
     for victim in tandem.STAGES:
