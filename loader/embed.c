@@ -51,7 +51,7 @@ int embed_open(const struct gguf *g, const struct hparams *h, struct budget *bud
     e->raw_bytes = quant_row_bytes(t->type, h->hidden);
     e->stride = util_round_up(h->hidden * sizeof(float), 64);
     e->memory_bytes = work_plan_embed_bytes(h);
-    r = io_open(gguf_path(g), false, &e->file, err);
+    r = io_open(gguf_file(g, t->file), false, &e->file, err);
     if (r == 0)
         r = budget_alloc(budget, BUDGET_SCRATCH, e->memory_bytes, (void **)&e->memory, err);
     if (r < 0) {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
- * Owns one open GGUF file and a parsed copy of its metadata; never its tensor data. Filled once by gguf_open, then read-only,
- * from any thread. The header is read through a small window, so a file that lies about a length costs no memory: every length
- * is checked against what is left of the file before anything is allocated. */
+ * Owns one open GGUF model, a file or all parts of a split one, and a parsed copy of its metadata; never its tensor data. Filled
+ * once by gguf_open, then read-only, from any thread. The header is read through a small window, so a file that lies about a length
+ * costs no memory: every length is checked against what is left of the file before anything is allocated. */
 #include "model/gguf.h"
 
 #include <errno.h>
@@ -30,8 +30,10 @@ struct value {
 };
 
 struct gguf {
-    struct io_file *file;
-    uint32_t n_tensors, n_values;
+    struct io_file **files;
+    char *path; /* of the first part */
+    uint32_t n_files, n_tensors, n_values;
+    uint32_t part, n_parts;
     struct gguf_tensor *tensors;
     struct value *values;
     uint32_t *index; /* hash table of tensor names: index + 1, 0 = empty */
@@ -269,7 +271,7 @@ static int by_offset(const void *a, const void *b)
 /* Offsets become absolute; each must be aligned, inside the file, and no tensor may lie on another. */
 static int place_tensors(struct gguf *g, uint64_t data, uint32_t alignment, struct err *err)
 {
-    uint64_t size = io_size(g->file), end = 0;
+    uint64_t size = io_size(g->files[0]), end = 0;
     auto_free struct gguf_tensor **order = calloc(g->n_tensors + 1, sizeof(struct gguf_tensor *));
     if (!order)
         return err_set(err, -ENOMEM, "out of memory");
@@ -356,9 +358,15 @@ static const struct value *find_value(const struct gguf *g, const char *key)
     return NULL;
 }
 
+static int optional_u32(const struct gguf *g, const char *key, uint32_t *ret, struct err *err)
+{
+    int e = gguf_get_u32(g, key, ret, err);
+    return e == -ENOENT ? 0 : e;
+}
+
 static int parse(struct gguf *g, struct reader *r, struct err *err)
 {
-    uint32_t alignment = 32, split = 1;
+    uint32_t alignment = 32;
     int e = take_counts(r, g, err);
     for (uint32_t i = 0; e == 0 && i < g->n_values; i++) {
         struct value v = {0};
@@ -370,24 +378,35 @@ static int parse(struct gguf *g, struct reader *r, struct err *err)
     for (uint32_t i = 0; e == 0 && i < g->n_tensors; i++)
         e = take_tensor(r, g, &g->tensors[i], err);
     if (e == 0)
-        e = gguf_get_u32(g, "general.alignment", &alignment, err);
-    if (e == -ENOENT)
-        e = 0;
+        e = optional_u32(g, "general.alignment", &alignment, err);
     if (e == 0 && (alignment == 0 || (alignment & (alignment - 1)) || alignment > 1u << 20))
         e = err_set(err, -EPROTO, "key 'general.alignment' is %u; expected a power of two up to 1 MiB", alignment);
-    if (e == 0 && gguf_get_u32(g, "split.count", &split, NULL) == 0 && split > 1)
-        e = err_set(err, -ENOTSUP, "is one of %u parts of a split model; join them first (llama-gguf-split --merge)", split);
+    g->n_parts = 1;
+    if (e == 0)
+        e = optional_u32(g, "split.no", &g->part, err);
+    if (e == 0)
+        e = optional_u32(g, "split.count", &g->n_parts, err);
+    if (e == 0 && (g->n_parts > GGUF_MAX_PARTS || (g->n_parts > 1 && g->part >= g->n_parts)))
+        e = err_set(err, -EPROTO,
+                    "is part %u of %u by its keys 'split.no' and 'split.count'; expected at most %u parts, counted from 0", g->part,
+                    g->n_parts, GGUF_MAX_PARTS);
     return e < 0 ? e : place_tensors(g, util_round_up(r->at, alignment), alignment, err);
 }
 
-int gguf_open(const char *path, bool direct, struct gguf **ret, struct err *err)
+static int open_one(const char *path, bool direct, struct gguf **ret, struct err *err)
 {
     struct gguf *g = calloc(1, sizeof(*g));
     struct reader *r = calloc(1, sizeof(*r));
-    int e = g && r ? io_open(path, direct, &g->file, err) : err_set(err, -ENOMEM, "model '%s': out of memory", path);
+    if (g) {
+        g->path = strdup(path);
+        g->files = calloc(1, sizeof(*g->files));
+    }
+    int e = g && r && g->path && g->files ? io_open(path, direct, &g->files[0], err)
+                                          : err_set(err, -ENOMEM, "model '%s': out of memory", path);
     if (e == 0) {
-        r->file = g->file;
-        r->size = io_size(g->file);
+        g->n_files = 1;
+        r->file = g->files[0];
+        r->size = io_size(g->files[0]);
         e = parse(g, r, err);
         if (e < 0)
             err_wrap(err, e, "model '%s'", path);
@@ -401,6 +420,139 @@ int gguf_open(const char *path, bool direct, struct gguf **ret, struct err *err)
     return 0;
 }
 
+/* ---- models in parts ---- */
+
+#define SUFFIX ".gguf"
+#define PART_DIGITS 5
+#define PART_TAIL (sizeof("-00001-of-00003") - 1)
+
+char *gguf_part_name(const char *path, uint32_t part, uint32_t n_parts)
+{
+    size_t n = strlen(path), suffix = sizeof(SUFFIX) - 1;
+    char *name;
+    if (n > suffix && strcmp(path + n - suffix, SUFFIX) == 0)
+        n -= suffix;
+    return asprintf(&name, "%.*s-%05u-of-%05u" SUFFIX, (int)n, path, part + 1, n_parts) < 0 ? NULL : name;
+}
+
+/* What the parts have in common, from the name of the one that was opened; returned owned. */
+static int find_stem(const struct gguf *opened, char **ret, struct err *err)
+{
+    size_t n = strlen(opened->path), tail = PART_TAIL + sizeof(SUFFIX) - 1;
+    auto_free char *stem = n > tail ? strndup(opened->path, n - tail) : NULL;
+    auto_free char *self = stem ? gguf_part_name(stem, opened->part, opened->n_parts) : NULL;
+    if (!self || strcmp(self, opened->path) != 0)
+        return err_set(err, -EPROTO,
+                       "model '%s' is part %u of %u of a split model; expected a name that ends in '-%05u-of-%05u.gguf', with the "
+                       "other parts beside it",
+                       opened->path, opened->part + 1, opened->n_parts, opened->part + 1, opened->n_parts);
+    *ret = take_ptr(&stem);
+    return 0;
+}
+
+static int open_part(const char *stem, uint32_t part, uint32_t n_parts, bool direct, struct gguf **ret, struct err *err)
+{
+    auto_free char *path = gguf_part_name(stem, part, n_parts);
+    struct gguf *g;
+    if (!path)
+        return err_set(err, -ENOMEM, "model '%s': out of memory", stem);
+    int e = open_one(path, direct, &g, err);
+    if (e == -ENOENT)
+        return err_set(err, -ENOENT, "part %u of %u of a split model is missing; expected it at '%s'", part + 1, n_parts, path);
+    if (e < 0)
+        return e;
+    if (g->part != part || g->n_parts != n_parts) {
+        e = err_set(err, -EPROTO, "model '%s' says that it is part %u of %u; expected part %u of %u", path, g->part + 1, g->n_parts,
+                    part + 1, n_parts);
+        gguf_close(g);
+        return e;
+    }
+    *ret = g;
+    return 0;
+}
+
+static int index_tensors(struct gguf *g, struct err *err)
+{
+    g->index_size = 64;
+    while (g->index_size < (uint64_t)g->n_tensors * 2)
+        g->index_size *= 2;
+    free(g->index);
+    g->index = calloc(g->index_size, sizeof(*g->index));
+    if (!g->index)
+        return err_set(err, -ENOMEM, "model '%s': out of memory", g->path);
+    for (uint32_t i = 0; i < g->n_tensors; i++) {
+        uint32_t *slot = index_slot(g, g->tensors[i].name);
+        if (*slot)
+            return err_set(err, -EPROTO, "model '%s': tensor '%s' is in two parts: '%s' and '%s'", g->path, g->tensors[i].name,
+                           gguf_file(g, g->tensors[*slot - 1].file), gguf_file(g, g->tensors[i].file));
+        *slot = i + 1;
+    }
+    return 0;
+}
+
+/* Tensors and file of part m go over to g; what is left of m is closed. */
+static int take_part(struct gguf *g, struct gguf *m, struct err *err)
+{
+    struct io_file **files = realloc(g->files, (g->n_files + 1) * sizeof(struct io_file *));
+    if (files)
+        g->files = files;
+    struct gguf_tensor *tensors = realloc(g->tensors, (g->n_tensors + m->n_tensors + 1) * sizeof(*tensors));
+    if (tensors)
+        g->tensors = tensors;
+    if (!files || !tensors || g->n_tensors + m->n_tensors > MAX_TENSORS) {
+        gguf_close(m);
+        return err_set(err, files && tensors ? -EPROTO : -ENOMEM, "model '%s': out of memory, or more than %u tensors", g->path,
+                       MAX_TENSORS);
+    }
+    for (uint32_t i = 0; i < m->n_tensors; i++) {
+        g->tensors[g->n_tensors + i] = m->tensors[i];
+        g->tensors[g->n_tensors + i].file = g->n_files;
+    }
+    g->n_tensors += m->n_tensors;
+    m->n_tensors = 0;
+    g->files[g->n_files++] = take_ptr(&m->files[0]);
+    gguf_close(m);
+    return 0;
+}
+
+static int open_parts(const char *stem, uint32_t n_parts, bool direct, struct gguf **ret, struct err *err)
+{
+    struct gguf *g = NULL, *m = NULL;
+    uint32_t total;
+    int e = open_part(stem, 0, n_parts, direct, &g, err);
+    for (uint32_t i = 1; e == 0 && i < n_parts; i++) {
+        e = open_part(stem, i, n_parts, direct, &m, err);
+        if (e == 0)
+            e = take_part(g, m, err);
+    }
+    if (e == 0)
+        e = index_tensors(g, err);
+    if (e == 0 && gguf_get_u32(g, "split.tensors.count", &total, NULL) == 0 && total != g->n_tensors)
+        e = err_set(err, -EPROTO, "model '%s': its %u parts hold %u tensors; key 'split.tensors.count' says %u", g->path, n_parts,
+                    g->n_tensors, total);
+    if (e < 0)
+        gguf_close(g);
+    else
+        *ret = g;
+    return e;
+}
+
+int gguf_open(const char *path, bool direct, struct gguf **ret, struct err *err)
+{
+    auto_free char *stem = NULL;
+    struct gguf *g = NULL;
+    int e = open_one(path, direct, &g, err);
+    if (e < 0 || g->n_parts <= 1) {
+        if (e == 0)
+            *ret = g;
+        return e;
+    }
+    uint32_t n_parts = g->n_parts;
+    e = find_stem(g, &stem, err);
+    gguf_close(g);
+    return e < 0 ? e : open_parts(stem, n_parts, direct, ret, err);
+}
+
 void gguf_close(struct gguf *g)
 {
     if (!g)
@@ -412,21 +564,53 @@ void gguf_close(struct gguf *g)
     }
     for (uint32_t i = 0; g->tensors && i < g->n_tensors; i++)
         free((char *)g->tensors[i].name);
+    for (uint32_t i = 0; g->files && i < g->n_files; i++)
+        io_close(g->files[i]);
     free(g->values);
     free(g->tensors);
     free(g->index);
-    io_close(g->file);
+    free(g->files);
+    free(g->path);
     free(g);
 }
 
 const char *gguf_path(const struct gguf *g)
 {
-    return io_path(g->file);
+    return g->path;
 }
 
 uint64_t gguf_file_bytes(const struct gguf *g)
 {
-    return io_size(g->file);
+    uint64_t n = 0;
+    for (uint32_t i = 0; i < g->n_files; i++)
+        n += io_size(g->files[i]);
+    return n;
+}
+
+uint32_t gguf_n_files(const struct gguf *g)
+{
+    return g->n_files;
+}
+
+const char *gguf_file(const struct gguf *g, uint32_t file)
+{
+    return io_path(g->files[file]);
+}
+
+struct io_file *gguf_io(const struct gguf *g, uint32_t file)
+{
+    return g->files[file];
+}
+
+uint32_t gguf_n_keys(const struct gguf *g)
+{
+    return g->n_values;
+}
+
+void gguf_key_at(const struct gguf *g, uint32_t i, struct gguf_key *ret)
+{
+    const struct value *v = &g->values[i];
+    *ret = (struct gguf_key){v->key, v->type, v->element, v->n, v->data, v->offsets};
 }
 
 uint32_t gguf_n_tensors(const struct gguf *g)
@@ -449,7 +633,7 @@ int gguf_read(const struct gguf *g, const struct gguf_tensor *t, uint64_t offset
 {
     if (offset > t->bytes || n > t->bytes - offset)
         return err_set(err, -EINVAL, "tensor '%s': %zu bytes wanted at %" PRIu64 "; it has %" PRIu64, t->name, n, offset, t->bytes);
-    int r = io_read(g->file, t->offset + offset, buf, n, err);
+    int r = io_read(g->files[t->file], t->offset + offset, buf, n, err);
     return r < 0 ? err_wrap(err, r, "tensor '%s'", t->name) : 0;
 }
 

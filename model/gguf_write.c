@@ -14,6 +14,7 @@
 
 #define DEFAULT_ALIGNMENT 32u
 #define MAX_TENSORS 65536u
+#define HEAD_BYTES 24 /* magic, version, two counts */
 
 struct buffer {
     uint8_t *data;
@@ -88,14 +89,15 @@ static void put_key(struct gguf_write *w, const char *key, enum gguf_value_type 
 int gguf_write_open(const char *path, uint32_t alignment, struct gguf_write **ret, struct err *err)
 {
     if (alignment < 8 || alignment > 1u << 20 || (alignment & (alignment - 1)))
-        return err_set(err, -EINVAL, "'%s': alignment %u; expected a power of two, 8 to 1 MiB", path, alignment);
+        return err_set(err, -EINVAL, "'%s': alignment %u; expected a power of two, 8 to 1 MiB", path ? path : "metadata",
+                       alignment);
     struct gguf_write *w = calloc(1, sizeof(*w));
-    if (!w || !(w->path = strdup(path))) {
+    if (!w || !(w->path = strdup(path ? path : "metadata"))) {
         free(w);
-        return err_set(err, -ENOMEM, "'%s': out of memory", path);
+        return err_set(err, -ENOMEM, "'%s': out of memory", path ? path : "metadata");
     }
     w->alignment = alignment;
-    int r = io_out_open(path, &w->out, err);
+    int r = path ? io_out_open(path, &w->out, err) : 0;
     if (r < 0) {
         gguf_write_abort(w);
         return r;
@@ -138,6 +140,28 @@ void gguf_write_array(struct gguf_write *w, const char *key, enum gguf_value_typ
     put_u32(&w->keys, (uint32_t)type);
     put_u64(&w->keys, n);
     put(&w->keys, data, (size_t)n * sizes[type]);
+}
+
+void gguf_write_scalar(struct gguf_write *w, const char *key, enum gguf_value_type type, const void *data, uint64_t n)
+{
+    static const uint8_t sizes[] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
+    if (type == GGUF_STRING) {
+        gguf_write_string(w, key, data, (size_t)n);
+        return;
+    }
+    put_key(w, key, type);
+    put(&w->keys, data, sizes[type]);
+}
+
+uint64_t gguf_write_slots(struct gguf_write *w, const char *key, uint64_t n)
+{
+    put_key(w, key, GGUF_ARRAY);
+    put_u32(&w->keys, GGUF_U64);
+    put_u64(&w->keys, n);
+    uint64_t at = HEAD_BYTES + w->keys.n;
+    for (uint64_t i = 0; i < n; i++)
+        put_u64(&w->keys, 0);
+    return at;
 }
 
 void gguf_write_strings_begin(struct gguf_write *w, const char *key, uint64_t n)
@@ -202,28 +226,70 @@ int gguf_write_tensor(struct gguf_write *w, const char *name, int type, uint32_t
     return (int)w->n_places++;
 }
 
-int gguf_write_begin(struct gguf_write *w, struct err *err)
+static int check_metadata(const struct gguf_write *w, struct err *err)
 {
     if (w->twice)
         return err_set(err, -EINVAL, "'%s': key '%s' was given twice", w->path, w->twice);
     if (w->strings_left)
         return err_set(err, -EINVAL, "'%s': a string array is not as long as announced", w->path);
-    struct buffer head = {0};
-    put(&head, "GGUF", 4);
-    put_u32(&head, 3);
-    put_u64(&head, w->n_places);
-    put_u64(&head, w->n_keys);
-    int r = 0;
-    if (head.failed || w->keys.failed || w->infos.failed || w->names.failed)
-        r = err_set(err, -ENOMEM, "'%s': out of memory for the metadata", w->path);
+    if (w->keys.failed || w->infos.failed || w->names.failed)
+        return err_set(err, -ENOMEM, "'%s': out of memory for the metadata", w->path);
+    return 0;
+}
+
+static void make_head(const struct gguf_write *w, uint8_t head[HEAD_BYTES])
+{
+    const uint32_t version = 3;
+    const uint64_t n_tensors = w->n_places;
+    memcpy(head, "GGUF", 4);
+    memcpy(head + 4, &version, 4);
+    memcpy(head + 8, &n_tensors, 8);
+    memcpy(head + 16, &w->n_keys, 8);
+}
+
+int gguf_write_take(struct gguf_write *w, uint8_t **ret, size_t *ret_n, struct err *err)
+{
+    int r = check_metadata(w, err);
+    if (r < 0)
+        return r;
+    size_t used = HEAD_BYTES + w->keys.n + w->infos.n, n = util_round_up(used, w->alignment);
+    uint8_t *p = malloc(n);
+    if (!p)
+        return err_set(err, -ENOMEM, "'%s': out of memory for %zu bytes of metadata", w->path, n);
+    make_head(w, p);
+    if (w->keys.n)
+        memcpy(p + HEAD_BYTES, w->keys.data, w->keys.n);
+    if (w->infos.n)
+        memcpy(p + HEAD_BYTES + w->keys.n, w->infos.data, w->infos.n);
+    memset(p + used, 0, n - used);
+    *ret = p;
+    *ret_n = n;
+    return 0;
+}
+
+uint64_t gguf_write_place(const struct gguf_write *w, int i, uint64_t *ret_bytes)
+{
+    *ret_bytes = w->places[i].bytes;
+    return w->places[i].offset;
+}
+
+uint64_t gguf_write_data_bytes(const struct gguf_write *w)
+{
+    return w->data_bytes;
+}
+
+int gguf_write_begin(struct gguf_write *w, struct err *err)
+{
+    uint8_t head[HEAD_BYTES];
+    int r = check_metadata(w, err);
+    make_head(w, head);
     if (r == 0)
-        r = io_out_write(w->out, head.data, head.n, err);
+        r = io_out_write(w->out, head, sizeof(head), err);
     if (r == 0)
         r = io_out_write(w->out, w->keys.data, w->keys.n, err);
     if (r == 0)
         r = io_out_write(w->out, w->infos.data, w->infos.n, err);
-    w->data_offset = util_round_up(head.n + w->keys.n + w->infos.n, w->alignment);
-    free(head.data);
+    w->data_offset = util_round_up(sizeof(head) + w->keys.n + w->infos.n, w->alignment);
     free(take_ptr(&w->keys.data));
     free(take_ptr(&w->infos.data));
     return r;

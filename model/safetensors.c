@@ -236,7 +236,7 @@ static int add_file(struct safetensors *s, const char *path, struct err *err)
     if (!p)
         return err_set(err, -ENOMEM, "'%s': out of memory", path);
     s->files = p;
-    int r = io_open(path, false, &s->files[s->n_files], err);
+    int r = io_open(path, true, &s->files[s->n_files], err);
     if (r < 0)
         return r;
     r = read_file(s, s->n_files++, err);
@@ -406,6 +406,11 @@ uint32_t safetensors_n_files(const struct safetensors *s)
 const char *safetensors_file(const struct safetensors *s, uint32_t file)
 {
     return io_path(s->files[file]);
+}
+
+struct io_file *safetensors_io(const struct safetensors *s, uint32_t file)
+{
+    return s->files[file];
 }
 
 int safetensors_read(const struct safetensors *s, const struct safetensors_tensor *t, uint64_t offset, void *buf, size_t n,

@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 struct err;
+struct io_file;
 struct safetensors;
 
 #define SAFETENSORS_MAX_DIMS 8
@@ -34,6 +35,7 @@ const struct safetensors_tensor *safetensors_at(const struct safetensors *s, uin
 const struct safetensors_tensor *safetensors_find(const struct safetensors *s, const char *name); /* NULL when absent */
 uint32_t safetensors_n_files(const struct safetensors *s);
 const char *safetensors_file(const struct safetensors *s, uint32_t file); /* path */
+struct io_file *safetensors_io(const struct safetensors *s, uint32_t file); /* borrowed; for reads in place */
 /* Bytes [offset, offset + n) of the tensor's data. */
 int safetensors_read(const struct safetensors *s, const struct safetensors_tensor *t, uint64_t offset, void *buf, size_t n,
                      struct err *err);

@@ -13,8 +13,16 @@
 #include "proto/err.h"
 #include "proto/util.h"
 
-#define ALIGN 4096u
+#define ALIGN IO_ALIGN
 #define BOUNCE (1u << 20)
+
+static const struct io_system real = {pread, pwrite, fsync};
+static const struct io_system *sys = &real;
+
+void io_set_system(const struct io_system *s)
+{
+    sys = s ? s : &real;
+}
 
 struct io_file {
     int fd;        /* buffered */
@@ -71,7 +79,7 @@ static ssize_t read_some(int fd, bool direct, uint64_t offset, void *buf, size_t
 {
     size_t got = 0;
     while (got < n) {
-        ssize_t r = pread(fd, (char *)buf + got, n - got, (off_t)(offset + got));
+        ssize_t r = sys->pread(fd, (char *)buf + got, n - got, (off_t)(offset + got));
         if (r < 0 && errno == EINTR)
             continue;
         if (r < 0)
@@ -83,6 +91,30 @@ static ssize_t read_some(int fd, bool direct, uint64_t offset, void *buf, size_t
             break;
     }
     return (ssize_t)got;
+}
+
+ssize_t io_pread(int fd, uint64_t offset, void *buf, size_t n)
+{
+    return read_some(fd, false, offset, buf, n);
+}
+
+int io_pwrite(int fd, uint64_t offset, const void *data, size_t n)
+{
+    size_t done = 0;
+    while (done < n) {
+        ssize_t w = sys->pwrite(fd, (const char *)data + done, n - done, (off_t)(offset + done));
+        if (w < 0 && errno == EINTR)
+            continue;
+        if (w <= 0)
+            return w < 0 ? -errno : -EIO;
+        done += (size_t)w;
+    }
+    return 0;
+}
+
+int io_sync(int fd)
+{
+    return sys->sync(fd) < 0 ? -errno : 0;
 }
 
 static ssize_t read_direct(const struct io_file *f, uint64_t offset, void *buf, size_t n)
@@ -108,21 +140,62 @@ static ssize_t read_direct(const struct io_file *f, uint64_t offset, void *buf, 
     return r < 0 ? r : (ssize_t)got;
 }
 
-int io_read(struct io_file *f, uint64_t offset, void *buf, size_t n, struct err *err)
+static int check_range(const struct io_file *f, uint64_t offset, size_t n, struct err *err)
 {
     if (offset > f->size || n > f->size - offset)
         return err_set(err, -EIO, "'%s': %zu bytes wanted at offset %" PRIu64 "; the file has %" PRIu64 " (is it cut off?)",
                        f->path, n, offset, f->size);
-    ssize_t r = -EINVAL;
-    if (f->direct_fd >= 0 && n >= ALIGN)
-        r = read_direct(f, offset, buf, n);
-    if (r == -EINVAL) /* no O_DIRECT here after all, or a small piece */
-        r = read_some(f->fd, false, offset, buf, n);
+    return 0;
+}
+
+static int check_result(const struct io_file *f, uint64_t offset, size_t n, ssize_t r, struct err *err)
+{
     if (r < 0)
         return err_set_errno(err, (int)r, "'%s': cannot read %zu bytes at offset %" PRIu64, f->path, n, offset);
     if ((size_t)r != n)
         return err_set(err, -EIO, "'%s': got %zd of %zu bytes at offset %" PRIu64 "; the file was cut while open", f->path, r, n,
                        offset);
+    return 0;
+}
+
+int io_read(struct io_file *f, uint64_t offset, void *buf, size_t n, struct err *err)
+{
+    int e = check_range(f, offset, n, err);
+    if (e < 0)
+        return e;
+    ssize_t r = -EINVAL;
+    if (f->direct_fd >= 0 && n >= ALIGN)
+        r = read_direct(f, offset, buf, n);
+    if (r == -EINVAL) /* no O_DIRECT here after all, or a small piece */
+        r = read_some(f->fd, false, offset, buf, n);
+    return check_result(f, offset, n, r, err);
+}
+
+bool io_is_direct(const struct io_file *f)
+{
+    return f->direct_fd >= 0;
+}
+
+int io_read_extent(struct io_file *f, uint64_t offset, size_t n, void *buf, size_t *ret_skip, struct err *err)
+{
+    int e = check_range(f, offset, n, err);
+    if (e < 0)
+        return e;
+    size_t skip = f->direct_fd >= 0 ? (size_t)(offset % ALIGN) : 0, got = 0;
+    if (f->direct_fd >= 0) {
+        ssize_t r = read_some(f->direct_fd, true, offset - skip, buf, util_round_up(skip + n, ALIGN));
+        if (r < 0 && r != -EINVAL)
+            return check_result(f, offset, n, r, err);
+        got = r > (ssize_t)skip ? MIN((size_t)r - skip, n) : 0;
+    }
+    if (got < n) { /* no O_DIRECT here, or it ended in the middle of a page */
+        ssize_t r = read_some(f->fd, false, offset + got, (char *)buf + skip + got, n - got);
+        e = check_result(f, offset + got, n - got, r, err);
+        if (e < 0)
+            return e;
+        posix_fadvise(f->fd, (off_t)offset, (off_t)n, POSIX_FADV_DONTNEED);
+    }
+    *ret_skip = skip;
     return 0;
 }
 
@@ -195,15 +268,9 @@ int io_out_open(const char *path, struct io_out **ret, struct err *err)
 
 int io_out_pwrite(struct io_out *o, uint64_t offset, const void *data, size_t n, struct err *err)
 {
-    size_t done = 0;
-    while (done < n) {
-        ssize_t w = pwrite(o->fd, (const char *)data + done, n - done, (off_t)(offset + done));
-        if (w < 0 && errno == EINTR)
-            continue;
-        if (w <= 0)
-            return err_set_errno(err, w < 0 ? -errno : -EIO, "'%s': cannot write %zu bytes at offset %" PRIu64, o->path, n, offset);
-        done += (size_t)w;
-    }
+    int r = io_pwrite(o->fd, offset, data, n);
+    if (r < 0)
+        return err_set_errno(err, r, "'%s': cannot write %zu bytes at offset %" PRIu64, o->path, n, offset);
     o->end = MAX(o->end, offset + n);
     return 0;
 }
@@ -228,8 +295,9 @@ static void sync_folder(const char *path)
 int io_out_commit(struct io_out *o, struct err *err)
 {
     int code = 0;
-    if (fsync(o->fd) < 0)
-        code = err_set_errno(err, -errno, "'%s': fsync", o->path);
+    int r = io_sync(o->fd);
+    if (r < 0)
+        code = err_set_errno(err, r, "'%s': fsync", o->path);
     else if (rename(o->temporary, o->path) < 0)
         code = err_set_errno(err, -errno, "cannot rename '%s' to '%s'", o->temporary, o->path);
     if (code < 0) {

@@ -1,420 +1,79 @@
 /* SPDX-License-Identifier: MIT
- * Owns one conversion: the open checkpoint, the list of tensors to write with the places they come from, and two block buffers.
- * First everything is checked (config, tokenizer, the name, shape and type of every tensor), then the output is begun, so that a
- * checkpoint that cannot be converted costs no time. Reading and writing happen on the caller's thread, rows are converted
- * by the pool. Memory: BLOCK of input, its conversion, and one row of f32 per thread, whatever the size of the model. */
+ * One conversion from beginning to end: everything is checked and laid out first, then the buffers are taken, then the stream runs
+ * from the point that an earlier run reached. Owns the order of these steps and the link from the stream to files, checksums and
+ * journal. Called by the command line on one thread. It decides what a failure leaves: nothing when the input can never be
+ * converted, everything that is done when a later run may succeed. */
 #include "quantizer/convert.h"
 
 #include <errno.h>
 #include <inttypes.h>
-#include <math.h>
-#include <stdatomic.h>
+#include <stdarg.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
-#include "kernels/pool.h"
+#include <xxhash.h>
+
 #include "kernels/quant.h"
-#include "model/gemma3.h"
-#include "model/gguf_write.h"
-#include "model/safetensors.h"
 #include "proto/err.h"
 #include "proto/io.h"
 #include "proto/util.h"
-#include "quantizer/hf.h"
-#include "quantizer/vocabulary.h"
+#include "quantizer/estimate.h"
+#include "quantizer/journal.h"
+#include "quantizer/ledger.h"
+#include "quantizer/memory.h"
+#include "quantizer/output.h"
+#include "quantizer/pipeline.h"
+#include "quantizer/plan.h"
+#include "quantizer/source.h"
 
-#define BLOCK (4u << 20)
-#define GRAIN 8 /* rows handed to a thread at once */
-#define MAX_THREADS 64
-
-struct item {
-    const struct safetensors_tensor *src;
-    enum gemma3_tensor role;
-    uint32_t layer, rows, cols;
-    int type, index; /* index: in the writer */
-};
+#define FORMAT 1            /* changes when the same arguments give other bytes */
+#define SLACK (2ull << 20)  /* thread stacks, journal, hash states */
+#define GROUP_NS 1000000000 /* between two entries of the journal */
+#define GROUP_MIN (4u << 20)
+#define VERIFY (4u << 20)
 
 struct conversion {
     const struct convert_options *o;
-    struct hf_config config;
-    struct safetensors *checkpoint;
-    struct vocabulary *vocabulary;
-    struct item *items;
-    uint32_t n_items, n_vision;
-    bool untied;
-    uint64_t bytes_in, done;
-    struct pool *pool;
-    uint8_t *in, *out;
-    float *rows[MAX_THREADS];
+    struct source *source;
+    struct recipe recipe;
+    struct plan plan;
+    struct pipeline_piece *pieces;
+    uint32_t n_pieces;
+    struct pipeline_size size;
+    struct journal *journal;
+    struct output *output;
+    struct ledger *ledger;
+    uint64_t synced, synced_ns; /* the last entry of the journal: stream offset and time */
+    uint64_t kept;
 };
 
-/* Where a text model's tensors may be: alone, or inside a multimodal checkpoint as transformers 4 and 5 name it. */
-static const char *const prefixes[] = {"model.", "language_model.model.", "model.language_model."};
-static const char *const heads[] = {"lm_head.weight", "language_model.lm_head.weight", "model.lm_head.weight"};
-static const char *const vision[] = {"vision_tower.",       "multi_modal_projector.",
-                                     "model.vision_tower.", "model.multi_modal_projector.",
-                                     "vision_model.",       "model.vision_model."};
-
-static const char *const names[GEMMA3_TENSORS] = {
-    [GEMMA3_ATTN_NORM] = "input_layernorm.weight",
-    [GEMMA3_ATTN_Q] = "self_attn.q_proj.weight",
-    [GEMMA3_ATTN_K] = "self_attn.k_proj.weight",
-    [GEMMA3_ATTN_V] = "self_attn.v_proj.weight",
-    [GEMMA3_ATTN_Q_NORM] = "self_attn.q_norm.weight",
-    [GEMMA3_ATTN_K_NORM] = "self_attn.k_norm.weight",
-    [GEMMA3_ATTN_OUTPUT] = "self_attn.o_proj.weight",
-    [GEMMA3_POST_ATTN_NORM] = "post_attention_layernorm.weight",
-    [GEMMA3_FFN_NORM] = "pre_feedforward_layernorm.weight",
-    [GEMMA3_FFN_GATE] = "mlp.gate_proj.weight",
-    [GEMMA3_FFN_UP] = "mlp.up_proj.weight",
-    [GEMMA3_FFN_DOWN] = "mlp.down_proj.weight",
-    [GEMMA3_POST_FFN_NORM] = "post_feedforward_layernorm.weight",
-    [GEMMA3_OUTPUT_NORM] = "norm.weight",
-    [GEMMA3_TOKEN_EMBD] = "embed_tokens.weight",
-};
-
-/* ---- what there is ---- */
-
-static int find_prefix(const struct safetensors *s, const char **ret, struct err *err)
+static void say(const struct conversion *c, const char *format, ...) __attribute__((format(printf, 2, 3)));
+static void say(const struct conversion *c, const char *format, ...)
 {
-    unsigned n = 0;
-    for (size_t i = 0; i < ARRAY_LEN(prefixes); i++) {
-        char name[128];
-        snprintf(name, sizeof(name), "%s%s", prefixes[i], names[GEMMA3_TOKEN_EMBD]);
-        if (safetensors_find(s, name)) {
-            *ret = prefixes[i];
-            n++;
-        }
-    }
-    if (n != 1)
-        return err_set(err, -EINVAL,
-                       "'embed_tokens.weight' is there under %u of the names 'model.', 'language_model.model.' and "
-                       "'model.language_model.'; expected exactly one",
-                       n);
-    return 0;
+    char line[512];
+    va_list args;
+    if (!c->o->say)
+        return;
+    va_start(args, format);
+    vsnprintf(line, sizeof(line), format, args);
+    va_end(args);
+    c->o->say(c->o->ctx, line);
 }
 
-static int add_item(struct conversion *c, const struct safetensors_tensor *t, enum gemma3_tensor role, uint32_t layer,
-                    struct err *err)
-{
-    struct item *it = &c->items[c->n_items];
-    bool norm = gemma3_is_norm(role);
-    *it = (struct item){.src = t, .role = role, .layer = layer, .type = norm ? QUANT_F32 : c->o->type};
-    gemma3_shape(&c->config.h, role, &it->rows, &it->cols);
-    if (norm ? t->n_dims != 1 || t->dims[0] != it->cols : t->n_dims != 2 || t->dims[0] != it->rows || t->dims[1] != it->cols)
-        return err_set(err, -EINVAL, "tensor '%s' has %u dimensions, %" PRIu64 " x %" PRIu64 "; config.json means %u x %u", t->name,
-                       t->n_dims, t->dims[0], t->dims[1], norm ? it->cols : it->rows, norm ? 1 : it->cols);
-    if (t->type < 0)
-        return err_set(err, -ENOTSUP, "tensor '%s' has type %s; expected F32, F16 or BF16", t->name, t->dtype);
-    if (quant_row_bytes(it->type, it->cols) == 0)
-        return err_set(err, -ENOTSUP, "tensor '%s' has rows of %u; type %s needs a multiple of %zu (choose --type bf16)", t->name,
-                       it->cols, quant_name(it->type), quant_block_elems(it->type));
-    c->bytes_in += t->bytes;
-    c->n_items++;
-    return 0;
-}
-
-static int need_item(struct conversion *c, const char *prefix, enum gemma3_tensor role, uint32_t layer, struct err *err)
-{
-    char name[192];
-    if (role < GEMMA3_LAYER_TENSORS)
-        snprintf(name, sizeof(name), "%slayers.%u.%s", prefix, layer, names[role]);
-    else
-        snprintf(name, sizeof(name), "%s%s", prefix, names[role]);
-    const struct safetensors_tensor *t = safetensors_find(c->checkpoint, name);
-    if (!t)
-        return err_set(err, -EINVAL, "tensor '%s' is missing; expected a complete Gemma 3 checkpoint of %u layers", name,
-                       c->config.h.n_layers);
-    return add_item(c, t, role, layer, err);
-}
-
-/* A checkpoint may store the tied output matrix too; then it must be the embedding, or the config is wrong about it. */
-static int check_tied(struct conversion *c, const struct safetensors_tensor *head, const struct safetensors_tensor *embd,
-                      struct err *err)
-{
-    bool same = head->type == embd->type && head->bytes == embd->bytes;
-    for (uint64_t at = 0; same && at < head->bytes; at += BLOCK / 2) {
-        size_t n = (size_t)MIN(head->bytes - at, BLOCK / 2);
-        int r = safetensors_read(c->checkpoint, head, at, c->in, n, err);
-        if (r == 0)
-            r = safetensors_read(c->checkpoint, embd, at, c->in + BLOCK / 2, n, err);
-        if (r < 0)
-            return r;
-        same = memcmp(c->in, c->in + BLOCK / 2, n) == 0;
-    }
-    return same ? 0
-                : err_set(err, -EINVAL,
-                          "tensor '%s' differs from '%s', but config.json says that they are tied; expected equal tensors, "
-                          "or 'tie_word_embeddings': false",
-                          head->name, embd->name);
-}
-
-static int find_head(struct conversion *c, const struct safetensors_tensor *embd, struct err *err)
-{
-    const struct safetensors_tensor *head = NULL;
-    for (size_t i = 0; !head && i < ARRAY_LEN(heads); i++)
-        head = safetensors_find(c->checkpoint, heads[i]);
-    c->untied = !c->config.tied;
-    if (c->config.tied)
-        return head ? check_tied(c, head, embd, err) : 0;
-    if (!head)
-        return err_set(err, -EINVAL, "tensor 'lm_head.weight' is missing; config.json says 'tie_word_embeddings': false");
-    return add_item(c, head, GEMMA3_OUTPUT, 0, err);
-}
-
-static bool starts_with_any(const char *s, const char *const *list, size_t n)
-{
-    for (size_t i = 0; i < n; i++) {
-        if (strncmp(s, list[i], strlen(list[i])) == 0)
-            return true;
-    }
-    return false;
-}
-
-static int by_source(const void *a, const void *b)
-{
-    const struct safetensors_tensor *x = *(const struct safetensors_tensor *const *)a,
-                                    *y = *(const struct safetensors_tensor *const *)b;
-    return (x > y) - (x < y);
-}
-
-/* Every tensor must be used, or be one that a text model does not need: anything else means that we would drop weights. */
-static int check_rest(struct conversion *c, struct err *err)
-{
-    auto_free const struct safetensors_tensor **used = calloc(c->n_items, sizeof(*used));
-    if (!used)
-        return err_set(err, -ENOMEM, "out of memory");
-    for (uint32_t i = 0; i < c->n_items; i++)
-        used[i] = c->items[i].src;
-    qsort(used, c->n_items, sizeof(*used), by_source);
-    for (uint32_t i = 0; i < safetensors_n(c->checkpoint); i++) {
-        const struct safetensors_tensor *t = safetensors_at(c->checkpoint, i);
-        size_t n = strlen(t->name);
-        static const char frequencies[] = "rotary_emb.inv_freq"; /* a buffer that old checkpoints store */
-        if (bsearch(&t, used, c->n_items, sizeof(*used), by_source) || starts_with_any(t->name, heads, ARRAY_LEN(heads)) ||
-            (n >= sizeof(frequencies) && strcmp(t->name + n - (sizeof(frequencies) - 1), frequencies) == 0))
-            continue;
-        if (!starts_with_any(t->name, vision, ARRAY_LEN(vision)))
-            return err_set(err, -ENOTSUP,
-                           "tensor '%.256s' is not part of a Gemma 3 text model of %u layers; expected only its tensors and "
-                           "those of the vision part (is it an adapter, or already quantized?)",
-                           t->name, c->config.h.n_layers);
-        c->n_vision++;
-    }
-    return 0;
-}
-
-static int list_items(struct conversion *c, struct err *err)
-{
-    const char *prefix = NULL;
-    int r = find_prefix(c->checkpoint, &prefix, err);
-    if (r < 0)
-        return r;
-    c->items = calloc((size_t)c->config.h.n_layers * GEMMA3_LAYER_TENSORS + 3, sizeof(*c->items));
-    if (!c->items)
-        return err_set(err, -ENOMEM, "out of memory");
-    r = need_item(c, prefix, GEMMA3_TOKEN_EMBD, 0, err);
-    for (uint32_t layer = 0; r == 0 && layer < c->config.h.n_layers; layer++) {
-        for (int t = 0; r == 0 && t < GEMMA3_LAYER_TENSORS; t++)
-            r = need_item(c, prefix, (enum gemma3_tensor)t, layer, err);
-    }
-    if (r == 0)
-        r = need_item(c, prefix, GEMMA3_OUTPUT_NORM, 0, err);
-    if (r == 0)
-        r = find_head(c, c->items[0].src, err);
-    return r < 0 ? r : check_rest(c, err);
-}
-
-/* ---- rows ---- */
-
-/* The smallest magnitude that the type cannot hold: it would become infinite (block types: its scale, an f16). */
-static float too_large(int type)
-{
-    switch (type) {
-    case QUANT_F16:
-        return 65520.0f;
-    case QUANT_Q8_0:
-        return 65520.0f * 127;
-    case QUANT_Q4_0:
-        return 65520.0f * 8;
-    case QUANT_BF16:
-        return 0x1.FFp127f;
-    default:
-        return INFINITY;
-    }
-}
-
-struct job {
-    const uint8_t *src;
-    uint8_t *dst;
-    size_t src_row, dst_row, cols;
-    int src_type, dst_type;
-    float add, limit;
-    float *const *rows;
-    _Atomic bool bad;
-};
-
-static bool convert_row(const struct job *j, size_t i, float *row)
-{
-    quant_dequantize_row(j->src_type, j->src + i * j->src_row, row, j->cols);
-    bool good = true;
-    for (size_t k = 0; k < j->cols; k++) {
-        row[k] += j->add;
-        good &= fabsf(row[k]) < j->limit; /* false for NaN too */
-    }
-    if (good)
-        quant_quantize_row(j->dst_type, row, j->dst + i * j->dst_row, j->cols);
-    return good;
-}
-
-static void convert_rows(void *ctx, uint32_t begin, uint32_t end, int thread)
-{
-    struct job *j = ctx;
-    for (uint32_t i = begin; i < end; i++) {
-        if (!convert_row(j, i, j->rows[thread]))
-            atomic_store_explicit(&j->bad, true, memory_order_relaxed);
-    }
-}
-
-static int name_bad(const struct job *j, const struct item *it, uint32_t first, uint32_t n, float *row, struct err *err)
-{
-    for (uint32_t i = 0; i < n; i++) {
-        quant_dequantize_row(j->src_type, j->src + i * j->src_row, row, j->cols);
-        for (size_t k = 0; k < j->cols; k++) {
-            float x = row[k] + j->add;
-            if (!(fabsf(x) < j->limit))
-                return err_set(err, -EINVAL,
-                               "tensor '%s', row %u, column %zu is %g; expected a finite number that type %s can hold",
-                               it->src->name, first + i, k, (double)x, quant_name(j->dst_type));
-        }
-    }
-    return err_set(err, -EINVAL, "tensor '%s' has a number that type %s cannot hold", it->src->name, quant_name(j->dst_type));
-}
-
-static int convert_tensor(struct conversion *c, const struct item *it, struct gguf_write *w, struct err *err)
-{
-    struct job j = {.src = c->in,
-                    .dst = c->out,
-                    .src_row = quant_row_bytes(it->src->type, it->cols),
-                    .dst_row = quant_row_bytes(it->type, it->cols),
-                    .cols = it->cols,
-                    .src_type = it->src->type,
-                    .dst_type = it->type,
-                    .add = gemma3_is_norm(it->role) ? 1.0f : 0.0f, /* GGUF stores the factor, Hugging Face its distance from 1 */
-                    .limit = too_large(it->type),
-                    .rows = c->rows};
-    uint32_t per_block = (uint32_t)(BLOCK / j.src_row);
-    for (uint32_t at = 0; at < it->rows; at += per_block) {
-        uint32_t n = MIN(per_block, it->rows - at);
-        if (c->o->stop && *c->o->stop)
-            return err_set(err, -ECANCELED, "interrupted; nothing was written");
-        int r = safetensors_read(c->checkpoint, it->src, (uint64_t)at * j.src_row, c->in, n * j.src_row, err);
-        if (r < 0)
-            return r;
-        pool_run(c->pool, n, GRAIN, convert_rows, &j);
-        if (atomic_load(&j.bad))
-            return name_bad(&j, it, at, n, c->rows[0], err);
-        r = gguf_write_data(w, it->index, (uint64_t)at * j.dst_row, c->out, n * j.dst_row, err);
-        if (r < 0)
-            return r;
-        c->done += n * j.src_row;
-        if (c->o->progress)
-            c->o->progress(c->o->progress_ctx, c->done, c->bytes_in, it->src->name);
-    }
-    return 0;
-}
-
-/* ---- metadata ---- */
-
-/* enum llama_ftype of llama.h: what most tensors are. */
-static uint32_t file_type(int type)
-{
-    switch (type) {
-    case QUANT_F16:
-        return 1;
-    case QUANT_Q4_0:
-        return 2;
-    case QUANT_Q8_0:
-        return 7;
-    case QUANT_BF16:
-        return 32;
-    default:
-        return 0;
-    }
-}
-
-static void write_keys(const struct conversion *c, struct gguf_write *w)
-{
-    const struct hparams *h = &c->config.h;
-    gguf_write_string(w, "general.architecture", "gemma3", 6);
-    gguf_write_string(w, "general.type", "model", 5);
-    if (c->o->name)
-        gguf_write_string(w, "general.name", c->o->name, strlen(c->o->name));
-    gguf_write_u32(w, "general.file_type", file_type(c->o->type));
-    gguf_write_u32(w, "general.quantization_version", 2);
-    gguf_write_u32(w, "gemma3.context_length", h->context_max);
-    gguf_write_u32(w, "gemma3.embedding_length", h->hidden);
-    gguf_write_u32(w, "gemma3.block_count", h->n_layers);
-    gguf_write_u32(w, "gemma3.feed_forward_length", h->ffn);
-    gguf_write_u32(w, "gemma3.attention.head_count", h->n_heads);
-    gguf_write_u32(w, "gemma3.attention.head_count_kv", h->n_kv_heads);
-    gguf_write_f32(w, "gemma3.attention.layer_norm_rms_epsilon", h->eps);
-    gguf_write_u32(w, "gemma3.attention.key_length", h->head_dim);
-    gguf_write_u32(w, "gemma3.attention.value_length", h->head_dim);
-    gguf_write_u32(w, "gemma3.attention.sliding_window", h->window);
-    gguf_write_f32(w, "gemma3.attention.scale", h->attn_scale);
-    gguf_write_f32(w, "gemma3.rope.freq_base", h->rope_base_global);
-    gguf_write_f32(w, "gemma3.rope.freq_base_swa", h->rope_base_local);
-    if (h->rope_factor_global != 1) {
-        gguf_write_string(w, "gemma3.rope.scaling.type", "linear", 6);
-        gguf_write_f32(w, "gemma3.rope.scaling.factor", h->rope_factor_global);
-    }
-}
-
-static int write_infos(struct conversion *c, struct gguf_write *w, struct err *err)
-{
-    for (uint32_t i = 0; i < c->n_items; i++) {
-        struct item *it = &c->items[i];
-        char name[64];
-        const uint64_t dims[] = {it->cols, it->rows};
-        it->index = gguf_write_tensor(w, gemma3_name(it->role, it->layer, name, sizeof(name)), it->type,
-                                      gemma3_is_norm(it->role) ? 1 : 2, dims, err);
-        if (it->index < 0)
-            return it->index;
-    }
-    return 0;
-}
-
-static int write_all(struct conversion *c, struct convert_result *ret, struct err *err)
-{
-    struct gguf_write *w;
-    int r = gguf_write_open(c->o->out, c->o->alignment, &w, err);
-    if (r < 0)
-        return r;
-    write_keys(c, w);
-    r = vocabulary_write(c->vocabulary, w, err);
-    if (r == 0)
-        r = write_infos(c, w, err);
-    if (r == 0)
-        r = gguf_write_begin(w, err);
-    for (uint32_t i = 0; r == 0 && i < c->n_items; i++)
-        r = convert_tensor(c, &c->items[i], w, err);
-    if (r == 0)
-        return gguf_write_finish(w, &ret->bytes_out, err);
-    gguf_write_abort(w);
-    return r;
-}
-
-/* ---- the whole ---- */
+/* ---- before anything is written ---- */
 
 /* A name that exists is replaced only when it is a GGUF file: a slip must not cost somebody a checkpoint. */
-static int check_output(const char *path, struct err *err)
+static int check_output(const char *path, const char *in, struct err *err)
 {
     struct io_file *f;
-    struct stat st;
+    struct stat st, from;
     char magic[4] = "";
     if (stat(path, &st) < 0)
         return errno == ENOENT ? 0 : err_set_errno(err, -errno, "output '%s'", path);
+    if (stat(in, &from) == 0 && from.st_dev == st.st_dev && from.st_ino == st.st_ino)
+        return err_set(err, -EINVAL, "output '%s' is the input; choose another name", path);
     int r = io_open(path, false, &f, err);
     if (r < 0)
         return err_wrap(err, r, "output");
@@ -426,62 +85,314 @@ static int check_output(const char *path, struct err *err)
     return r;
 }
 
-static int make_buffers(struct conversion *c, struct err *err)
+static int check_requantize(const struct conversion *c, struct err *err)
 {
-    size_t cols = MAX(MAX(c->config.h.hidden, c->config.h.ffn), c->config.h.n_heads * c->config.h.head_dim);
-    int n = MIN(c->o->n_threads, MAX_THREADS);
-    c->in = malloc(BLOCK);
-    c->out = malloc(2 * (size_t)BLOCK); /* the widest: two bytes become four */
-    bool ok = c->in && c->out;
-    for (int i = 0; i < n; i++) {
-        c->rows[i] = malloc(cols * sizeof(float));
-        ok = ok && c->rows[i];
+    for (uint32_t i = 0; i < source_n(c->source); i++) {
+        const struct source_tensor *t = source_at(c->source, i);
+        if (quant_block_elems(t->type) > 1 && t->type != c->recipe.types[i] && !c->o->allow_requantize)
+            return err_set(err, -EINVAL,
+                           "tensor '%s' is %s already, and its errors would add to those of %s; convert from the original "
+                           "checkpoint, or give --allow-requantize",
+                           t->name, quant_name(t->type), quant_name(c->recipe.types[i]));
     }
-    if (!ok)
-        return err_set(err, -ENOMEM, "out of memory for block buffers");
-    int r = pool_open(n, &c->pool);
-    return r < 0 ? err_set_errno(err, r, "cannot make %d threads", n) : 0;
+    return 0;
+}
+
+static int make_pieces(struct conversion *c, struct err *err)
+{
+    const struct plan *p = &c->plan;
+    c->pieces = calloc(p->n_tensors + p->n_files, sizeof(*c->pieces));
+    if (!c->pieces)
+        return err_set(err, -ENOMEM, "out of memory");
+    for (uint32_t f = 0; f < p->n_files; f++) {
+        const struct plan_file *file = &p->files[f];
+        c->pieces[c->n_pieces++] =
+            (struct pipeline_piece){.name = "metadata", .bytes = file->header, .n_rows = file->header_bytes, .begin = file->begin};
+        for (uint32_t i = file->first; i < file->first + file->n_tensors; i++) {
+            const struct plan_tensor *t = &p->tensors[i];
+            struct pipeline_piece *x = &c->pieces[c->n_pieces++];
+            *x = (struct pipeline_piece){.name = t->src->origin,
+                                         .file = t->src->file,
+                                         .offset = t->src->offset,
+                                         .n_rows = t->src->rows,
+                                         .begin = file->begin + t->offset};
+            rows_init(&x->rows, t->src->type, t->type, t->src->cols, t->src->add, NULL, !c->o->no_search);
+        }
+    }
+    for (uint32_t i = 0; i < c->n_pieces; i++)
+        c->pieces[i].end = i + 1 < c->n_pieces ? c->pieces[i + 1].begin : p->stream_bytes;
+    return 0;
+}
+
+static int fit_memory(struct conversion *c, struct err *err)
+{
+    uint64_t limit = c->o->memory ? c->o->memory : CONVERT_MEMORY;
+    uint64_t base = memory_now() + SLACK, before = memory_peak();
+    unsigned n = (unsigned)MIN(c->o->n_threads, PIPELINE_MAX_THREADS);
+    int r = pipeline_fit(c->pieces, c->n_pieces, n, limit > base ? limit - base : 0, &c->size);
+    uint64_t total = MAX(base + c->size.total, before);
+    if (r < 0 || total > limit) {
+        if (r == 0) /* the metadata were the most; the smallest buffers are then of no interest */
+            pipeline_fit(c->pieces, c->n_pieces, n, 0, &c->size);
+        total = MAX(base + c->size.total, before);
+        return err_set(err, -ENOSPC, "memory of %" PRIu64 " MiB is too little; expected at least %" PRIu64 " MiB for %u threads%s",
+                       limit >> 20, (uint64_t)(util_round_up(total, 1u << 20) >> 20) + 1, n,
+                       n > 1 ? " (fewer threads need less: --threads)" : "");
+    }
+    char out[16], memory[16], buffers[16];
+    say(c, "output: %s in %u file%s, %u tensors, mostly %s", util_format_bytes(out, sizeof(out), c->plan.bytes), c->plan.n_files,
+        c->plan.n_files > 1 ? "s" : "", c->plan.n_tensors, c->plan.type);
+    if (c->recipe.n_fallback)
+        say(c, "types: the rows of %u tensors do not fit the type that '%s' gives them; they get the next larger one that fits",
+            c->recipe.n_fallback, c->plan.type);
+    say(c, "memory: at most %s (buffers %s: %u blocks of %zu KiB, window of %zu KiB), %u threads",
+        util_format_bytes(memory, sizeof(memory), total), util_format_bytes(buffers, sizeof(buffers), c->size.total),
+        c->size.n_blocks, c->size.block >> 10, c->size.window >> 10, c->size.n_threads);
+    return 0;
+}
+
+static void say_time(const struct conversion *c, const struct estimate *e)
+{
+    uint64_t s = (uint64_t)(e->seconds + 0.999);
+    say(c,
+        "time: about %" PRIu64 " min %" PRIu64 " s (converting %.2f GB/s of input on %u threads; one reader got %.2f GB/s, and "
+        "writing is taken to be as fast)",
+        s / 60, s % 60, e->convert_bytes_s / 1e9, c->size.n_threads, e->read_bytes_s / 1e9);
+}
+
+/* Everything that decides on the output's bytes and is not in the input: the metadata hold types, names and layout. */
+static uint64_t arguments_hash(const struct conversion *c)
+{
+    const uint64_t facts[] = {FORMAT, !c->o->no_search, c->plan.n_files, c->plan.bytes};
+    uint64_t h = XXH3_64bits(facts, sizeof(facts));
+    for (uint32_t i = 0; i < c->plan.n_files; i++)
+        h = XXH3_64bits_withSeed(c->plan.files[i].header, c->plan.files[i].header_bytes, h);
+    return h;
+}
+
+static int prepare(struct conversion *c, struct err *err)
+{
+    struct estimate e;
+    const struct plan_options po = {.out = c->o->out,
+                                    .name = c->o->name,
+                                    .alignment = c->o->alignment,
+                                    .split_bytes = c->o->split_bytes,
+                                    .split_layers = c->o->split_layers};
+    int r = check_output(c->o->out, c->o->in, err);
+    if (r == 0)
+        r = source_open(c->o->in, &c->source, err);
+    if (r == 0)
+        r = recipe_make(c->source, &c->o->recipe, &c->recipe, err);
+    if (r == 0)
+        r = check_requantize(c, err);
+    if (r == 0)
+        r = plan_make(c->source, &c->recipe, &po, &c->plan, err);
+    if (r < 0)
+        return r;
+    source_forget_keys(c->source);
+    if (c->o->table)
+        plan_print(&c->plan, c->o->table);
+    r = make_pieces(c, err);
+    if (r == 0)
+        r = fit_memory(c, err);
+    if (r == 0 && c->o->say)
+        r = estimate_make(&c->plan, c->size.n_threads, !c->o->no_search, &e, err);
+    if (r == 0 && c->o->say)
+        say_time(c, &e);
+    return r;
+}
+
+/* ---- going on after an earlier run ---- */
+
+/* Reads back what the journal says is there, group by group, as far as the sums agree. */
+static int verify_groups(struct conversion *c, uint32_t *ret_good, struct err *err)
+{
+    uint32_t good = 0;
+    uint8_t *buf = aligned_alloc(IO_ALIGN, VERIFY);
+    int r = buf ? 0 : err_set(err, -ENOMEM, "out of memory");
+    for (; r == 0 && good < journal_n(c->journal); good++) {
+        struct journal_record x = journal_at(c->journal, good);
+        while (r == 0 && ledger_at(c->ledger) < x.end) {
+            size_t n = (size_t)MIN(VERIFY, x.end - ledger_at(c->ledger));
+            if (c->o->stop && *c->o->stop)
+                r = err_set(err, -ECANCELED, "interrupted");
+            if (r == 0)
+                r = output_read(c->output, ledger_at(c->ledger), buf, n, err);
+            if (r == 0)
+                ledger_feed(c->ledger, buf, n);
+        }
+        if (r < 0 || ledger_group(c->ledger) != x.hash)
+            break;
+        ledger_mark(c->ledger);
+    }
+    ledger_back(c->ledger);
+    free(buf);
+    *ret_good = good;
+    return r;
+}
+
+static bool is_complete(const struct journal *j)
+{
+    return journal_n(j) > 0 && journal_at(j, journal_n(j) - 1).kind == JOURNAL_COMPLETE;
+}
+
+static int begin_new(struct conversion *c, struct err *err)
+{
+    int r = journal_cut(c->journal, 0, err);
+    return r < 0 ? r : output_open(&c->plan, OUTPUT_NEW, &c->output, err);
+}
+
+static int continue_old(struct conversion *c, struct err *err)
+{
+    char kept[16], all[16];
+    bool complete = is_complete(c->journal);
+    uint32_t good = 0, n = journal_n(c->journal);
+    int r = output_open(&c->plan, complete ? OUTPUT_RENAMED : OUTPUT_CONTINUE, &c->output, err);
+    if (r == -ENOENT)
+        return begin_new(c, err);
+    if (r == 0)
+        r = verify_groups(c, &good, err);
+    if (r < 0)
+        return r;
+    if (complete && good < n) { /* files that have their name already are not touched again */
+        output_close(take_ptr(&c->output));
+        ledger_close(c->ledger);
+        c->ledger = ledger_open(&c->plan);
+        say(c, "the files of an earlier run have changed since; beginning again");
+        return c->ledger ? begin_new(c, err) : err_set(err, -ENOMEM, "out of memory");
+    }
+    c->kept = ledger_at(c->ledger);
+    say(c, "continuing: %s of %s are there and verified%s", util_format_bytes(kept, sizeof(kept), c->kept),
+        util_format_bytes(all, sizeof(all), c->plan.stream_bytes),
+        good < n ? "; what the earlier run wrote after that is not what it noted, and is made again" : "");
+    return good < n ? journal_cut(c->journal, good, err) : 0;
+}
+
+static int open_output(struct conversion *c, struct err *err)
+{
+    const struct journal_identity id = {
+        .source = source_identity(c->source), .arguments = arguments_hash(c), .stream_bytes = c->plan.stream_bytes};
+    c->ledger = ledger_open(&c->plan);
+    if (!c->ledger)
+        return err_set(err, -ENOMEM, "out of memory");
+    int r = journal_open(c->o->out, &id, c->o->restart, &c->journal, err);
+    if (r < 0)
+        return r;
+    r = journal_n(c->journal) ? continue_old(c, err) : begin_new(c, err);
+    if (r == 0)
+        say(c, "reading %s, writing %s",
+            io_is_direct(source_at(c->source, 0)->file) ? "past the page cache (O_DIRECT)" : "through the page cache",
+            output_is_direct(c->output) ? "past it (O_DIRECT)" : "through it, in steps");
+    c->synced = ledger_at(c->ledger);
+    c->synced_ns = util_now_ns();
+    return r;
+}
+
+/* ---- the stream ---- */
+
+static int note(struct conversion *c, struct err *err)
+{
+    uint64_t at = ledger_at(c->ledger);
+    int r = output_sync(c->output, err);
+    if (r == 0 && at > c->synced)
+        r = journal_add(c->journal, JOURNAL_GROUP, at, ledger_group(c->ledger), err);
+    c->synced = at;
+    c->synced_ns = util_now_ns();
+    return r;
+}
+
+static int on_output(void *ctx, uint64_t at, const uint8_t *data, size_t n, struct err *err)
+{
+    struct conversion *c = ctx;
+    int r = output_write(c->output, at, data, n, err);
+    if (r < 0)
+        return r;
+    ledger_feed(c->ledger, data, n);
+    uint64_t since = at + n - c->synced;
+    bool due = c->o->group_bytes ? since >= c->o->group_bytes : since >= GROUP_MIN && util_now_ns() - c->synced_ns >= GROUP_NS;
+    return due ? note(c, err) : 0;
+}
+
+static void on_progress(void *ctx, uint64_t done, const char *name)
+{
+    const struct conversion *c = ctx;
+    if (c->o->progress)
+        c->o->progress(c->o->ctx, done, c->plan.stream_bytes, name);
+}
+
+static int stream(struct conversion *c, struct err *err)
+{
+    const struct pipeline_options o = {.pieces = c->pieces,
+                                       .n_pieces = c->n_pieces,
+                                       .size = c->size,
+                                       .from = ledger_at(c->ledger),
+                                       .stop = c->o->stop,
+                                       .sink = on_output,
+                                       .progress = on_progress,
+                                       .ctx = c};
+    struct pipeline_stats stats = {0};
+    int r = 0;
+    if (o.from < c->plan.stream_bytes) {
+        r = pipeline_run(&o, &stats, err);
+        int noted = r != -EINVAL ? note(c, r == 0 ? err : NULL) : 0; /* after a failure: as much as can be kept */
+        r = r < 0 ? r : noted;
+    }
+    if (r == 0 && !is_complete(c->journal))
+        r = journal_add(c->journal, JOURNAL_COMPLETE, c->plan.stream_bytes, ledger_group(c->ledger), err);
+    return r < 0 ? r : output_finish(c->output, ledger_checksums(c->ledger), err);
+}
+
+/* What a failure leaves, and how it is told. */
+static int leave(struct conversion *c, int r, struct err *err)
+{
+    char text[ERR_TEXT_MAX];
+    bool begun = c->output != NULL;
+    if (!c->journal)
+        return r;
+    if (r == -EINVAL || !begun) { /* another run would end the same way, or there is nothing to keep */
+        if (begun)
+            output_remove(&c->plan);
+        if (begun || journal_n(c->journal) == 0)
+            journal_remove(take_ptr(&c->journal));
+        return r;
+    }
+    snprintf(text, sizeof(text), "%s", err ? err->text : "");
+    return err_set(err, r, "%.500s; what is done is kept beside '%.128s': start again with the same arguments to continue", text,
+                   c->o->out);
 }
 
 static void release(struct conversion *c)
 {
-    pool_close(c->pool);
-    vocabulary_close(c->vocabulary);
-    safetensors_close(c->checkpoint);
-    free(c->items);
-    free(c->in);
-    free(c->out);
-    for (int i = 0; i < MAX_THREADS; i++)
-        free(c->rows[i]);
+    output_close(c->output);
+    journal_close(c->journal);
+    ledger_close(c->ledger);
+    free(c->pieces);
+    plan_fini(&c->plan);
+    recipe_fini(&c->recipe);
+    source_close(c->source);
 }
 
 int convert_run(const struct convert_options *o, struct convert_result *ret, struct err *err)
 {
     struct conversion c = {.o = o};
-    struct convert_result result = {0};
-    int r = check_output(o->out, err);
-    if (r == 0)
-        r = hf_config_load(o->in, &c.config, err);
-    if (r == 0)
-        r = safetensors_open(o->in, &c.checkpoint, err);
-    if (r == 0)
-        r = make_buffers(&c, err);
-    if (r == 0) {
-        r = list_items(&c, err);
+    int r = prepare(&c, err);
+    if (r == 0 && !o->dry_run) {
+        r = open_output(&c, err);
+        if (r == 0)
+            r = stream(&c, err);
         if (r < 0)
-            err_wrap(err, r, "checkpoint '%s'", o->in);
+            r = leave(&c, r, err);
+        else
+            journal_remove(take_ptr(&c.journal));
     }
     if (r == 0)
-        r = vocabulary_load(o->in, c.config.h.vocab, &c.vocabulary, err);
-    if (r == 0)
-        r = write_all(&c, &result, err);
-    if (r == 0) {
-        result.h = c.config.h;
-        result.n_tensors = c.n_items;
-        result.n_vision_skipped = c.n_vision;
-        result.bytes_in = c.bytes_in;
-        *ret = result;
-    }
+        *ret = (struct convert_result){.h = *source_hparams(c.source),
+                                       .n_tensors = c.plan.n_tensors,
+                                       .n_vision_skipped = source_n_skipped(c.source),
+                                       .n_files = c.plan.n_files,
+                                       .bytes_in = source_bytes(c.source),
+                                       .bytes_out = c.plan.bytes,
+                                       .bytes_kept = c.kept};
     release(&c);
     return r;
 }

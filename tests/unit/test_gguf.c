@@ -294,7 +294,7 @@ static void bad_keys(void **state)
     b = begin(3, 0, 1);
     put_key(&b, "split.count", GGUF_U16);
     unit_put(&b, "\3\0", 2);
-    refused(b, "one of 3 parts");
+    refused(b, "is part 1 of 3 of a split model; expected a name that ends in '-00001-of-00003.gguf'");
 }
 
 static void bad_tensors(void **state)

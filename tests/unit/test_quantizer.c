@@ -23,7 +23,8 @@ static const int types[] = {QUANT_F32, QUANT_F16, QUANT_BF16, QUANT_Q8_0, QUANT_
 static int convert(const char *in, const char *out, int type, struct convert_result *res, struct err *e)
 {
     struct convert_result ignored;
-    const struct convert_options o = {.in = in, .out = out, .type = type, .n_threads = 2, .alignment = 4096};
+    const struct convert_options o = {
+        .in = in, .out = out, .recipe = {.type = quant_name(type)}, .n_threads = 2, .alignment = 4096, .no_search = true};
     return convert_run(&o, res ? res : &ignored, e);
 }
 
@@ -206,7 +207,8 @@ static void threads_do_not_matter(void **state)
 {
     (void)state;
     struct convert_result res;
-    struct convert_options o = {.in = unit_source("models/demo"), .out = "", .type = QUANT_Q4_0, .alignment = 32, .name = "demo"};
+    struct convert_options o = {
+        .in = unit_source("models/demo"), .out = "", .recipe = {.type = "q4_0"}, .alignment = 32, .name = "demo"};
     for (o.n_threads = 1; o.n_threads <= 3; o.n_threads += 2) {
         o.out = unit_path(o.n_threads == 1 ? "a.gguf" : "b.gguf");
         assert_ok(convert_run(&o, &res, err));
@@ -476,6 +478,7 @@ static void stop_at_half(void *ctx, uint64_t done, uint64_t total, const char *t
         stop = 1;
 }
 
+/* What is done stays, and the same call goes on from there to the same bytes. */
 static void interrupted(void **state)
 {
     (void)state;
@@ -483,24 +486,28 @@ static void interrupted(void **state)
     bool half = true;
     struct convert_options o = {.in = unit_source("models/demo"),
                                 .out = "",
-                                .type = QUANT_F32,
+                                .recipe = {.type = "f32"},
                                 .n_threads = 1,
                                 .alignment = 4096,
+                                .group_bytes = 1 << 20,
                                 .stop = &stop,
                                 .progress = stop_at_half,
-                                .progress_ctx = &half};
+                                .ctx = &half};
+    assert_ok(convert(o.in, unit_path("whole.gguf"), QUANT_F32, NULL, err));
     o.out = unit_path("m.gguf");
     stop = 0;
     last_done = 0;
-    assert_err(convert_run(&o, &res, err), -ECANCELED, "interrupted");
+    assert_err(convert_run(&o, &res, err), -ECANCELED, "interrupted; what is done is kept beside");
     assert_true(last_done > last_total / 2 && last_done < last_total);
-    assert_int_equal(unit_count_files(), 0);
+    assert_int_equal(unit_count_files(), 3); /* whole.gguf, m.gguf.partial and its journal */
     half = false;
     stop = 0;
     last_done = 0;
     assert_ok(convert_run(&o, &res, err));
+    assert_true(res.bytes_kept > last_total / 2);
     assert_int_equal(last_done, last_total);
-    assert_int_equal(last_done, res.bytes_in);
+    assert_int_equal(unit_count_files(), 2);
+    assert_same_file(unit_path("whole.gguf"), unit_path("m.gguf"));
 }
 
 /* ---- the program ---- */
@@ -548,8 +555,15 @@ static void command_line(void **state)
     snprintf(arguments, sizeof(arguments), "--in %s --out %s --type Q4_0", unit_source("tests/golden/tiny-27b-multimodal"),
              unit_path("m.gguf"));
     check_run(arguments, 0, "106 tensors of 8 layers, 6 vision tensors skipped", NULL);
+    snprintf(arguments, sizeof(arguments), "--in %s --out %s --type Q4_0 --no-search --alignment 4096",
+             unit_source("tests/golden/tiny-27b"), unit_path("m.gguf"));
+    check_run(arguments, 0, "0 vision tensors skipped", NULL);
     assert_ok(convert(unit_source("tests/golden/tiny-27b"), unit_path("n.gguf"), QUANT_Q4_0, NULL, err));
     assert_same_file(unit_path("m.gguf"), unit_path("n.gguf"));
+    snprintf(arguments, sizeof(arguments), "--in %s --out %s --dry-run", unit_source("models/demo"), unit_path("dry.gguf"));
+    check_run(arguments, 0, "blk.0.attn_q.weight", NULL);
+    check_run(arguments, 0, "output: ", NULL);
+    assert_int_equal(unit_count_files(), 2);
 }
 
 int main(void)

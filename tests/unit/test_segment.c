@@ -22,7 +22,8 @@ static const int types[] = {QUANT_F32,  QUANT_F16,  QUANT_BF16, QUANT_Q8_0, QUAN
 static void convert(const char *in, const char *out, int type)
 {
     struct convert_result res;
-    const struct convert_options o = {.in = in, .out = out, .type = type, .n_threads = 2, .alignment = 4096};
+    const struct convert_options o = {
+        .in = in, .out = out, .recipe = {.type = quant_name(type), .pure = true}, .n_threads = 2, .alignment = 4096};
     assert_ok(convert_run(&o, &res, err));
 }
 
