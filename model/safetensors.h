@@ -34,7 +34,7 @@ uint32_t safetensors_n(const struct safetensors *s);
 const struct safetensors_tensor *safetensors_at(const struct safetensors *s, uint32_t i);         /* sorted by name */
 const struct safetensors_tensor *safetensors_find(const struct safetensors *s, const char *name); /* NULL when absent */
 uint32_t safetensors_n_files(const struct safetensors *s);
-const char *safetensors_file(const struct safetensors *s, uint32_t file); /* path */
+const char *safetensors_file(const struct safetensors *s, uint32_t file);   /* path */
 struct io_file *safetensors_io(const struct safetensors *s, uint32_t file); /* borrowed; for reads in place */
 /* Bytes [offset, offset + n) of the tensor's data. */
 int safetensors_read(const struct safetensors *s, const struct safetensors_tensor *t, uint64_t offset, void *buf, size_t n,

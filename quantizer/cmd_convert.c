@@ -152,6 +152,7 @@ enum choice {
     ALIGNMENT,
     MEMORY,
     THREADS,
+    JOURNAL,
     RESTART,
     DRY_RUN,
 };
@@ -196,6 +197,8 @@ static int set_option(struct command *c, enum choice option, char *value)
         return parse_size("memory", value, &o->memory);
     case THREADS:
         return parse_threads(value, &o->n_threads);
+    case JOURNAL:
+        return parse_size("journal", value, &o->group_bytes);
     case RESTART:
         o->restart = true;
         return 0;
@@ -224,6 +227,7 @@ static int parse(int argc, char **argv, struct command *c)
         {"alignment", required_argument, NULL, ALIGNMENT},
         {"memory", required_argument, NULL, MEMORY},
         {"threads", required_argument, NULL, THREADS},
+        {"journal", required_argument, NULL, JOURNAL},
         {"restart", no_argument, NULL, RESTART},
         {"dry-run", no_argument, NULL, DRY_RUN},
         {NULL, 0, NULL, 0},

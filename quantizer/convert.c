@@ -131,6 +131,8 @@ static int fit_memory(struct conversion *c, struct err *err)
     unsigned n = (unsigned)MIN(c->o->n_threads, PIPELINE_MAX_THREADS);
     int r = pipeline_fit(c->pieces, c->n_pieces, n, limit > base ? limit - base : 0, &c->size);
     uint64_t total = MAX(base + c->size.total, before);
+    if (c->o->group_bytes) /* the journal has an entry after a chunk at the earliest */
+        c->size.chunk = MIN(c->size.chunk, (size_t)util_round_up(MIN(c->o->group_bytes, c->size.chunk), PIPELINE_PAGE));
     if (r < 0 || total > limit) {
         if (r == 0) /* the metadata were the most; the smallest buffers are then of no interest */
             pipeline_fit(c->pieces, c->n_pieces, n, 0, &c->size);

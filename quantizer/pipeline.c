@@ -92,6 +92,15 @@ static size_t longest_row(const struct pipeline_piece *pieces, uint32_t n)
     return row;
 }
 
+/* Input of the largest piece: a larger block is of no use. */
+static size_t largest_piece(const struct pipeline_piece *pieces, uint32_t n)
+{
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < n; i++)
+        bytes = MAX(bytes, pieces[i].n_rows * (pieces[i].bytes ? 1 : pieces[i].rows.src_row));
+    return (size_t)util_round_up(MIN(bytes, MAX_BLOCK), PIPELINE_PAGE);
+}
+
 static void size_for(const struct pipeline_piece *pieces, uint32_t n, unsigned n_threads, size_t block, unsigned spare,
                      struct pipeline_size *ret)
 {
@@ -107,7 +116,7 @@ static void size_for(const struct pipeline_piece *pieces, uint32_t n, unsigned n
 int pipeline_fit(const struct pipeline_piece *pieces, uint32_t n, unsigned n_threads, uint64_t limit, struct pipeline_size *ret)
 {
     size_t smallest = MAX(MIN_BLOCK, longest_row(pieces, n));
-    for (size_t block = MAX(MAX_BLOCK, smallest);; block = MAX(block / 2, smallest)) {
+    for (size_t block = MAX(largest_piece(pieces, n), smallest);; block = MAX(block / 2, smallest)) {
         size_for(pieces, n, n_threads, block, N_READERS + 2, ret);
         if (ret->total <= limit)
             return 0;
@@ -139,7 +148,8 @@ static bool can_claim(const struct pipeline *p)
     uint64_t row_bytes = piece->bytes ? 1 : piece->rows.dst_row;
     uint64_t n = MIN(rows_per_block(piece, p->o->size.block), piece->n_rows - p->next.row), row = p->next.row + n;
     uint64_t end = row == piece->n_rows ? piece->end : piece->begin + row * row_bytes;
-    return p->claimed - p->finished < MAX_TASKS && end + p->again <= p->written + p->o->size.window && (piece->bytes || p->n_free > 0);
+    return p->claimed - p->finished < MAX_TASKS && end + p->again <= p->written + p->o->size.window &&
+           (piece->bytes || p->n_free > 0);
 }
 
 static struct task *claim(struct pipeline *p)

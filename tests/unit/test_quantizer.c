@@ -545,7 +545,7 @@ static void command_line(void **state)
     check_run("", 2, NULL, "--in is missing");
     check_run("--in x", 2, NULL, "--out is missing");
     check_run("--in x --out y z", 2, NULL, "unexpected argument 'z'");
-    check_run("--in x --out y --type q3_K", 2, NULL, "--type 'q3_K'; expected f32, f16, bf16, q8_0 or q4_0");
+    check_run("--in x --out y --type q3_K", 2, NULL, "--type 'q3_K'; expected f32, f16, bf16, q8_0, q6_k");
     check_run("--in x --out y --threads 0", 2, NULL, "--threads '0'");
     check_run("--in x --out y --alignment 33", 2, NULL, "--alignment '33'");
     check_run("--wrong", 2, NULL, "usage: quantizer");
