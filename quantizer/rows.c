@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * Converts rows in pieces that stay in the first-level cache, whole rows only where the search looks at all of them. Called by the
- * pipeline's threads, by the choice of types and by compare. Owns nothing. */
+ * Converts rows in pieces that stay in the first-level cache. Called by the pipeline's threads, by the choice of types and by
+ * compare. Owns nothing. */
 #include "quantizer/rows.h"
 
 #include <math.h>
@@ -8,6 +8,7 @@
 
 #include "kernels/quant.h"
 #include "kernels/quant_ops.h"
+#include "kernels/quant_search.h"
 #include "proto/util.h"
 
 #define PIECE 4096u /* elements: a multiple of every block */
@@ -41,8 +42,7 @@ static float too_large(int type)
 
 bool rows_has_search(int type)
 {
-    (void)type;
-    return false;
+    return type == QUANT_Q4_0 || type == QUANT_Q5_0 || type == QUANT_Q4_K || type == QUANT_Q5_K || type == QUANT_Q6_K;
 }
 
 void rows_init(struct rows *r, int src_type, int dst_type, size_t cols, float add, const float *weights, bool search)
@@ -78,8 +78,11 @@ bool rows_convert(const struct rows *r, const void *src, void *dst, float *scrat
         size_t n = MIN(PIECE, r->cols - at);
         ops->to_f32(r->src_type, (const uint8_t *)src + quant_row_bytes(r->src_type, at), scratch, n);
         good &= ops->add_finite(scratch, r->add, n, r->limit);
-        if (good)
-            ops->from_f32(r->dst_type, scratch, (uint8_t *)dst + quant_row_bytes(r->dst_type, at), n);
+        uint8_t *to = (uint8_t *)dst + quant_row_bytes(r->dst_type, at);
+        if (good && r->search)
+            quant_search_row(r->dst_type, scratch, r->weights ? r->weights + at : NULL, to, n);
+        else if (good)
+            ops->from_f32(r->dst_type, scratch, to, n);
     }
     return good;
 }

@@ -468,13 +468,13 @@ static void output_is_protected(void **state)
 static volatile sig_atomic_t stop;
 static uint64_t last_done, last_total;
 
-static void stop_at_half(void *ctx, uint64_t done, uint64_t total, const char *tensor)
+static void stop_early(void *ctx, uint64_t done, uint64_t total, const char *tensor)
 {
     (void)tensor;
     assert_true(done > last_done && done <= total);
     last_done = done;
     last_total = total;
-    if (*(bool *)ctx && done > total / 2)
+    if (*(bool *)ctx && done > total / 8) /* what is converted by then is still written */
         stop = 1;
 }
 
@@ -483,7 +483,7 @@ static void interrupted(void **state)
 {
     (void)state;
     struct convert_result res;
-    bool half = true;
+    bool early = true;
     struct convert_options o = {.in = unit_source("models/demo"),
                                 .out = "",
                                 .recipe = {.type = "f32"},
@@ -491,20 +491,20 @@ static void interrupted(void **state)
                                 .alignment = 4096,
                                 .group_bytes = 1 << 20,
                                 .stop = &stop,
-                                .progress = stop_at_half,
-                                .ctx = &half};
+                                .progress = stop_early,
+                                .ctx = &early};
     assert_ok(convert(o.in, unit_path("whole.gguf"), QUANT_F32, NULL, err));
     o.out = unit_path("m.gguf");
     stop = 0;
     last_done = 0;
     assert_err(convert_run(&o, &res, err), -ECANCELED, "interrupted; what is done is kept beside");
-    assert_true(last_done > last_total / 2 && last_done < last_total);
+    assert_true(last_done > last_total / 8 && last_done < last_total);
     assert_int_equal(unit_count_files(), 3); /* whole.gguf, m.gguf.partial and its journal */
-    half = false;
+    early = false;
     stop = 0;
     last_done = 0;
     assert_ok(convert_run(&o, &res, err));
-    assert_true(res.bytes_kept > last_total / 2);
+    assert_true(res.bytes_kept > last_total / 8);
     assert_int_equal(last_done, last_total);
     assert_int_equal(unit_count_files(), 2);
     assert_same_file(unit_path("whole.gguf"), unit_path("m.gguf"));
