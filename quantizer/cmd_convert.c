@@ -143,6 +143,8 @@ enum choice {
     TYPE,
     TENSOR_TYPE,
     PURE,
+    FIT,
+    IMATRIX,
     REQUANTIZE,
     NO_SEARCH,
     SEARCH,
@@ -177,6 +179,11 @@ static int set_option(struct command *c, enum choice option, char *value)
         return parse_override(c, value);
     case PURE:
         o->recipe.pure = true;
+        return 0;
+    case FIT:
+        return parse_size("fit", value, &o->fit);
+    case IMATRIX:
+        o->imatrix = value;
         return 0;
     case REQUANTIZE:
         o->allow_requantize = true;
@@ -217,6 +224,8 @@ static int parse(int argc, char **argv, struct command *c)
         {"out", required_argument, NULL, OUT},
         {"type", required_argument, NULL, TYPE},
         {"tensor-type", required_argument, NULL, TENSOR_TYPE},
+        {"fit", required_argument, NULL, FIT},
+        {"imatrix", required_argument, NULL, IMATRIX},
         {"pure", no_argument, NULL, PURE},
         {"allow-requantize", no_argument, NULL, REQUANTIZE},
         {"no-search", no_argument, NULL, NO_SEARCH},
@@ -246,6 +255,10 @@ static int parse(int argc, char **argv, struct command *c)
         fprintf(stderr, "quantizer: --%s is missing\n", c->o.in ? "out" : "in");
     else if (c->o.split_bytes && c->o.split_layers)
         fprintf(stderr, "quantizer: --split-max-size and --split-per-layer; expected one of them\n");
+    else if (c->o.fit && c->o.recipe.type)
+        fprintf(stderr, "quantizer: --fit and --type; expected one of them\n");
+    else if (c->o.imatrix && c->o.no_search)
+        fprintf(stderr, "quantizer: --imatrix and --no-search; expected one of them: only the search uses an importance matrix\n");
     else
         return 0;
     cmd_convert_usage(stderr);

@@ -20,6 +20,8 @@
 #include "proto/io.h"
 #include "proto/util.h"
 #include "quantizer/estimate.h"
+#include "quantizer/fit.h"
+#include "quantizer/imatrix.h"
 #include "quantizer/journal.h"
 #include "quantizer/ledger.h"
 #include "quantizer/memory.h"
@@ -38,6 +40,7 @@ struct conversion {
     const struct convert_options *o;
     struct source *source;
     struct recipe recipe;
+    struct imatrix *imatrix;
     struct plan plan;
     struct pipeline_piece *pieces;
     uint32_t n_pieces;
@@ -116,7 +119,8 @@ static int make_pieces(struct conversion *c, struct err *err)
                                          .offset = t->src->offset,
                                          .n_rows = t->src->rows,
                                          .begin = file->begin + t->offset};
-            rows_init(&x->rows, t->src->type, t->type, t->src->cols, t->src->add, NULL, !c->o->no_search);
+            rows_init(&x->rows, t->src->type, t->type, t->src->cols, t->src->add, imatrix_weights(c->imatrix, t->source_index),
+                      !c->o->no_search);
         }
     }
     for (uint32_t i = 0; i < c->n_pieces; i++)
@@ -142,8 +146,9 @@ static int fit_memory(struct conversion *c, struct err *err)
                        n > 1 ? " (fewer threads need less: --threads)" : "");
     }
     char out[16], memory[16], buffers[16];
-    say(c, "output: %s in %u file%s, %u tensors, mostly %s", util_format_bytes(out, sizeof(out), c->plan.bytes), c->plan.n_files,
-        c->plan.n_files > 1 ? "s" : "", c->plan.n_tensors, c->plan.type);
+    say(c, "output: %s in %u file%s, %u tensors, %s%s", util_format_bytes(out, sizeof(out), c->plan.bytes), c->plan.n_files,
+        c->plan.n_files > 1 ? "s" : "", c->plan.n_tensors, c->o->fit ? "types chosen by size" : "mostly ",
+        c->o->fit ? "" : c->plan.type);
     if (c->recipe.n_fallback)
         say(c, "types: the rows of %u tensors do not fit the type that '%s' gives them; they get the next larger one that fits",
             c->recipe.n_fallback, c->plan.type);
@@ -165,30 +170,83 @@ static void say_time(const struct conversion *c, const struct estimate *e)
 /* Everything that decides on the output's bytes and is not in the input: the metadata hold types, names and layout. */
 static uint64_t arguments_hash(const struct conversion *c)
 {
-    const uint64_t facts[] = {FORMAT, !c->o->no_search, c->plan.n_files, c->plan.bytes};
+    const uint64_t facts[] = {FORMAT, !c->o->no_search, c->plan.n_files, c->plan.bytes, c->imatrix ? imatrix_hash(c->imatrix) : 0};
     uint64_t h = XXH3_64bits(facts, sizeof(facts));
     for (uint32_t i = 0; i < c->plan.n_files; i++)
         h = XXH3_64bits_withSeed(c->plan.files[i].header, c->plan.files[i].header_bytes, h);
     return h;
 }
 
+static void extra_keys(void *ctx, struct gguf_write *w)
+{
+    const struct conversion *c = ctx;
+    if (c->imatrix)
+        imatrix_write_keys(c->imatrix, w);
+}
+
+static int lay_out(struct conversion *c, struct err *err)
+{
+    const struct plan_options o = {.out = c->o->out,
+                                   .name = c->o->name,
+                                   .alignment = c->o->alignment,
+                                   .split_bytes = c->o->split_bytes,
+                                   .split_layers = c->o->split_layers,
+                                   .extra_keys = extra_keys,
+                                   .ctx = c};
+    return plan_make(c->source, &c->recipe, &o, &c->plan, err);
+}
+
+/* The smallest form says what the metadata take; what is left is for better types. */
+static int choose_by_size(struct conversion *c, struct err *err)
+{
+    char line[160];
+    int r = fit_smallest(c->source, &c->o->recipe, &c->recipe, err);
+    if (r == 0)
+        r = lay_out(c, err);
+    uint64_t bytes = c->plan.bytes;
+    if (r < 0)
+        return r;
+    plan_fini(&c->plan);
+    r = fit_improve(c->source, bytes, c->o->fit, c->o->alignment, &c->recipe, err);
+    for (unsigned i = 0; r == 0 && i < FIT_KINDS; i++) {
+        if (fit_describe(c->source, &c->recipe, i, line, sizeof(line)))
+            say(c, "fit: %s", line);
+    }
+    return r;
+}
+
+static int choose_types(struct conversion *c, struct err *err)
+{
+    int r = c->o->imatrix ? imatrix_open(c->o->imatrix, c->source, &c->imatrix, err) : 0;
+    if (r == 0 && c->imatrix)
+        say(c, "importance: weights for %u tensors", imatrix_n(c->imatrix));
+    if (r == 0)
+        r = c->o->fit ? choose_by_size(c, err) : recipe_make(c->source, &c->o->recipe, &c->recipe, err);
+    return r;
+}
+
+static int check_parts(const struct conversion *c, struct err *err)
+{
+    int r = 0;
+    for (uint32_t i = 0; r == 0 && i < c->plan.n_files; i++)
+        r = check_output(c->plan.files[i].path, c->o->in, err);
+    return r;
+}
+
 static int prepare(struct conversion *c, struct err *err)
 {
     struct estimate e;
-    const struct plan_options po = {.out = c->o->out,
-                                    .name = c->o->name,
-                                    .alignment = c->o->alignment,
-                                    .split_bytes = c->o->split_bytes,
-                                    .split_layers = c->o->split_layers};
     int r = check_output(c->o->out, c->o->in, err);
     if (r == 0)
         r = source_open(c->o->in, &c->source, err);
     if (r == 0)
-        r = recipe_make(c->source, &c->o->recipe, &c->recipe, err);
+        r = choose_types(c, err);
     if (r == 0)
         r = check_requantize(c, err);
     if (r == 0)
-        r = plan_make(c->source, &c->recipe, &po, &c->plan, err);
+        r = lay_out(c, err);
+    if (r == 0)
+        r = check_parts(c, err);
     if (r < 0)
         return r;
     source_forget_keys(c->source);
@@ -371,6 +429,7 @@ static void release(struct conversion *c)
     free(c->pieces);
     plan_fini(&c->plan);
     recipe_fini(&c->recipe);
+    imatrix_close(c->imatrix);
     source_close(c->source);
 }
 

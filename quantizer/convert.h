@@ -19,6 +19,8 @@ struct err;
 struct convert_options {
     const char *in, *out; /* in: a checkpoint's folder or a GGUF file */
     struct recipe_options recipe;
+    uint64_t fit;          /* choose the types so that the output has at most so many bytes; 0: as the recipe says */
+    const char *imatrix;   /* file of an importance matrix; may be NULL */
     const char *name;      /* general.name; NULL: none, or that of a GGUF input */
     int n_threads;         /* >= 1 */
     uint32_t alignment;    /* of tensor data: 32, the default of the format, or 4096 */

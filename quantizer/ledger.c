@@ -14,7 +14,6 @@
 struct state {
     XXH3_state_t *tensor;
     uint32_t next; /* the tensor that the stream is in or before */
-    uint32_t file; /* likewise */
     uint64_t at;
 };
 
@@ -83,22 +82,12 @@ static void feed_tensors(struct ledger *l, const uint8_t *data, size_t n)
 static void feed_group(struct ledger *l, const uint8_t *data, size_t n)
 {
     static const uint8_t zeros[512];
-    struct state *s = &l->now;
-    size_t done = 0;
-    while (s->file < l->plan->n_files) {
-        const struct plan_file *f = &l->plan->files[s->file];
-        uint64_t begin = f->begin + f->checksums, end = begin + f->n_tensors * sizeof(uint64_t);
-        size_t skip, part = overlap(s->at, n, begin, end, &skip);
-        if (part) {
-            XXH3_64bits_update(l->group, data + done, skip - done);
-            for (size_t left = part; left > 0; left -= MIN(left, sizeof(zeros)))
-                XXH3_64bits_update(l->group, zeros, MIN(left, sizeof(zeros)));
-            done = skip + part;
-        }
-        if (s->at + n < end)
-            break;
-        s->file++;
-    }
+    uint64_t begin = l->plan->checksums, end = begin + l->plan->n_tensors * sizeof(uint64_t);
+    size_t skip, part = overlap(l->now.at, n, begin, end, &skip), done = part ? skip + part : 0;
+    if (part)
+        XXH3_64bits_update(l->group, data, skip);
+    for (size_t left = part; left > 0; left -= MIN(left, sizeof(zeros)))
+        XXH3_64bits_update(l->group, zeros, MIN(left, sizeof(zeros)));
     XXH3_64bits_update(l->group, data + done, n - done);
 }
 

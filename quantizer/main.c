@@ -4,11 +4,14 @@
 #include <string.h>
 
 #include "quantizer/cmd_convert.h"
+#include "quantizer/cmd_inspect.h"
 
 static void usage(FILE *f)
 {
     cmd_convert_usage(f);
-    fprintf(f, "  --help, --version\n"
+    fprintf(f, "\n");
+    cmd_inspect_usage(f);
+    fprintf(f, "       quantizer --help | --version\n"
                "\n"
                "Exit status: 0 done, 1 failed, 2 wrong usage, 130 or 143 interrupted.\n");
 }
@@ -25,5 +28,7 @@ int main(int argc, char **argv)
             return 0;
         }
     }
+    if (argc > 1 && cmd_inspect_is(argv[1]))
+        return cmd_inspect_main(argc - 1, argv + 1);
     return cmd_convert_main(argc, argv);
 }

@@ -230,7 +230,8 @@ static int finish_file(struct output *o, uint32_t i, const uint64_t *checksums, 
     int r = use_file(o, i, 0, err);
     if (r < 0)
         return r;
-    r = io_pwrite(o->fd, f->checksums, checksums + f->first, f->n_tensors * sizeof(*checksums));
+    if (i == 0)
+        r = io_pwrite(o->fd, o->plan->checksums, checksums, o->plan->n_tensors * sizeof(*checksums));
     if (r == 0 && ftruncate(o->fd, (off_t)f->bytes) < 0)
         r = -errno;
     if (r < 0)

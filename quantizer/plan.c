@@ -84,7 +84,8 @@ static int lay_out_file(struct plan *p, uint32_t file, const struct recipe *r, c
         o->extra_keys(o->ctx, w);
     if (p->n_files > 1)
         split_keys(w, file, p);
-    f->checksums = gguf_write_slots(w, PLAN_CHECKSUMS, f->n_tensors);
+    if (file == 0)
+        p->checksums = gguf_write_slots(w, PLAN_CHECKSUMS, p->n_tensors);
     if (e == 0)
         e = add_tensors(p, f, w, err);
     if (e == 0)

@@ -16,7 +16,7 @@ struct recipe;
 struct source;
 struct source_tensor;
 
-#define PLAN_CHECKSUMS "tandem.tensor_xxh3_64" /* key: XXH3-64 of each tensor's data, in the order of the file */
+#define PLAN_CHECKSUMS "tandem.tensor_xxh3_64" /* key: XXH3-64 of the data of every tensor, in the order of the files */
 
 struct plan_options {
     const char *out, *name; /* name: general.name or NULL */
@@ -38,9 +38,8 @@ struct plan_file {
     char *path;
     uint8_t *header; /* metadata, padded to the data */
     size_t header_bytes;
-    uint64_t bytes;     /* of the whole file */
-    uint64_t begin;     /* in the stream */
-    uint64_t checksums; /* where in the file its n_tensors u64 lie */
+    uint64_t bytes; /* of the whole file */
+    uint64_t begin; /* in the stream */
     uint32_t first, n_tensors;
 };
 
@@ -51,6 +50,7 @@ struct plan {
     struct plan_file *files;
     uint32_t n_files;
     uint64_t bytes, stream_bytes; /* of all files; of the stream, padded to a page */
+    uint64_t checksums;           /* where in the first file (and so in the stream) their n_tensors u64 lie */
     char type[16];
 };
 

@@ -135,6 +135,7 @@ static int apply_override(const struct source *s, const struct recipe_override *
             continue;
         result = check_rows(t, type, err);
         r->types[i] = type;
+        r->fixed[i] = true;
         n++;
     }
     regfree(&pattern);
@@ -145,13 +146,22 @@ static int apply_override(const struct source *s, const struct recipe_override *
     return result;
 }
 
+int recipe_override(const struct source *s, const struct recipe_options *o, struct recipe *r, struct err *err)
+{
+    int e = 0;
+    for (uint32_t i = 0; e == 0 && i < o->n_overrides; i++)
+        e = apply_override(s, &o->overrides[i], r, err);
+    return e;
+}
+
 int recipe_make(const struct source *s, const struct recipe_options *o, struct recipe *ret, struct err *err)
 {
     struct recipe r = {.n = source_n(s)};
     r.types = calloc(r.n, sizeof(*r.types));
-    int e = r.types ? apply_preset(s, o, &r, err) : err_set(err, -ENOMEM, "out of memory");
-    for (uint32_t i = 0; e == 0 && i < o->n_overrides; i++)
-        e = apply_override(s, &o->overrides[i], &r, err);
+    r.fixed = calloc(r.n, sizeof(*r.fixed));
+    int e = r.types && r.fixed ? apply_preset(s, o, &r, err) : err_set(err, -ENOMEM, "out of memory");
+    if (e == 0)
+        e = recipe_override(s, o, &r, err);
     if (e < 0)
         recipe_fini(&r);
     else
@@ -162,5 +172,7 @@ int recipe_make(const struct source *s, const struct recipe_options *o, struct r
 void recipe_fini(struct recipe *r)
 {
     free(r->types);
+    free(r->fixed);
     r->types = NULL;
+    r->fixed = NULL;
 }

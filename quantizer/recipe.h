@@ -25,7 +25,8 @@ struct recipe_options {
 };
 
 struct recipe {
-    int *types; /* enum quant_type, one for each tensor of the source */
+    int *types;  /* enum quant_type, one for each tensor of the source */
+    bool *fixed; /* by an override */
     uint32_t n;
     uint32_t file_type;  /* general.file_type: enum llama_ftype of llama.h */
     uint32_t n_fallback; /* tensors whose rows do not fit the type that the preset wants */
@@ -36,6 +37,8 @@ struct recipe {
 const char *recipe_presets(void);
 bool recipe_is_preset(const char *name);
 int recipe_make(const struct source *s, const struct recipe_options *o, struct recipe *ret, struct err *err);
+/* Only the overrides, on types that are there. */
+int recipe_override(const struct source *s, const struct recipe_options *o, struct recipe *r, struct err *err);
 void recipe_fini(struct recipe *r);
 /* What the preset's type becomes when rows do not fit it: as in llama.cpp; -1 when no type fits. */
 int recipe_fitting_type(int type, uint32_t cols);

@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: MIT
+ * Owns one buffer and a hash state for the length of a call; memory does not depend on the model. Called by the command `verify`.
+ */
+#include "quantizer/verify.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <xxhash.h>
+
+#include "model/gguf.h"
+#include "proto/err.h"
+#include "proto/io.h"
+#include "proto/util.h"
+#include "quantizer/plan.h"
+
+#define PIECE (4u << 20)
+
+static int hash_tensor(const struct gguf *g, const struct gguf_tensor *t, uint8_t *buf, XXH3_state_t *x, uint64_t *ret,
+                       struct err *err)
+{
+    XXH3_64bits_reset(x);
+    for (uint64_t at = 0; at < t->bytes; at += PIECE) {
+        size_t n = (size_t)MIN(t->bytes - at, PIECE), skip;
+        int r = io_read_extent(gguf_io(g, t->file), t->offset + at, n, buf, &skip, err);
+        if (r < 0)
+            return err_wrap(err, r, "tensor '%s'", t->name);
+        XXH3_64bits_update(x, buf + skip, n);
+    }
+    *ret = XXH3_64bits_digest(x);
+    return 0;
+}
+
+static int check_all(const struct gguf *g, const uint8_t *sums, FILE *f, struct verify_result *ret, struct err *err)
+{
+    uint8_t *buf = aligned_alloc(IO_ALIGN, PIECE + 2 * IO_ALIGN);
+    XXH3_state_t *x = XXH3_createState();
+    int r = buf && x ? 0 : err_set(err, -ENOMEM, "out of memory");
+    for (uint32_t i = 0; r == 0 && i < gguf_n_tensors(g); i++) {
+        const struct gguf_tensor *t = gguf_tensor_at(g, i);
+        uint64_t want, got = 0;
+        memcpy(&want, sums + i * sizeof(want), sizeof(want));
+        r = hash_tensor(g, t, buf, x, &got, err);
+        if (r == 0 && got != want) {
+            fprintf(f,
+                    "tensor '%s' has changed: its checksum is %016" PRIx64 "; expected %016" PRIx64 " (file '%s', offset %" PRIu64
+                    ", %" PRIu64 " bytes)\n",
+                    t->name, got, want, gguf_file(g, t->file), t->offset, t->bytes);
+            ret->n_bad++;
+        }
+        ret->bytes += t->bytes;
+        ret->n_tensors++;
+    }
+    free(buf);
+    XXH3_freeState(x);
+    return r;
+}
+
+int verify_run(const char *path, FILE *f, struct verify_result *ret, struct err *err)
+{
+    struct gguf *g;
+    const void *sums = NULL;
+    uint64_t n = 0;
+    struct verify_result result = {0};
+    int r = gguf_open(path, true, &g, err);
+    if (r < 0)
+        return r;
+    r = gguf_get_array(g, PLAN_CHECKSUMS, GGUF_U64, &sums, &n, err);
+    if (r == -ENOENT)
+        err_set(err, r, "has no key '" PLAN_CHECKSUMS "': only files that this program wrote have checksums");
+    else if (r == 0 && n != gguf_n_tensors(g))
+        r = err_set(err, -EPROTO, "key '" PLAN_CHECKSUMS "' has %" PRIu64 " elements; expected %u, one for each tensor", n,
+                    gguf_n_tensors(g));
+    if (r == 0)
+        r = check_all(g, sums, f, &result, err);
+    gguf_close(g);
+    if (r < 0)
+        return err_wrap(err, r, "model '%s'", path);
+    *ret = result;
+    return 0;
+}
