@@ -52,6 +52,26 @@ def test_other_prefix():
     check(filecmp.cmp(out, tandem.model("tiny-27b", "bf16"), shallow=False), "the files differ")
 
 
+def parts_of(folder):
+    return sorted(f for f in os.listdir(folder) if f.startswith("m-"))
+
+
+def test_parts_run_like_the_whole():
+    """A model in parts, opened by any of them, and by stages alone."""
+    folder = tandem.scratch("parts")
+    os.mkdir(folder)
+    tandem.run("quantizer", "--in", tandem.DEMO, "--out", os.path.join(folder, "m.gguf"), "--type", "q8_0", "--split-per-layer")
+    names = parts_of(folder)
+    check(names == [f"m-{i:05d}-of-00013.gguf" for i in range(1, 14)], names)
+    whole = tandem.generate(tandem.config(tandem.model("demo", "q8_0")), "--ids", "2,516,477", "--temperature", "0", "--max-tokens", "24")
+    for part in (names[0], names[5]):
+        got = tandem.generate(tandem.config(os.path.join(folder, part)), "--ids", "2,516,477", "--temperature", "0", "--max-tokens", "24")
+        check(got["choices"] == whole["choices"] if "choices" in got else got["text"] == whole["text"], part, got)
+    os.unlink(os.path.join(folder, names[7]))
+    r = tandem.run("coordinator", "--config", tandem.config(os.path.join(folder, names[0])), "plan", status=1)
+    check(names[7] in r.stderr, "the missing part is not named:", r.stderr)
+
+
 def test_single_file():
     """One model.safetensors without an index."""
     source, out = tandem.scratch("single"), tandem.scratch("single.gguf")

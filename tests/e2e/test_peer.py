@@ -31,6 +31,13 @@ def test_our_files():
         compare_one(tandem.model("demo", kind))
 
 
+def test_our_parts():
+    """llama.cpp opens the first part and finds the others."""
+    out = tandem.scratch("parts-q8_0.gguf")
+    tandem.run("quantizer", "--in", tandem.DEMO, "--out", out, "--type", "q8_0", "--split-max-size", "4MiB")
+    compare_one(out.replace(".gguf", "-00001-of-00004.gguf"))
+
+
 def test_foreign_files():
     generator = tandem.need_shared("peer", "gen_gguf.py")
     for kind in tandem.TYPES:
