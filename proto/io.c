@@ -241,13 +241,13 @@ int io_may_replace(const char *path, const void *magic, size_t n, const char *ki
 
 int io_out_open(const char *path, struct io_out **ret, struct err *err)
 {
-    auto_free char *real = realpath(path, NULL); /* of a link, the file that it points to */
+    auto_free char *resolved = realpath(path, NULL); /* of a link, the file that it points to */
     struct io_out *o = calloc(1, sizeof(*o));
     if (!o)
         return err_set(err, -ENOMEM, "'%s': out of memory", path);
     o->fd = -1;
-    if (real)
-        path = real;
+    if (resolved)
+        path = resolved;
     o->path = strdup(path);
     if (!o->path || asprintf(&o->temporary, "%s.tmp-%d", path, (int)getpid()) < 0) {
         o->temporary = NULL;
