@@ -283,6 +283,17 @@ uint32_t sampler_pick(struct sampler *s, const struct sample_params *p, const fl
     return s->heap[0].id;
 }
 
+bool sample_finite(const float *logits, uint32_t vocab)
+{
+    uint32_t most = 0;
+    for (uint32_t i = 0; i < vocab; i++) {
+        uint32_t u;
+        memcpy(&u, &logits[i], sizeof(u));
+        most = MAX(most, u & 0x7FFFFFFFu);
+    }
+    return most < 0x7F800000u;
+}
+
 double sample_nll(const float *logits, uint32_t vocab, uint32_t target)
 {
     double best = (double)logits[0], sum = 0.0;

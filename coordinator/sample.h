@@ -5,6 +5,7 @@
 #ifndef TANDEM_COORDINATOR_SAMPLE_H
 #define TANDEM_COORDINATOR_SAMPLE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -29,6 +30,8 @@ void sampler_close(struct sampler *s);
 /* logits: [vocab], not changed. history: prompt + output ids so far. index: how many tokens were generated before. */
 uint32_t sampler_pick(struct sampler *s, const struct sample_params *p, const float *logits, const uint32_t *history,
                       size_t n_history, uint32_t choice, uint32_t index);
+/* No NaN, no infinity. */
+bool sample_finite(const float *logits, uint32_t vocab);
 /* -log softmax(logits)[target], in double. */
 double sample_nll(const float *logits, uint32_t vocab, uint32_t target);
 

@@ -373,6 +373,14 @@ static int take_logits(struct schedule *s, const struct chunk *c, const float *r
         struct request *r = slot->req;
         if (!r)
             continue; /* finished or cancelled meanwhile */
+        if (!sample_finite(rows, vocab)) {
+            struct err e = {0};
+            err_set(&e, -EDOM,
+                    "the logits of position %u are not all finite numbers; expected a model whose weights are (a broken file?)",
+                    pos);
+            slot_finish(s, slot, ENGINE_FINISH_ERROR, &e);
+            continue;
+        }
         if (r->p.all_logits && pos < r->result.n_prompt && r->p.logits)
             r->p.logits(r->p.ctx, pos, rows, vocab);
         if (slot->req == r && r->p.max_tokens && pos + 1 == r->n_ids)

@@ -2,6 +2,9 @@
  * Chooses a kernel variant by what the processor and the system support. No state; any thread. */
 #include "kernels/cpu.h"
 
+#ifdef TANDEM_X86_KERNELS
+#include <cpuid.h>
+#endif
 #include <sched.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -22,12 +25,21 @@ static const struct cpu_kernels variants[] = {
 };
 #define N_VARIANTS (sizeof(variants) / sizeof(variants[0]))
 
+#ifdef TANDEM_X86_KERNELS
+/* clang 14 does not know "f16c" in __builtin_cpu_supports: CPUID leaf 1, ECX bit 29 (Intel SDM, CPUID). */
+static bool has_f16c(void)
+{
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & (1u << 29));
+}
+#endif
+
 /* __builtin_cpu_supports also asks whether the system saves the registers. */
 static bool supported(const char *name)
 {
 #ifdef TANDEM_X86_KERNELS
     if (strcmp(name, "avx2") == 0)
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
     if (strcmp(name, "avx512") == 0)
         return supported("avx2") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");

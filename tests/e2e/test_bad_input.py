@@ -192,6 +192,20 @@ def test_outputs_never_cost_another_file():
         check(os.path.islink(link) and os.path.getsize(target) > 1000, "the link was replaced")
 
 
+def test_weights_that_are_no_numbers():
+    """A foreign file may hold NaN: no text is made of it, no perplexity is nan."""
+    path, text = tandem.scratch("nan.gguf"), tandem.scratch("text.txt")
+    shutil.copy(model("demo", "f32"), path)
+    with open(path, "r+b") as f:  # in the middle of the data; every matrix reaches every logit
+        f.seek(os.path.getsize(path) // 2 // 4096 * 4096)
+        f.write(b"\xff" * 4096)
+    with open(text, "w", encoding="utf-8") as f:
+        f.write("Once upon a time there was a cat.")
+    cfg = config(path)
+    for ask in (("generate", "--prompt", "Once"), ("perplexity", "--file", text), ("perplexity", "--file", text, "--json")):
+        tandem.one_line_error(run("coordinator", "--config", cfg, *ask, status=None), "finite")
+
+
 def test_fifo_as_input():
     fifo = tandem.scratch("fifo")
     os.mkfifo(fifo)
