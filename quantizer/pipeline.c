@@ -23,6 +23,7 @@
 #define MAX_CHUNK (4u << 20)
 #define MAX_BLOCK (4u << 20)
 #define MIN_BLOCK (64u << 10)
+#define COPY (256u << 10) /* bytes of metadata at once */
 #define STACK (256u << 10)
 #define POLL_NS 100000000 /* between looks at the stop flag */
 
@@ -66,7 +67,7 @@ struct pipeline {
 
 static uint64_t rows_per_block(const struct pipeline_piece *p, size_t block)
 {
-    return p->bytes ? block : MAX(block / MAX(p->rows.src_row, 1u), 1u);
+    return p->bytes ? MIN(block, COPY) : MAX(block / MAX(p->rows.src_row, 1u), 1u);
 }
 
 /* The largest part of the window that one task takes, and the longest row. */

@@ -97,6 +97,9 @@ def write_shard(path, tensors, blocks, normal):
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as f:
         f.write(struct.pack("<Q", len(text)) + text)
+        if normal is None:
+            f.truncate(f.tell() + offset)
+            return
         for name, shape in tensors:
             deviation = 0.1 if len(shape) == 1 else shape[-1] ** -0.5
             if deviation not in blocks:
@@ -110,7 +113,7 @@ def write_shard(path, tensors, blocks, normal):
                 left, at = left - n, 0
 
 
-def make(folder, shape, layers=None, vocab=None, shard_mb=4500):
+def make(folder, shape, layers=None, vocab=None, shard_mb=4500, sparse=False):
     hidden, n_layers, ffn, heads, kv_heads, head, n_vocab, window = SHAPES[shape]
     n_layers, n_vocab = layers or n_layers, vocab or n_vocab
     os.makedirs(folder, exist_ok=True)
@@ -122,7 +125,7 @@ def make(folder, shape, layers=None, vocab=None, shard_mb=4500):
             used = 0
         shards[-1].append((name, s))
         used += size(s)
-    normal = np.random.default_rng(7).standard_normal(BLOCK, dtype=np.float32)
+    normal = None if sparse else np.random.default_rng(7).standard_normal(BLOCK, dtype=np.float32)
     index, blocks = {}, {}
     for i, shard in enumerate(shards):
         name = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
@@ -143,8 +146,9 @@ def main():
     parser.add_argument("--layers", type=int)
     parser.add_argument("--vocab", type=int)
     parser.add_argument("--shard", type=int, default=4500, help="megabytes in one file (default: 4500)")
+    parser.add_argument("--sparse", action="store_true", help="all weights are zero and take no disk: for plans and for memory")
     a = parser.parse_args()
-    print(f"{a.folder}: {make(a.folder, a.shape, a.layers, a.vocab, a.shard) / 1e9:.3f} GB")
+    print(f"{a.folder}: {make(a.folder, a.shape, a.layers, a.vocab, a.shard, a.sparse) / 1e9:.3f} GB")
 
 
 if __name__ == "__main__":
