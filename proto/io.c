@@ -226,7 +226,7 @@ int io_may_replace(const char *path, const void *magic, size_t n, const char *ki
     if (stat(path, &st) < 0)
         return err_set_errno(err, -errno, "output '%s'", path);
     if (!S_ISREG(st.st_mode))
-        return err_set(err, -EINVAL, "output '%s' is %s; expected the name of a file", path,
+        return err_set(err, S_ISDIR(st.st_mode) ? -EISDIR : -EINVAL, "output '%s' is %s; expected the name of a file", path,
                        S_ISDIR(st.st_mode) ? "a folder" : "a device, pipe or socket");
     int r = st.st_size == 0 ? 0 : io_open(path, false, &f, err);
     if (r < 0 || st.st_size == 0)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * Options of the conversion, the plan and the progress on standard output (a bar on a terminal, a line for every tenth otherwise),
- * errors on standard error. SIGINT and SIGTERM end the conversion where a later run can continue. Called by main; one thread. */
+ * errors on standard error. SIGINT, SIGTERM and SIGHUP end the conversion where a later run can continue. Called by main; one
+ * thread. */
 #include "quantizer/cmd_convert.h"
 
 #include <errno.h>
@@ -291,6 +292,7 @@ int cmd_convert_main(int argc, char **argv)
     struct sigaction sa = {.sa_handler = on_signal};
     sigaction(SIGINT, &sa, NULL);
     sigaction(SIGTERM, &sa, NULL);
+    sigaction(SIGHUP, &sa, NULL);
     uint64_t begin = util_now_ns();
     r = convert_run(&c.o, &res, &err);
     clear_bar(&c);

@@ -67,25 +67,12 @@ static void say(const struct conversion *c, const char *format, ...)
 
 /* ---- before anything is written ---- */
 
-/* A name that exists is replaced only when it is a GGUF file: a slip must not cost somebody a checkpoint. */
 static int check_output(const char *path, const char *in, struct err *err)
 {
-    struct io_file *f;
     struct stat st, from;
-    char magic[4] = "";
-    if (stat(path, &st) < 0)
-        return errno == ENOENT ? 0 : err_set_errno(err, -errno, "output '%s'", path);
-    if (stat(in, &from) == 0 && from.st_dev == st.st_dev && from.st_ino == st.st_ino)
+    if (stat(path, &st) == 0 && stat(in, &from) == 0 && from.st_dev == st.st_dev && from.st_ino == st.st_ino)
         return err_set(err, -EINVAL, "output '%s' is the input; choose another name", path);
-    int r = io_open(path, false, &f, err);
-    if (r < 0)
-        return err_wrap(err, r, "output");
-    if (io_size(f) >= sizeof(magic))
-        r = io_read(f, 0, magic, sizeof(magic), err);
-    io_close(f);
-    if (r == 0 && memcmp(magic, "GGUF", 4) != 0)
-        r = err_set(err, -EEXIST, "output '%s' exists and is not a GGUF file; remove it, or choose another name", path);
-    return r;
+    return io_may_replace(path, "GGUF", 4, "a GGUF file", err);
 }
 
 static int check_requantize(const struct conversion *c, struct err *err)

@@ -91,9 +91,11 @@ def turns_and_commands(t, ids_1, answer_1, ids_2, answer_2):
     t.read_until(r"\n> ")
     check(t.used() == 0, "a conversation before the first turn")
     first = t.ask("Tell me a story about a cat")
+    first = first.partition("\n(cut after 40 tokens")[0]
     check(first == answer_1, f"first turn: {first!r} instead of {answer_1!r}")
     check(t.used() == len(ids_1), "tokens after one turn:", t.used(), "instead of", len(ids_1))
     second = t.ask("What did it see?")
+    second = second.partition("\n(cut after")[0]
     check(second == answer_2, f"second turn: {second!r} instead of {answer_2!r}")
     check(t.used() == len(ids_2), "tokens after two turns:", t.used(), "instead of", len(ids_2))
     stats = t.ask("/stats")
@@ -102,7 +104,7 @@ def turns_and_commands(t, ids_1, answer_1, ids_2, answer_2):
     check(t.ask("") == "", "an empty line says something")
     t.ask("/reset")
     check(t.used() == 0, "/reset left tokens")
-    check(t.ask("Tell me a story about a cat") == first, "the same first turn, another answer")
+    check(t.ask("Tell me a story about a cat").startswith(first), "the same first turn, another answer")
     t.type("/quit\n")
     t.leave(0)
 

@@ -541,7 +541,7 @@ static void command_line(void **state)
     (void)state;
     char arguments[2048];
     check_run("--help", 0, "usage: quantizer", NULL);
-    check_run("--version", 0, "quantizer " TANDEM_VERSION, NULL);
+    check_run("--version", 0, "quantizer (Tandem) " TANDEM_VERSION, NULL);
     check_run("", 2, NULL, "--in is missing");
     check_run("--in x", 2, NULL, "--out is missing");
     check_run("--in x --out y z", 2, NULL, "unexpected argument 'z'");
