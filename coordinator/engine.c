@@ -342,8 +342,8 @@ static void local_stats(struct engine *e, struct engine_process_stats *s)
             s[i].peak_bytes = m.peak_private + s[i].budget[self ? BUDGET_RING : BUDGET_WEIGHTS]; /* memfds of its own making */
         }
         uint64_t peak = e->cgroup ? cgroup_peak(e->cgroup, s[i].name) : 0;
-        if (peak)
-            s[i].peak_bytes = peak;
+        if (peak) /* the tokenizer was there before the coordinator's group */
+            s[i].peak_bytes = self ? MAX(peak, s[i].peak_bytes) : peak;
     }
 }
 
