@@ -18,118 +18,125 @@
 #define LANES_TILES(type) 1
 #define LANES_FLOAT_TILES 1 /* of a float type, for one token */
 
+/* Inlined everywhere, sixteen checked accesses per operation take a sanitizer's compiler minutes. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define LANE static __attribute__((noinline, unused))
+#else
+#define LANE static inline
+#endif
+
 typedef struct {
     float v[16];
 } v16;
 
 #define EACH for (int i = 0; i < 16; i++)
-static inline v16 v16_set(float x)
+LANE v16 v16_set(float x)
 {
     v16 r;
     EACH r.v[i] = x;
     return r;
 }
-static inline v16 v16_load(const float *p)
+LANE v16 v16_load(const float *p)
 {
     v16 r;
     memcpy(r.v, p, sizeof(r.v));
     return r;
 }
-static inline void v16_store(float *p, v16 a)
+LANE void v16_store(float *p, v16 a)
 {
     memcpy(p, a.v, sizeof(a.v));
 }
-static inline v16 v16_load_f16(const uint16_t *p)
+LANE v16 v16_load_f16(const uint16_t *p)
 {
     v16 r;
     EACH r.v[i] = quant_f16_to_f32(p[i]);
     return r;
 }
-static inline v16 v16_load_bf16(const uint16_t *p)
+LANE v16 v16_load_bf16(const uint16_t *p)
 {
     v16 r;
     EACH r.v[i] = quant_bf16_to_f32(p[i]);
     return r;
 }
-static inline void v16_store_f16(uint16_t *p, v16 a)
+LANE void v16_store_f16(uint16_t *p, v16 a)
 {
     EACH p[i] = quant_f32_to_f16(a.v[i]);
 }
 /* rounds to nearest even; a NaN stays one */
-static inline void v16_store_bf16(uint16_t *p, v16 a)
+LANE void v16_store_bf16(uint16_t *p, v16 a)
 {
     EACH p[i] = quant_f32_to_bf16(a.v[i]);
 }
 /* integral values within int8 */
-static inline void v16_store_i8(int8_t *p, v16 a)
+LANE void v16_store_i8(int8_t *p, v16 a)
 {
     EACH p[i] = (int8_t)a.v[i];
 }
-static inline v16 v16_add(v16 a, v16 b)
+LANE v16 v16_add(v16 a, v16 b)
 {
     EACH a.v[i] += b.v[i];
     return a;
 }
-static inline v16 v16_sub(v16 a, v16 b)
+LANE v16 v16_sub(v16 a, v16 b)
 {
     EACH a.v[i] -= b.v[i];
     return a;
 }
-static inline v16 v16_mul(v16 a, v16 b)
+LANE v16 v16_mul(v16 a, v16 b)
 {
     EACH a.v[i] *= b.v[i];
     return a;
 }
-static inline v16 v16_div(v16 a, v16 b)
+LANE v16 v16_div(v16 a, v16 b)
 {
     EACH a.v[i] /= b.v[i];
     return a;
 }
 /* a * b + c, rounded once */
-static inline v16 v16_fma(v16 a, v16 b, v16 c)
+LANE v16 v16_fma(v16 a, v16 b, v16 c)
 {
     EACH a.v[i] = fmaf(a.v[i], b.v[i], c.v[i]);
     return a;
 }
 /* a > b ? a : b, as the x86 instruction: b when either is NaN */
-static inline v16 v16_max(v16 a, v16 b)
+LANE v16 v16_max(v16 a, v16 b)
 {
     EACH a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
     return a;
 }
-static inline v16 v16_min(v16 a, v16 b)
+LANE v16 v16_min(v16 a, v16 b)
 {
     EACH a.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i];
     return a;
 }
-static inline v16 v16_round(v16 a)
+LANE v16 v16_round(v16 a)
 {
     EACH a.v[i] = rintf(a.v[i]);
     return a;
 }
-static inline v16 v16_trunc(v16 a)
+LANE v16 v16_trunc(v16 a)
 {
     EACH a.v[i] = truncf(a.v[i]);
     return a;
 }
-static inline v16 v16_abs(v16 a)
+LANE v16 v16_abs(v16 a)
 {
     EACH a.v[i] = fabsf(a.v[i]);
     return a;
 }
-static inline v16 v16_sqrt(v16 a)
+LANE v16 v16_sqrt(v16 a)
 {
     EACH a.v[i] = sqrtf(a.v[i]);
     return a;
 }
 /* x with the sign of s */
-static inline v16 v16_copysign(v16 x, v16 s)
+LANE v16 v16_copysign(v16 x, v16 s)
 {
     EACH x.v[i] = copysignf(x.v[i], s.v[i]);
     return x;
 }
 /* 2^a for integral a in [-126, 127] */
-static inline v16 v16_exp2i(v16 a)
+LANE v16 v16_exp2i(v16 a)
 {
     EACH
     {
@@ -139,37 +146,38 @@ static inline v16 v16_exp2i(v16 a)
     return a;
 }
 /* x where a < b, else 0 */
-static inline v16 v16_zero_unless_less(v16 a, v16 b, v16 x)
+LANE v16 v16_zero_unless_less(v16 a, v16 b, v16 x)
 {
     EACH x.v[i] = a.v[i] < b.v[i] ? x.v[i] : 0;
     return x;
 }
 /* x where a < b, else y */
-static inline v16 v16_select_less(v16 a, v16 b, v16 x, v16 y)
+LANE v16 v16_select_less(v16 a, v16 b, v16 x, v16 y)
 {
     EACH x.v[i] = a.v[i] < b.v[i] ? x.v[i] : y.v[i];
     return x;
 }
 /* bit i: a == b in lane i */
-static inline unsigned v16_mask_equal(v16 a, v16 b)
+LANE unsigned v16_mask_equal(v16 a, v16 b)
 {
     unsigned m = 0;
     EACH m |= (unsigned)(a.v[i] == b.v[i]) << i;
     return m;
 }
 /* the largest lane; no NaN among them */
-static inline float v16_largest(v16 a)
+LANE float v16_largest(v16 a)
 {
     float m = a.v[0];
     EACH m = a.v[i] > m ? a.v[i] : m;
     return m;
 }
 /* lanes lo <= i < hi of a, the others b */
-static inline v16 v16_select_range(v16 a, v16 b, int lo, int hi)
+LANE v16 v16_select_range(v16 a, v16 b, int lo, int hi)
 {
     EACH a.v[i] = i >= lo && i < hi ? a.v[i] : b.v[i];
     return a;
 }
 #undef EACH
+#undef LANE
 
 #endif
