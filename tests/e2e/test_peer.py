@@ -27,7 +27,7 @@ def compare_one(path):
 
 
 def test_our_files():
-    for kind in tandem.TYPES:
+    for kind in tandem.TYPES + ("q4_1", "q5_0", "q5_1", "q4_K", "q5_K", "q6_K"):
         compare_one(tandem.model("demo", kind))
 
 
