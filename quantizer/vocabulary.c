@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * Owns the pieces of one tokenizer between loading and writing. Called by the converter, on one thread. It does not tokenize and
- * keeps no reference to the writer. Types and scores follow llama.cpp's converter, because llama.cpp splits a text at control and
+ * keeps no reference to the writer. The pieces come from tokenizer.model or, without one, from tokenizer.json; from there on both
+ * go the same way. Types and scores follow llama.cpp's converter, because llama.cpp splits a text at control and
  * user-defined tokens before it merges: a marker left as a normal piece would never be found there. */
 #include "quantizer/vocabulary.h"
 
@@ -15,6 +16,7 @@
 #include "proto/util.h"
 #include "quantizer/hf.h"
 #include "quantizer/spm.h"
+#include "quantizer/tokenizer_json.h"
 
 #define ADDED_SCORE (-1000.0f)
 #define SPACE_MARK "\xe2\x96\x81" /* U+2581, a space inside pieces */
@@ -40,8 +42,9 @@ struct token {
 };
 
 struct vocabulary {
-    char *model; /* bytes of tokenizer.model */
-    json_t *config;
+    char *model; /* bytes of tokenizer.model, or texts from tokenizer.json */
+    bool from_json;
+    json_t *config; /* while loading */
     struct token *tokens;
     uint32_t n;
     char **owned; /* texts that are not in model */
@@ -99,7 +102,7 @@ static int set_added(struct vocabulary *v, struct token *t, const char *s, size_
 static int from_pieces(struct vocabulary *v, const struct spm *s, uint32_t n_rows, struct err *err)
 {
     if (s->n > n_rows)
-        return err_set(err, -EINVAL, "tokenizer.model has %u pieces, the embedding %u rows; expected at least as many rows", s->n,
+        return err_set(err, -EINVAL, "the tokenizer has %u pieces, the embedding %u rows; expected at least as many rows", s->n,
                        n_rows);
     v->tokens = calloc(n_rows, sizeof(*v->tokens));
     if (!v->tokens)
@@ -116,8 +119,8 @@ static int from_pieces(struct vocabulary *v, const struct spm *s, uint32_t n_row
         } else {
             const struct spm_piece *p = &s->pieces[i];
             *t = (struct token){.text = p->text, .n = p->n, .score = p->score, .type = (int32_t)p->type};
-            if (p->type == SPM_USER_DEFINED)
-                r = set_added(v, t, p->text, p->n, false, err);
+            if (p->type == SPM_USER_DEFINED || (p->type == SPM_CONTROL && v->from_json))
+                r = set_added(v, t, p->text, p->n, p->type == SPM_CONTROL, err);
         }
         if (r < 0)
             return r;
@@ -144,6 +147,21 @@ static bool parse_id(const char *s, uint32_t *ret)
     return true;
 }
 
+/* Whether t, as set_added left it, was added with this text. */
+static bool is_added_as(const struct token *t, const char *s, size_t n)
+{
+    size_t at = 0;
+    if (t->type == SPM_NORMAL || t->type == SPM_BYTE)
+        return false;
+    for (size_t i = 0; i < n; at++) {
+        bool mark = t->type == SPM_USER_DEFINED && n - i >= 3 && memcmp(s + i, SPACE_MARK, 3) == 0;
+        if (at >= t->n || t->text[at] != (mark ? ' ' : s[i]))
+            return false;
+        i += mark ? 3 : 1;
+    }
+    return at == t->n;
+}
+
 static int from_added(struct vocabulary *v, struct err *err)
 {
     json_t *added = json_object_get(v->config, "added_tokens_decoder"), *entry;
@@ -162,6 +180,11 @@ static int from_added(struct vocabulary *v, struct err *err)
             continue; /* Hub configs of text models still list <image_soft_token> */
         struct token *t = &v->tokens[id];
         int32_t was = t->type;
+        if (v->from_json && was != SPM_UNUSED && !is_added_as(t, json_string_value(content), n))
+            return err_set(err, -EINVAL,
+                           CONFIG ", 'added_tokens_decoder.%u' is '%.64s', but tokenizer.json has '%.*s' there, or not among its "
+                                  "added tokens; expected that both agree",
+                           id, json_string_value(content), (int)MIN(t->n, 64u), t->text);
         int r = set_added(v, t, json_string_value(content), n, json_is_true(json_object_get(entry, "special")), err);
         if (r < 0)
             return r;
@@ -245,21 +268,60 @@ static int find_template(struct vocabulary *v, const char *folder, struct err *e
     return r;
 }
 
-static int load(struct vocabulary *v, const char *folder, uint32_t n_rows, struct err *err)
+/* What tokenizer.model or tokenizer.json says. ret->pieces: freed by the caller; their texts are the vocabulary's. */
+static int load_pieces(struct vocabulary *v, const char *folder, uint32_t n_rows, struct spm *ret, struct err *err)
 {
     size_t n;
-    struct spm s;
     int r = hf_load_text(folder, "tokenizer.model", &v->model, &n, err);
-    if (r < 0)
-        return r;
-    r = spm_parse((const uint8_t *)v->model, n, &s, err);
-    if (r < 0)
-        return err_wrap(err, r, "'%s/tokenizer.model'", folder);
-    r = hf_load_json(folder, CONFIG, &v->config, err);
-    if (r == -ENOENT) {
-        v->config = json_object();
-        r = v->config ? 0 : err_set(err, -ENOMEM, "out of memory");
+    if (r == 0) {
+        r = spm_parse((const uint8_t *)v->model, n, ret, err);
+        return r < 0 ? err_wrap(err, r, "'%s/tokenizer.model'", folder) : 0;
     }
+    if (r != -ENOENT)
+        return r;
+    auto_free char *path = NULL;
+    struct tokenizer_json t;
+    if (asprintf(&path, "%s/tokenizer.json", folder) < 0)
+        return err_set(err, -ENOMEM, "'tokenizer.json': out of memory");
+    r = tokenizer_json_load(path, n_rows, &t, err);
+    if (r == -ENOENT)
+        return err_set(err, r, "'%s' has neither tokenizer.model nor tokenizer.json; expected one of them", folder);
+    if (r < 0)
+        return err_wrap(err, r, "'%s'", path);
+    v->model = t.texts;
+    v->from_json = true;
+    v->add_bos = t.add_bos;
+    v->add_eos = t.add_eos;
+    *ret = t.spm;
+    return 0;
+}
+
+static int load_config(struct vocabulary *v, const char *folder, struct err *err)
+{
+    int r = hf_load_json(folder, CONFIG, &v->config, err);
+    if (r != -ENOENT)
+        return r;
+    v->config = json_object();
+    return v->config ? 0 : err_set(err, -ENOMEM, "out of memory");
+}
+
+static void choose_ends(struct vocabulary *v)
+{
+    const json_t *bos = json_object_get(v->config, "add_bos_token"), *eos = json_object_get(v->config, "add_eos_token");
+    if (!v->from_json)
+        v->add_bos = true;
+    if (json_is_boolean(bos))
+        v->add_bos = json_is_true(bos);
+    if (json_is_boolean(eos))
+        v->add_eos = json_is_true(eos);
+}
+
+static int load(struct vocabulary *v, const char *folder, uint32_t n_rows, struct err *err)
+{
+    struct spm s = {0};
+    int r = load_pieces(v, folder, n_rows, &s, err);
+    if (r == 0)
+        r = load_config(v, folder, err);
     if (r == 0)
         r = from_pieces(v, &s, n_rows, err);
     spm_fini(&s);
@@ -269,10 +331,10 @@ static int load(struct vocabulary *v, const char *folder, uint32_t n_rows, struc
         r = find_specials(v, err);
     if (r == 0)
         r = find_template(v, folder, err);
-    if (r == 0) {
-        v->add_bos = !json_is_false(json_object_get(v->config, "add_bos_token"));
-        v->add_eos = json_is_true(json_object_get(v->config, "add_eos_token"));
-    }
+    if (r == 0)
+        choose_ends(v);
+    json_decref(v->config);
+    v->config = NULL;
     return r;
 }
 
@@ -302,7 +364,6 @@ void vocabulary_close(struct vocabulary *v)
     free(v->tokens);
     free(v->template);
     free(v->model);
-    json_decref(v->config);
     free(v);
 }
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  * The tokenizer of a checkpoint as GGUF keys, the way llama.cpp's converter writes them (convert_hf_to_gguf.py,
- * _create_vocab_sentencepiece; gguf-py, SpecialVocab): tokenizer.model gives pieces, tokenizer_config.json says which of them are
- * control tokens and which ids begin and end a text, and carries the chat template. Threads: one. */
+ * _create_vocab_sentencepiece; gguf-py, SpecialVocab): tokenizer.model, or tokenizer.json where it is missing, gives pieces,
+ * tokenizer_config.json says which of them are control tokens and which ids begin and end a text, and carries the chat template.
+ * Threads: one. */
 #ifndef TANDEM_QUANTIZER_VOCABULARY_H
 #define TANDEM_QUANTIZER_VOCABULARY_H
 
