@@ -13,6 +13,7 @@
 #include "coordinator/plan.h"
 #include "coordinator/report.h"
 #include "coordinator/tokenizer.h"
+#include "model/collect.h"
 #include "proto/err.h"
 #include "proto/util.h"
 
@@ -140,6 +141,8 @@ static int dispatch(struct command *c, struct err *err)
         return cmd_eval_run(c, err);
     case OPTIONS_PERPLEXITY:
         return cmd_perplexity_run(c, err);
+    case OPTIONS_IMATRIX:
+        return cmd_imatrix_run(c, err);
     case OPTIONS_BENCH:
         return cmd_bench_run(c, err);
     case OPTIONS_PLAN:
@@ -155,6 +158,21 @@ static int dispatch(struct command *c, struct err *err)
     }
 }
 
+static bool reads_text(enum options_command k)
+{
+    return k == OPTIONS_PERPLEXITY || k == OPTIONS_IMATRIX;
+}
+
+/* What perplexity and imatrix hold in the coordinator beside the pipeline. */
+static uint64_t command_bytes(const struct command *c)
+{
+    struct hparams h;
+    if (c->options->command == OPTIONS_PERPLEXITY)
+        return cmd_perplexity_bytes(c->options, c->n_ids);
+    return c->n_ids * sizeof(uint32_t) +
+           (gemma3_hparams(c->gguf, &h, NULL) == 0 ? collect_bytes(&h, SEGMENT_ATTN) + collect_bytes(&h, SEGMENT_FFN) : 0);
+}
+
 int commands_run(const struct options *o, const struct config *config, const struct gguf *g, int *ret_signal, struct err *err)
 {
     auto_free char *file = NULL;
@@ -167,13 +185,14 @@ int commands_run(const struct options *o, const struct config *config, const str
     r = needs_tokenizer(o->command) ? tokenizer_open(g, &c.tokenizer, err) : 0;
     if (r < 0)
         r = err_wrap(err, r, "model '%s'", config->model);
-    if (r == 0 && o->command == OPTIONS_PERPLEXITY) /* before caps hold: the text is gone when they do */
+    uint64_t bytes = 0;
+    if (r == 0 && reads_text(o->command)) { /* before caps hold: the text is gone when they do */
         r = tokenizer_encode(c.tokenizer, c.file, c.file_bytes, true, &ids, &c.n_ids, err);
-    if (r == 0 && o->command == OPTIONS_PERPLEXITY)
         free(take_ptr(&file));
-    c.ids = ids;
-    const struct engine_options eo = {.command_bytes = o->command == OPTIONS_PERPLEXITY ? cmd_perplexity_bytes(o, c.n_ids) : 0,
-                                      .ret_signal = ret_signal};
+        c.ids = ids;
+        bytes = command_bytes(&c);
+    }
+    const struct engine_options eo = {.command_bytes = bytes, .ret_signal = ret_signal};
     if (r == 0 && starts_stages(o->command))
         r = engine_open(config, g, &eo, &c.engine, err);
     if (r == 0)

@@ -22,7 +22,7 @@ struct command { /* all borrowed */
     const struct gguf *gguf;
     const char *file; /* what --file names, read whole, with a NUL behind it; NULL without the option */
     size_t file_bytes;
-    const uint32_t *ids; /* the same as ids; perplexity only, which has no `file` */
+    const uint32_t *ids; /* the same as ids; perplexity and imatrix, which have no `file` */
     size_t n_ids;
     struct tokenizer *tokenizer; /* NULL for eval, bench, plan */
     struct engine *engine;       /* NULL for plan, tokenize, detokenize */
@@ -36,6 +36,7 @@ int cmd_chat_run(struct command *c, struct err *err);
 int cmd_eval_run(struct command *c, struct err *err);
 int cmd_perplexity_run(struct command *c, struct err *err);
 uint64_t cmd_perplexity_bytes(const struct options *o, size_t n_ids); /* memory beside the pipeline */
+int cmd_imatrix_run(struct command *c, struct err *err);
 int cmd_bench_run(struct command *c, struct err *err);
 
 /* Sampling and length as the options say; ids and choice are the caller's. */

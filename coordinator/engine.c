@@ -17,9 +17,11 @@
 #include "coordinator/runtime_dir.h"
 #include "coordinator/schedule.h"
 #include "coordinator/supervise.h"
+#include "model/collect.h"
 #include "proto/err.h"
 #include "proto/log.h"
 #include "proto/ring.h"
+#include "proto/shm.h"
 #include "proto/util.h"
 
 struct engine {
@@ -40,6 +42,8 @@ struct engine {
     uint64_t stats_serial;
     uint32_t stats_pending; /* bit per role */
     struct engine_process_stats *stats;
+    uint32_t collect_pending; /* bit per role */
+    double *collected[2];     /* npu_worker's, gpu_worker's */
 };
 
 /* The only other thread: turns rings of the bell into wake-ups of the loop. */
@@ -111,6 +115,11 @@ static void on_stats(void *ctx, enum msg_role role, const struct msg_stats *m)
     e->stats_pending &= ~(1u << role);
 }
 
+static void on_collecting(void *ctx, enum msg_role role)
+{
+    ((struct engine *)ctx)->collect_pending &= ~(1u << role);
+}
+
 static int open_handles(struct engine *e, struct err *err)
 {
     int r = uv_loop_init(&e->loop);
@@ -155,6 +164,7 @@ static int open_pipeline(struct engine *e, const struct engine_options *o, struc
                                    .stage_dir = o ? o->stage_dir : NULL,
                                    .ready = on_ready,
                                    .stats = on_stats,
+                                   .collecting = on_collecting,
                                    .failed = on_failed,
                                    .ctx = e};
     int r = supervise_open(&so, &e->supervise, err);
@@ -234,6 +244,8 @@ void engine_close(struct engine *e)
         if (r < 0)
             log_error("engine", "event loop still has handles: %s", uv_strerror(r));
     }
+    for (int i = 0; i < 2; i++)
+        shm_unmap(e->collected[i], collect_bytes(&e->plan.hparams, i ? SEGMENT_FFN : SEGMENT_ATTN));
     cgroup_close(e->cgroup);
     runtime_dir_close(e->runtime);
     free(e);
@@ -319,6 +331,24 @@ int engine_wait_readable(struct engine *e, int fd, struct err *err)
     uv_close((uv_handle_t *)&poll, on_poll_closed);
     while (!closed)
         uv_run(&e->loop, UV_RUN_NOWAIT);
+    return r;
+}
+
+int engine_collect(struct engine *e, double *ret_area[2], struct err *err)
+{
+    static const enum msg_role roles[] = {MSG_ROLE_NPU, MSG_ROLE_GPU};
+    int r = interrupted(e, err);
+    for (int i = 0; i < 2 && r == 0; i++) {
+        size_t bytes = collect_bytes(&e->plan.hparams, i ? SEGMENT_FFN : SEGMENT_ATTN);
+        auto_fd fd = shm_make("tandem-collect", bytes, false, err);
+        r = fd < 0 ? fd : shm_map(fd, bytes, true, (void **)&e->collected[i], err);
+        if (r == 0)
+            r = supervise_collect(e->supervise, roles[i], fd, bytes, err);
+        e->collect_pending |= 1u << roles[i];
+    }
+    while (r == 0 && e->collect_pending && (r = interrupted(e, err)) == 0)
+        uv_run(&e->loop, UV_RUN_ONCE);
+    memcpy(ret_area, e->collected, sizeof(e->collected));
     return r;
 }
 

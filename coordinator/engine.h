@@ -78,6 +78,10 @@ int engine_signal(const struct engine *e);
 /* The caller has answered the signal: engine_run may go on. */
 void engine_forget_signal(struct engine *e);
 
+/* From now on the workers sum the squares of what enters their matrices. area: [0] npu_worker's, [1] gpu_worker's, in the layout of
+ * model/collect.h; they live until engine_close, are read when nothing runs, and count as the command's memory. Once. */
+int engine_collect(struct engine *e, double *ret_area[2], struct err *err);
+
 struct engine_process_stats {
     const char *name;
     int pid;

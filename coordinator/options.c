@@ -55,9 +55,10 @@ static const struct option_def defs[] = {
     OPTION("parallel", "K", KIND_U32, BIT(OPTIONS_GENERATE), parallel, 1, 64, "K answers to the same prompt at once (default 1)"),
     OPTION("report", NULL, KIND_FLAG, BIT(OPTIONS_GENERATE), report, 0, 0, "after the text, print tokens/s and the memory of each process against its cap"),
     OPTION("logits", "OUT.npy", KIND_STRING, BIT(OPTIONS_EVAL), logits, 0, 0, "file to write: f32, tokens x vocabulary"),
-    OPTION("file", "FILE", KIND_STRING, BIT(OPTIONS_PERPLEXITY) | BIT(OPTIONS_TOKENIZE), file, 0, 0, "a text file"),
+    OPTION("file", "FILE", KIND_STRING, BIT(OPTIONS_PERPLEXITY) | BIT(OPTIONS_IMATRIX) | BIT(OPTIONS_TOKENIZE), file, 0, 0, "a text file"),
     OPTION("method", "M", KIND_METHOD, BIT(OPTIONS_PERPLEXITY), method, 0, 0, "window: <bos> and W-1 tokens, all scored; llama.cpp: chunks of W, second half scored (default window)"),
-    OPTION("window", "W", KIND_U32, BIT(OPTIONS_PERPLEXITY), window, 8, 1048576, "tokens per window or chunk, at most 'context' (default 512)"),
+    OPTION("out", "FILE.gguf", KIND_STRING, BIT(OPTIONS_IMATRIX), out, 0, 0, "the importance matrix to write, for quantizer --imatrix"),
+    OPTION("window", "W", KIND_U32, BIT(OPTIONS_PERPLEXITY) | BIT(OPTIONS_IMATRIX), window, 8, 1048576, "tokens per window or chunk, at most 'context' (default 512)"),
     OPTION("prompt-tokens", "N", KIND_U32, BIT(OPTIONS_BENCH), prompt_tokens, 0, 1048576, "prompt to process; 0 leaves the test out (default 512)"),
     OPTION("gen-tokens", "M", KIND_U32, BIT(OPTIONS_BENCH), gen_tokens, 0, 1048576, "tokens to generate; 0 leaves the test out (default 128)"),
     OPTION("repetitions", "R", KIND_U32, BIT(OPTIONS_BENCH), repetitions, 1, 1000, "of each test, after one warm-up (default 5)"),
@@ -77,6 +78,8 @@ static const struct {
     [OPTIONS_GENERATE] = {"generate", "(--prompt TEXT | --ids LIST) [options]", "continue a prompt"},
     [OPTIONS_EVAL] = {"eval", "--ids LIST --logits OUT.npy", "write the logits of every position"},
     [OPTIONS_PERPLEXITY] = {"perplexity", "--file TEXT [options]", "how well the model predicts a text"},
+    [OPTIONS_IMATRIX] = {"imatrix", "--file TEXT --out FILE.gguf [options]",
+                         "what enters each matrix while the model reads a text, for quantizer --imatrix"},
     [OPTIONS_BENCH] = {"bench", "[options]", "tokens/s of prompt and generation, time per stage, ring waits, memory"},
     [OPTIONS_PLAN] = {"plan", "[--json]", "the memory of each process against its cap, before anything is loaded"},
     [OPTIONS_TOKENIZE] = {"tokenize", "(--text TEXT | --file FILE) [options]", "token ids of a text, without <bos>"},
@@ -326,6 +329,8 @@ static int check(const struct options *o, struct err *err)
         return err_set(err, -EINVAL, "command '%s' needs --ids LIST", name);
     if (o->command == OPTIONS_EVAL && !o->logits)
         return err_set(err, -EINVAL, "command 'eval' needs --logits OUT.npy");
+    if (o->command == OPTIONS_IMATRIX && (!o->file || !o->out))
+        return err_set(err, -EINVAL, "command 'imatrix' needs --file TEXT and --out FILE.gguf");
     if (o->command == OPTIONS_PERPLEXITY && !o->file)
         return err_set(err, -EINVAL, "command 'perplexity' needs --file TEXT");
     if (o->command == OPTIONS_BENCH && !o->prompt_tokens && !o->gen_tokens)

@@ -17,6 +17,7 @@ enum options_command {
     OPTIONS_GENERATE,
     OPTIONS_EVAL,
     OPTIONS_PERPLEXITY,
+    OPTIONS_IMATRIX,
     OPTIONS_BENCH,
     OPTIONS_PLAN,
     OPTIONS_TOKENIZE,
@@ -37,7 +38,7 @@ struct options {
     const char *sets[OPTIONS_MAX_SETS];
     int n_sets;
     bool json, report, chat, no_markers;
-    const char *prompt, *system, *text, *file, *logits, *model;
+    const char *prompt, *system, *text, *file, *logits, *model, *out;
     uint32_t *ids; /* owned */
     uint32_t n_ids;
     bool has_ids; /* --ids was given */

@@ -248,6 +248,10 @@ static int handle(struct stage *st, const struct msg *m, int *fds, struct err *e
         err_set(&st->error, m->error.code < 0 ? m->error.code : -EIO, "%s (pid %d): %s", msg_role_name(st->role), st->process.pid,
                 m->error.text);
         return err_set(err, st->error.code, "%s", st->error.text);
+    case MSG_TYPE_collecting:
+        if (s->o.collecting)
+            s->o.collecting(s->o.ctx, st->role);
+        return 0;
     case MSG_TYPE_drained:
         return 0;
     case MSG_NONE:
@@ -256,6 +260,7 @@ static int handle(struct stage *st, const struct msg *m, int *fds, struct err *e
     case MSG_TYPE_segment_fill:
     case MSG_TYPE_start:
     case MSG_TYPE_stats_request:
+    case MSG_TYPE_collect:
     case MSG_TYPE_drain:
     case MSG_TYPE_shutdown:
     default:
@@ -441,6 +446,12 @@ int supervise_pid(const struct supervise *s, enum msg_role role)
 const char *supervise_backend(const struct supervise *s, enum msg_role role)
 {
     return s->stages[role].backend;
+}
+
+int supervise_collect(struct supervise *s, enum msg_role role, int fd, uint64_t bytes, struct err *err)
+{
+    struct msg m = {.type = MSG_TYPE_collect, .collect = {.bytes = bytes}};
+    return send_to(&s->stages[role], &m, &fd, 1, err);
 }
 
 int supervise_request_stats(struct supervise *s, uint64_t serial, struct err *err)

@@ -25,6 +25,7 @@ struct supervise_options {
     /* Every stage runs. */
     void (*ready)(void *ctx);
     void (*stats)(void *ctx, enum msg_role role, const struct msg_stats *s);
+    void (*collecting)(void *ctx, enum msg_role role);
     /* At most once; nothing else is called afterwards. A stage ended, or broke the protocol, or could not do its work. */
     void (*failed)(void *ctx, const struct err *err);
     void *ctx;
@@ -39,6 +40,8 @@ struct bell *supervise_bell(struct supervise *s);
 uint32_t supervise_epoch(const struct supervise *s);
 int supervise_pid(const struct supervise *s, enum msg_role role);             /* 0 when not running */
 const char *supervise_backend(const struct supervise *s, enum msg_role role); /* "" until ready */
+/* Borrows fd. `collecting` tells when the worker adds to it. */
+int supervise_collect(struct supervise *s, enum msg_role role, int fd, uint64_t bytes, struct err *err);
 int supervise_request_stats(struct supervise *s, uint64_t serial, struct err *err);
 /* Ask all stages to end; SIGKILL after a grace period. Then run the loop until supervise_stopped. */
 void supervise_stop(struct supervise *s);

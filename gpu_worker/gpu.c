@@ -7,9 +7,11 @@
 #include "gpu_worker/gpu.h"
 
 #include <errno.h>
+#include <stdatomic.h>
 #include <string.h>
 
 #include "gpu_worker/ffn_backend.h"
+#include "model/collect.h"
 #include "model/segment.h"
 #include "model/work_plan.h"
 #include "proto/budget.h"
@@ -29,6 +31,7 @@ struct gpu {
     size_t rows_bytes;
     const struct ffn_backend *backend;
     void *device;
+    double *_Atomic collected; /* where the squares of what enters matrices are summed, or NULL */
 };
 
 static const struct ffn_backend *const backends[] = {&ffn_cpu};
@@ -142,6 +145,12 @@ static int send_logits(struct gpu *g, struct stage_io *io, struct chunk *c, uint
     return 0;
 }
 
+static int run_layer(struct gpu *g, uint32_t layer, uint32_t n_tokens, const float *h, float *x, struct err *err)
+{
+    struct collect c = {atomic_load(&g->collected), &g->hparams, layer};
+    return g->backend->run(g->device, layer, n_tokens, h, x, c.area ? collect_rows : NULL, &c, err);
+}
+
 static int last_layer(struct gpu *g, struct stage_io *io, struct chunk *c, const float *h, struct err *err)
 {
     size_t width = g->hparams.hidden;
@@ -150,7 +159,7 @@ static int last_layer(struct gpu *g, struct stage_io *io, struct chunk *c, const
         if (c->tokens[t].flags & CHUNK_WANT_LOGITS)
             memcpy(g->rows + n++ * width, h + t * width, width * sizeof(float));
     }
-    int r = n ? g->backend->run(g->device, c->h.layer, n, g->rows, g->rows, NULL, NULL, err) : 0;
+    int r = n ? run_layer(g, c->h.layer, n, g->rows, g->rows, err) : 0;
     if (r == 0)
         r = send_logits(g, io, c, n, err);
     return r < 0 ? r : send_done(io, c);
@@ -170,10 +179,20 @@ static int gpu_process(void *state, struct stage_io *io, uint32_t input, struct 
     float *x = stage_reserve(io, OUTPUT_NPU, c);
     if (!x)
         return -ECANCELED;
-    int r = g->backend->run(g->device, layer, c->h.n_tokens, payload, x, NULL, NULL, err);
+    int r = run_layer(g, layer, c->h.n_tokens, payload, x, err);
     if (r == 0)
         stage_commit(io, OUTPUT_NPU);
     return r;
+}
+
+static int gpu_collect(void *state, double *area, uint64_t bytes, struct err *err)
+{
+    struct gpu *g = state;
+    size_t expected = collect_bytes(&g->hparams, SEGMENT_FFN);
+    if (bytes != expected)
+        return err_set(err, -EPROTO, "gpu_worker: COLLECT with %llu bytes; expected %zu", (unsigned long long)bytes, expected);
+    atomic_store(&g->collected, area);
+    return 0;
 }
 
 static const char *gpu_backend(void *state)
@@ -200,5 +219,6 @@ const struct stage_ops gpu_ops = {.role = MSG_ROLE_GPU,
                                   .configure = gpu_configure,
                                   .segment = gpu_segment,
                                   .process = gpu_process,
+                                  .collect = gpu_collect,
                                   .backend = gpu_backend,
                                   .close = gpu_close};

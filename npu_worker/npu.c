@@ -5,8 +5,10 @@
 #include "npu_worker/npu.h"
 
 #include <errno.h>
+#include <stdatomic.h>
 #include <string.h>
 
+#include "model/collect.h"
 #include "model/segment.h"
 #include "npu_worker/attn_backend.h"
 #include "npu_worker/kv.h"
@@ -20,6 +22,7 @@ struct npu {
     struct kv *kv;
     const struct attn_backend *backend;
     void *device;
+    double *_Atomic collected; /* where the squares of what enters matrices are summed, or NULL */
 };
 
 static const struct attn_backend *const backends[] = {&attn_cpu};
@@ -119,10 +122,22 @@ static int npu_process(void *state, struct stage_io *io, uint32_t input, struct 
     float *h = stage_reserve(io, 0, c);
     if (!h)
         return -ECANCELED;
-    int r = c->h.n_tokens ? n->backend->run(n->device, c->h.layer, c, payload, h, NULL, NULL, err) : 0;
+    struct collect collect = {atomic_load(&n->collected), &n->hparams, c->h.layer};
+    int r = c->h.n_tokens ? n->backend->run(n->device, c->h.layer, c, payload, h, collect.area ? collect_rows : NULL, &collect, err)
+                          : 0;
     if (r == 0)
         stage_commit(io, 0);
     return r;
+}
+
+static int npu_collect(void *state, double *area, uint64_t bytes, struct err *err)
+{
+    struct npu *n = state;
+    size_t expected = collect_bytes(&n->hparams, SEGMENT_ATTN);
+    if (bytes != expected)
+        return err_set(err, -EPROTO, "npu_worker: COLLECT with %llu bytes; expected %zu", (unsigned long long)bytes, expected);
+    atomic_store(&n->collected, area);
+    return 0;
 }
 
 static const char *npu_backend(void *state)
@@ -149,5 +164,6 @@ const struct stage_ops npu_ops = {.role = MSG_ROLE_NPU,
                                   .configure = npu_configure,
                                   .segment = npu_segment,
                                   .process = npu_process,
+                                  .collect = npu_collect,
                                   .backend = npu_backend,
                                   .close = npu_close};

@@ -72,6 +72,8 @@ struct stage_io {
     struct segment *segments;
     uint32_t n_segments, n_filled;
     struct fill_job *jobs, **jobs_end;
+    void *collected; /* mapping of COLLECT */
+    uint64_t collected_bytes;
 
     pthread_t thread;
     bool running;
@@ -473,6 +475,21 @@ static int on_stats(struct stage_io *io, const struct msg_stats_request *q, stru
     return conn_send(io->conn, &m, NULL, 0, err);
 }
 
+static int on_collect(struct stage_io *io, const struct msg_collect *q, int fd, struct err *err)
+{
+    if (!io->ops->collect || !io->running || io->collected)
+        return err_set(err, -EPROTO, "COLLECT %s",
+                       io->collected ? "a second time"
+                       : io->running ? "of a stage without matrices"
+                                     : "before START");
+    int r = shm_map(fd, q->bytes, true, &io->collected, err);
+    if (r < 0)
+        return r;
+    io->collected_bytes = q->bytes;
+    r = io->ops->collect(io->state, io->collected, q->bytes, err);
+    return r < 0 ? r : conn_send(io->conn, &(struct msg){.type = MSG_TYPE_collecting}, NULL, 0, err);
+}
+
 static int handle(struct stage_io *io, const struct msg *m, int *fds, struct err *err)
 {
     switch (m->type) {
@@ -488,6 +505,8 @@ static int handle(struct stage_io *io, const struct msg *m, int *fds, struct err
         return on_start(io, err);
     case MSG_TYPE_stats_request:
         return on_stats(io, &m->stats_request, err);
+    case MSG_TYPE_collect:
+        return on_collect(io, &m->collect, fds[0], err);
     case MSG_TYPE_drain:
         atomic_store(&io->draining, true);
         if (io->bell)
@@ -505,6 +524,7 @@ static int handle(struct stage_io *io, const struct msg *m, int *fds, struct err
     case MSG_TYPE_segment_end:
     case MSG_TYPE_ready:
     case MSG_TYPE_stats:
+    case MSG_TYPE_collecting:
     case MSG_TYPE_drained:
     default:
         return err_set(err, -EPROTO, "the coordinator sent a %s message, which only a stage may send", msg_name(m->type));
@@ -587,6 +607,7 @@ static void stage_close(struct stage_io *io)
     }
     if (io->state)
         io->ops->close(io->state);
+    shm_unmap(io->collected, io->collected_bytes);
     while (io->segments) {
         struct segment *s = io->segments;
         io->segments = s->next;

@@ -37,6 +37,9 @@ struct stage_ops {
     /* backend: what runs, for READY: "cpu avx2". Main thread, after configure. */
     const char *(*backend)(void *state);
     void (*close)(void *state); /* NULL and half-built are fine */
+    /* collect: main thread, while process may run: add to area from the next chunk on (model/collect.h); it stays mapped until
+     * close. Optional. */
+    int (*collect)(void *state, double *area, uint64_t bytes, struct err *err);
 };
 
 /* Main thread, in configure. */

@@ -188,6 +188,12 @@ void engine_forget_signal(struct engine *e)
     fake_engine_script.signal = 0;
 }
 
+int engine_collect(struct engine *e, double *ret_area[2], struct err *err)
+{
+    (void)e, (void)ret_area;
+    return err_set(err, -ENOTSUP, "the fake engine has no matrices");
+}
+
 int engine_stats(struct engine *e, struct engine_process_stats *ret, struct err *err)
 {
     static const char *const names[] = {"coordinator", "loader", "npu_worker", "gpu_worker"};
