@@ -48,9 +48,11 @@ void cmd_convert_usage(FILE *f)
         "                         norms are always f32, and the q*_k_m are mixes as in llama.cpp\n"
         "  --tensor-type P=T      matrices whose name has the regular expression P get type T; may be repeated, the last that\n"
         "                         matches counts\n"
+        "  --fit SIZE             the best mix of types whose file has at most SIZE (16GiB), instead of --type\n"
+        "  --imatrix FILE         importance of columns for the search (GGUF of llama-imatrix)\n"
         "  --pure                 a mix without its exceptions\n"
         "  --allow-requantize     from a GGUF whose matrices are quantized already\n"
-        "  --no-search            blocks rounded as the reference does, without the search for better scales\n"
+        "  --search, --no-search  look for better block scales where the type has a search (default), or round as the reference\n"
         "  --name NAME            stored as general.name\n"
         "  --split-max-size SIZE  parts of at most SIZE (4GiB, 500MiB), named FILE-00001-of-000NN.gguf\n"
         "  --split-per-layer      one part for each layer, and a first one for the rest\n"
@@ -58,6 +60,7 @@ void cmd_convert_usage(FILE *f)
         "                         v0.5.0) writes a broken file when its input has another one than 32\n"
         "  --memory SIZE          most that the process may use (default: 192MiB)\n"
         "  --threads N            threads that convert (default: one per processor, at most 16)\n"
+        "  --journal SIZE         output between two points from which a killed run continues (default: one a second)\n"
         "  --restart              drop what an interrupted run with other arguments or another input left\n"
         "  --dry-run              only print the plan, tensor by tensor\n",
         recipe_presets());

@@ -379,6 +379,7 @@ static int stream(struct conversion *c, struct err *err)
                                        .ctx = c};
     struct pipeline_stats stats = {0};
     int r = 0;
+    memory_trim(); /* of what the trial and the verification took */
     if (o.from < c->plan.stream_bytes) {
         r = pipeline_run(&o, &stats, err);
         int noted = r != -EINVAL ? note(c, r == 0 ? err : NULL) : 0; /* after a failure: as much as can be kept */

@@ -36,11 +36,17 @@ static uint64_t field(const char *name)
     return at ? strtoull(at + strlen(name), NULL, 10) * 1024 : PROGRAM;
 }
 
+void memory_trim(void)
+{
+    if (!SANITIZED)
+        malloc_trim(0);
+}
+
 uint64_t memory_now(void)
 {
     if (SANITIZED)
         return PROGRAM;
-    malloc_trim(0);
+    memory_trim();
     return field("VmRSS:");
 }
 

@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 uint64_t memory_now(void);  /* resident bytes, after giving back what is free */
+void memory_trim(void);     /* gives back what is free */
 uint64_t memory_peak(void); /* the most that was resident at once */
 
 #endif

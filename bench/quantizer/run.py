@@ -6,12 +6,11 @@
     TANDEM_PEER="COMMAND" run.py FOLDER ...      COMMAND -m IN.gguf -o OUT.gguf --ftype TYPE --pure --qbuf 64 -t N
 
 FOLDER gets the checkpoint (kept for the next time) and the outputs (removed). Each round runs dd, ours and the peer one after the
-other, in changing order, so that a neighbour's load meets all of them. Ours starts with a cold page cache for its input, because
-it reads past the cache; the peer's input is dropped from the cache before each
-run (posix_fadvise), or with --warm read into it.
+other, in changing order, so that a neighbour's load meets all of them. Ours reads past the page cache; the peer's input is dropped
+from it before each run (posix_fadvise), or with --warm read into it.
 
-Peak memory is that of the whole process, from GNU time (Debian package time). One more run of ours goes into a memory cgroup of 300 MiB (v1 or v2, as root),
-page cache counted, or, where there is none, under an address space limit of 600 MiB.
+Peak memory is that of the whole process, from GNU time (Debian package time). One more run of ours goes into a memory cgroup of
+300 MiB (v1 or v2, as root), page cache counted, or, where there is none, under an address space limit of 600 MiB.
 """
 import argparse
 import os

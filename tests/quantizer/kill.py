@@ -1,5 +1,7 @@
+#!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Kills a conversion again and again (SIGKILL, at random moments) and lets it continue: the bytes must be those of an undisturbed run.
+"""Kills a conversion again and again (SIGKILL, SIGINT or SIGTERM, at random moments) and lets it continue: the bytes must be those of
+an undisturbed run.
 
     kill.py QUANTIZER [--kills N] [--layers N] [--type T] [--seed N] [more options of the quantizer]
 
@@ -12,6 +14,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,19 +33,20 @@ def outputs(out):
     return sorted(f for f in os.listdir(os.path.dirname(out)) if f.startswith(stem))
 
 
-def killed_run(a, source, out, threads, seconds):
+def killed_run(a, source, out, threads, seconds, how):
     """True when the run was killed, False when it had ended before; and how many bytes it said it would keep."""
     with tempfile.TemporaryFile() as said:
         p = subprocess.Popen(command(a, source, out, threads), stdout=said, stderr=subprocess.STDOUT)
         time.sleep(seconds)
-        p.kill()
+        p.send_signal(how)
         status = p.wait()
         said.seek(0)
         text = said.read().decode()
-    if status not in (0, -9):
+    # a signal that asks may come before its handler is there
+    if status not in (0, -how, 0 if how == signal.SIGKILL else 128 + how):
         sys.exit(f"status {status}: {text}")
     kept = re.search(r"continuing: ([0-9.]+ \w+) of", text)
-    return status == -9, kept.group(1) if kept else None
+    return status != 0, kept.group(1) if kept else None
 
 
 def main():
@@ -66,7 +70,8 @@ def main():
             if kills == a.kills:
                 break
             # twice the share of one run, so that the kills spread over the conversion and half of them come early in a run
-            was_killed, at = killed_run(a, source, out, r.randint(1, 3), r.uniform(0, 2.5 * seconds / a.kills + 0.03))
+            was_killed, at = killed_run(a, source, out, r.randint(1, 3), r.uniform(0, 1.6 * seconds / a.kills + 0.03),
+                                        r.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM)))
             kills += was_killed
             kept.append(at)
             if not was_killed:
