@@ -48,6 +48,7 @@ struct conversion {
     struct journal *journal;
     struct output *output;
     struct ledger *ledger;
+    uint64_t identity;          /* of the input when the conversion began */
     uint64_t synced, synced_ns; /* the last entry of the journal: stream offset and time */
     uint64_t kept;
 };
@@ -236,7 +237,11 @@ static int prepare(struct conversion *c, struct err *err)
         r = check_parts(c, err);
     if (r < 0)
         return r;
+    if (c->o->fit && c->plan.bytes > c->o->fit)
+        return err_set(err, -ENOSPC, "the metadata of %u parts take the output beyond the size to fit; choose larger parts",
+                       c->plan.n_files);
     source_forget_keys(c->source);
+    c->identity = source_identity(c->source);
     if (c->o->table)
         plan_print(&c->plan, c->o->table);
     r = make_pieces(c, err);
@@ -318,7 +323,7 @@ static int continue_old(struct conversion *c, struct err *err)
 static int open_output(struct conversion *c, struct err *err)
 {
     const struct journal_identity id = {
-        .source = source_identity(c->source), .arguments = arguments_hash(c), .stream_bytes = c->plan.stream_bytes};
+        .source = c->identity, .arguments = arguments_hash(c), .stream_bytes = c->plan.stream_bytes};
     c->ledger = ledger_open(&c->plan);
     if (!c->ledger)
         return err_set(err, -ENOMEM, "out of memory");
@@ -385,6 +390,8 @@ static int stream(struct conversion *c, struct err *err)
         int noted = r != -EINVAL ? note(c, r == 0 ? err : NULL) : 0; /* after a failure: as much as can be kept */
         r = r < 0 ? r : noted;
     }
+    if (r == 0 && source_identity(c->source) != c->identity)
+        r = err_set(err, -ESTALE, "input '%s' has changed while it was read", c->o->in);
     if (r == 0 && !is_complete(c->journal))
         r = journal_add(c->journal, JOURNAL_COMPLETE, c->plan.stream_bytes, ledger_group(c->ledger), err);
     return r < 0 ? r : output_finish(c->output, ledger_checksums(c->ledger), err);
@@ -397,7 +404,7 @@ static int leave(struct conversion *c, int r, struct err *err)
     bool begun = c->output != NULL;
     if (!c->journal)
         return r;
-    if (r == -EINVAL || !begun) { /* another run would end the same way, or there is nothing to keep */
+    if (r == -EINVAL || r == -ESTALE || !begun) { /* another run would end the same way, or there is nothing to keep */
         if (begun)
             output_remove(&c->plan);
         if (begun || journal_n(c->journal) == 0)

@@ -106,6 +106,18 @@ static int make_file(struct output *o, uint32_t i, struct err *err)
     return 0;
 }
 
+static int sync_folder(const char *path, struct err *err)
+{
+    char folder[PATH_MAX];
+    snprintf(folder, sizeof(folder), "%s", path);
+    char *slash = strrchr(folder, '/');
+    if (slash)
+        slash[slash == folder] = '\0';
+    auto_fd fd = open(slash ? folder : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int r = fd < 0 ? -errno : io_sync(fd);
+    return r < 0 && r != -EINVAL ? err_set_errno(err, r, "cannot sync the folder of '%s'", path) : 0;
+}
+
 int output_open(const struct plan *p, enum output_mode mode, struct output **ret, struct err *err)
 {
     struct output *o = calloc(1, sizeof(*o));
@@ -118,6 +130,8 @@ int output_open(const struct plan *p, enum output_mode mode, struct output **ret
     o->file = p->n_files;
     for (uint32_t i = 0; r == 0 && i < p->n_files; i++)
         r = make_file(o, i, err);
+    if (r == 0 && mode == OUTPUT_NEW)
+        r = sync_folder(p->files[0].path, err);
     if (r < 0) {
         output_close(o);
         if (mode == OUTPUT_NEW)
@@ -238,18 +252,6 @@ static int finish_file(struct output *o, uint32_t i, const uint64_t *checksums, 
         return err_set_errno(err, r, "'%s': cannot write the checksums", o->path);
     o->dirty = true;
     return sync_file(o, err);
-}
-
-static int sync_folder(const char *path, struct err *err)
-{
-    char folder[PATH_MAX];
-    snprintf(folder, sizeof(folder), "%s", path);
-    char *slash = strrchr(folder, '/');
-    if (slash)
-        slash[slash == folder] = '\0';
-    auto_fd fd = open(slash ? folder : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    int r = fd < 0 ? -errno : io_sync(fd);
-    return r < 0 && r != -EINVAL ? err_set_errno(err, r, "cannot sync the folder of '%s'", path) : 0;
 }
 
 static int name_file(const struct plan_file *f, struct err *err)

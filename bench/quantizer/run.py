@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: MIT
 """The quantizer on a checkpoint of real tensor shapes: time, input GB/s, peak memory, beside the disk and llama.cpp's quantizer.
 
-    run.py FOLDER [--shape 27b] [--layers 4] [--types q8_0,q4_0] [--rounds 3] [--threads 2] [--memory SIZE] [--search] [--warm]
+    run.py FOLDER [--shape 27b] [--layers 4] [--types q8_0,q4_0] [--rounds 3] [--threads 2] [--memory SIZE] [--search]
+           [--warm]
     TANDEM_PEER="COMMAND" run.py FOLDER ...      COMMAND -m IN.gguf -o OUT.gguf --ftype TYPE --pure --qbuf 64 -t N
 
 FOLDER gets the checkpoint (kept for the next time) and the outputs (removed). Each round runs dd, ours and the peer one after the
@@ -25,7 +26,8 @@ import make_checkpoint
 
 MIB = 1 << 20
 LIMIT = 300 * MIB
-BIN = os.environ.get("TANDEM_BIN") or os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "build", "release", "bin")
+HERE = os.path.dirname(os.path.abspath(__file__))
+BIN = os.environ.get("TANDEM_BIN") or os.path.join(HERE, "..", "..", "build", "release", "bin")
 
 
 def drop_cache(path):
@@ -60,7 +62,8 @@ def dd_speed(folder, source):
     target = os.path.join(folder, "dd.tmp")
     size = min(os.path.getsize(source), 2 << 30) // (4 * MIB)
     begin = time.monotonic()
-    subprocess.run(["dd", f"if={source}", "of=/dev/null", "bs=4M", f"count={size}", "iflag=direct"], check=True, stderr=subprocess.DEVNULL)
+    subprocess.run(["dd", f"if={source}", "of=/dev/null", "bs=4M", f"count={size}", "iflag=direct"], check=True,
+                   stderr=subprocess.DEVNULL)
     read = size * 4 * MIB / (time.monotonic() - begin)
     begin = time.monotonic()
     subprocess.run(["dd", "if=/dev/zero", f"of={target}", "bs=4M", f"count={size // 2}", "oflag=direct", "conv=fsync"], check=True,
@@ -77,7 +80,8 @@ def ours(a, source, kind, out, search):
 
 def core_speed(a, source, kind, search):
     """Input bytes per second that the cores can convert: the trial that the quantizer makes before it begins."""
-    out = subprocess.run(ours(a, source, kind, os.path.join(a.folder, "none.gguf"), search) + ["--dry-run"], check=True, capture_output=True)
+    command = ours(a, source, kind, os.path.join(a.folder, "none.gguf"), search) + ["--dry-run"]
+    out = subprocess.run(command, check=True, capture_output=True)
     return float(re.search(r"converting ([0-9.]+) GB/s", out.stdout.decode()).group(1)) * 1e9
 
 
@@ -135,7 +139,8 @@ def one_round(a, number, source, gguf, total, kind, search, peer):
         size = os.path.getsize(out)
         cores, disk = core_speed(a, source, kind, search), total / (total / read + size / write)
         share = total / seconds / min(cores, disk)
-        lines["ours"] = (total / seconds, f"ours {total / seconds / 1e9:.2f} GB/s, {seconds:.1f} s, peak {peak:.1f} MiB; disk allows "
+        lines["ours"] = (total / seconds,
+                         f"ours {total / seconds / 1e9:.2f} GB/s, {seconds:.1f} s, peak {peak:.1f} MiB; disk allows "
                          f"{disk / 1e9:.2f}, cores {cores / 1e9:.2f} GB/s: {100 * share:.0f}% of the slower")
         os.unlink(out)
 
@@ -149,8 +154,8 @@ def one_round(a, number, source, gguf, total, kind, search, peer):
     for f in order if number % 2 == 0 else order[::-1]:
         f()
     ratio = f"; ratio {lines['ours'][0] / lines['peer'][0]:.2f}" if peer else ""
-    print(f"{kind}{' with search' if search else ''}, round {number + 1}: dd reads {read / 1e9:.2f}, writes {write / 1e9:.2f} GB/s | "
-          + " | ".join(text for _, text in lines.values()) + ratio, flush=True)
+    print(f"{kind}{' with search' if search else ''}, round {number + 1}: dd reads {read / 1e9:.2f}, "
+          f"writes {write / 1e9:.2f} GB/s | " + " | ".join(text for _, text in lines.values()) + ratio, flush=True)
 
 
 def main():

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Kills a conversion again and again (SIGKILL, SIGINT or SIGTERM, at random moments) and lets it continue: the bytes must be those of
-an undisturbed run.
+"""Kills a conversion again and again (SIGKILL, SIGINT or SIGTERM, at random moments) and lets it continue: the bytes must be
+those of an undisturbed run.
 
     kill.py QUANTIZER [--kills N] [--layers N] [--type T] [--seed N] [more options of the quantizer]
 
-The checkpoint is made in a temporary folder. Each run gets another number of threads; a short journal interval spreads the points from
-which a run continues over the whole file.
+The checkpoint is made in a temporary folder. Each run gets another number of threads; a short journal interval spreads the points
+from which a run continues over the whole file.
 """
 import argparse
 import filecmp
