@@ -141,7 +141,7 @@ def refuse(folder, *words, kind="q4_0"):
 def test_bad_checkpoints():
     refuse(tandem.scratch("nowhere"), "nowhere")
     refuse(checkpoint("c1", drop=("config.json",)), "config.json")
-    refuse(checkpoint("c2", drop=("tokenizer.model",)), "tokenizer.model")
+    refuse(checkpoint("c2", drop=("tokenizer.model", "tokenizer.json")), "tokenizer")
     refuse(checkpoint("c3", drop=("model-00002*",)), "model-00002")
     folder = checkpoint("c4")
     shard = os.path.join(folder, "model-00001-of-00002.safetensors")
