@@ -48,6 +48,7 @@ INLINE void multiply(int type, int nt, int nw, const uint8_t *block, size_t tile
 {
     UNROLL(int g = first; g < first + 4; g++)
     {
+        __asm__ volatile("" : "+r"(block)); /* read the words again for high nibbles: kept, they push sums to the stack */
         __m512i v[MOST_TILES];
         UNROLL(int i = 0; i < nw; i++)
         v[i] = group(type, block + (size_t)i * tile_bytes, g);

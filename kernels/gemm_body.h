@@ -172,7 +172,7 @@ INLINE const uint8_t *head_at(int type, const uint8_t *tile, size_t b)
 /* The f16 d of block b's 16 rows. */
 INLINE const uint16_t *tail_at(int type, const uint8_t *tile, size_t n_cols, size_t b)
 {
-    size_t at = repack_tail_offset(type, n_cols / quant_block_elems(type), IS_SUPER(type) ? b / 8 : b);
+    size_t at = IS_SUPER(type) ? repack_tail_offset(type, n_cols / 256, b / 8) : repack_tail_offset(type, n_cols / 32, b);
     return (const uint16_t *)(const void *)(tile + at);
 }
 INLINE const uint8_t *high_at(int type, const uint8_t *block)
