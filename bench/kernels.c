@@ -15,12 +15,12 @@
 #include "kernels/attn.h"
 #include "kernels/cpu.h"
 #include "kernels/gemm.h"
-#include "kernels/linear.h"
 #include "kernels/pool.h"
 #include "kernels/quant.h"
 #include "kernels/quant_ops.h"
 #include "kernels/repack.h"
 #include "kernels/vec.h"
+#include "model/work_plan.h"
 
 #define VARIANTS 3
 #define COLD_BYTES ((size_t)192 << 20)
@@ -138,14 +138,45 @@ static struct matrices make_matrices(int type, uint32_t rows, uint32_t cols, siz
     return r;
 }
 
-/* Seconds for one pass over all copies with n_tokens tokens. */
+struct product {
+    const struct cpu_kernels *k;
+    const struct gemm_matrix *m;
+    const float *x;
+    uint8_t *act;
+    float *y;
+    uint32_t n_tokens;
+};
+
+static void prepare(void *ctx, uint32_t begin, uint32_t end, int thread)
+{
+    const struct product *p = ctx;
+    (void)thread;
+    for (uint32_t t = begin; t < end; t++)
+        p->k->gemm->prepare(p->m->type, p->x + (size_t)t * p->m->n_cols, p->m->n_cols,
+                            p->act + t * gemm_act_bytes(p->m->type, p->m->n_cols));
+}
+
+static void multiply(void *ctx, uint32_t begin, uint32_t end, int thread)
+{
+    const struct product *p = ctx;
+    (void)thread;
+    p->k->gemm->tiles(p->m, begin, end, p->act, p->n_tokens, p->y, p->m->n_rows);
+}
+
+/* Seconds for one pass over all copies with n_tokens tokens, divided among threads as a stage does. */
 static double pass(struct pool *pool, const struct cpu_kernels *k, const struct matrices *w, const float *x, uint32_t n_tokens,
                    void *act, float *y)
 {
     double t = now();
     pool_begin(pool);
-    for (int i = 0; i < w->n; i++)
-        linear_run(pool, k, &w->m[i], 1, x, n_tokens, act, &y);
+    for (int i = 0; i < w->n; i++) {
+        const struct gemm_matrix *m = &w->m[i];
+        struct product p = {k, m, x, act, y, n_tokens};
+        uint32_t tiles = (uint32_t)repack_n_tiles(m->n_rows);
+        size_t bytes = repack_tile_bytes(m->type, m->n_cols);
+        pool_run(pool, n_tokens, work_plan_token_grain(m->n_cols), prepare, &p);
+        pool_run(pool, tiles, work_plan_tile_grain(bytes, tiles, n_tokens, (uint32_t)pool_threads(pool)), multiply, &p);
+    }
     pool_end(pool);
     return now() - t;
 }

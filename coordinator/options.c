@@ -110,8 +110,8 @@ static void print_options(uint32_t mask, bool everywhere, FILE *f)
 void options_help(enum options_command c, FILE *f)
 {
     if (c != OPTIONS_CHAT) {
-        fprintf(f, "Usage: coordinator --config FILE %s %s\n%s.\n\nOptions:\n", commands[c].name, commands[c].synopsis,
-                commands[c].help);
+        fprintf(f, "Usage: coordinator %s%s %s\n%s.\n\nOptions:\n", c == OPTIONS_SAMPLE_CONFIG ? "" : "--config FILE ",
+                commands[c].name, commands[c].synopsis, commands[c].help);
         print_options(BIT(c), false, f);
         fprintf(f, "\nOptions of every command:\n");
         print_options(BIT(c), true, f);
@@ -304,10 +304,11 @@ static int parse_command(const char *word, enum options_command *ret, struct err
             best = commands[i].name;
         }
     }
-    return err_set(
-        err, -EINVAL,
-        "unknown command '%.40s'%s%s%s; expected generate, eval, perplexity, bench, plan, tokenize, detokenize or sample-config",
-        word, best ? ", did you mean '" : "", best ? best : "", best ? "'?" : "");
+    char known[160] = "";
+    for (unsigned i = OPTIONS_CHAT + 1; i < OPTIONS_COMMANDS; i++)
+        snprintf(known + strlen(known), sizeof(known) - strlen(known), "%s%s", i > OPTIONS_CHAT + 1 ? ", " : "", commands[i].name);
+    return err_set(err, -EINVAL, "unknown command '%.40s'%s%s%s; expected one of %s", word, best ? ", did you mean '" : "",
+                   best ? best : "", best ? "'?" : "", known);
 }
 
 static int check(const struct options *o, struct err *err)

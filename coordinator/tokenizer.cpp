@@ -34,6 +34,7 @@
 extern "C" {
 #include "model/gguf.h"
 #include "proto/err.h"
+#include "proto/utf8.h"
 }
 
 namespace
@@ -46,40 +47,6 @@ constexpr size_t CUT_BYTES = 32 << 10; /* a part of a long text, about */
 constexpr size_t TEXT_MAX = size_t(256) << 20;
 constexpr char SPACE_MARK[] = "\xe2\x96\x81";  /* U+2581 stands for a space in pieces */
 constexpr char REPLACEMENT[] = "\xef\xbf\xbd"; /* U+FFFD */
-
-/* Length of the character at p, > 0; 0: the n bytes are the beginning of one; < 0: so many bytes are not part of any. */
-int utf8_length(const unsigned char *p, size_t n)
-{
-    if (p[0] < 0x80)
-        return 1;
-    int length = p[0] >= 0xf0 ? 4 : p[0] >= 0xe0 ? 3 : 2;
-    if (p[0] < 0xc2 || p[0] > 0xf4)
-        return -1;
-    for (int i = 1; i < length; i++) {
-        if (size_t(i) >= n)
-            return 0;
-        unsigned char low = 0x80, high = 0xbf;
-        if (i == 1) {
-            low = p[0] == 0xe0 ? 0xa0 : p[0] == 0xf0 ? 0x90 : 0x80;
-            high = p[0] == 0xed ? 0x9f : p[0] == 0xf4 ? 0x8f : 0xbf;
-        }
-        if (p[i] < low || p[i] > high)
-            return -i;
-    }
-    return length;
-}
-
-bool utf8_valid(std::string_view s)
-{
-    auto p = reinterpret_cast<const unsigned char *>(s.data());
-    for (size_t i = 0; i < s.size();) {
-        int n = utf8_length(p + i, s.size() - i);
-        if (n <= 0)
-            return false;
-        i += size_t(n);
-    }
-    return true;
-}
 
 /* llama.cpp's converter stores user-defined space runs with plain spaces. */
 std::string with_space_marks(std::string_view s)
@@ -194,7 +161,7 @@ int read_pieces(tokenizer *t, const struct gguf *g, uint64_t n, struct err *err)
         std::string piece = t->type[i] == USER_DEFINED ? with_space_marks({s, length}) : std::string(s, length);
         if (piece.empty() || piece.size() > PIECE_MAX)
             return bad(err, key, i, piece.empty() ? "an empty piece" : "a piece of more than 1024 bytes", "1 to 1024 bytes");
-        if (piece.find('\0') != std::string::npos || !utf8_valid(piece))
+        if (piece.find('\0') != std::string::npos || !utf8_valid(piece.data(), piece.size()))
             return bad(err, key, i, "a NUL byte or invalid UTF-8", "a piece in UTF-8");
         std::string plain = with_spaces(piece);
         for (size_t k = 1; k < plain.size(); k++) {
@@ -577,7 +544,7 @@ int encode_chat(const tokenizer *t, const struct tokenizer_message *m, size_t n,
 /* Move what is complete in d->pending to d->out; `all`: nothing will follow. */
 void flush(detokenizer *d, bool all)
 {
-    auto p = reinterpret_cast<const unsigned char *>(d->pending.data());
+    const char *p = d->pending.data();
     size_t i = 0, n = d->pending.size();
     while (i < n) {
         int length = utf8_length(p + i, n - i);

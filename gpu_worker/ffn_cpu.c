@@ -111,32 +111,21 @@ static int cpu_open(const struct ffn_backend_options *o, void **ret, struct err 
     return 0;
 }
 
-static const float *norm_of(const struct segment_layout *l, enum gemma3_tensor role, const uint8_t *data)
-{
-    return (const float *)(const void *)(data + segment_find(l, role)->offset);
-}
-
-static struct gemm_matrix matrix_of(const struct segment_layout *l, enum gemma3_tensor role, const uint8_t *data)
-{
-    const struct segment_tensor *t = segment_find(l, role);
-    return (struct gemm_matrix){.type = t->type, .n_rows = t->n_rows, .n_cols = t->n_cols, .tiles = data + t->offset};
-}
-
 static int cpu_load_segment(void *b, uint32_t layer, const struct segment_layout *l, const void *data, struct err *err)
 {
     struct ffn *f = b;
     if (l->kind == SEGMENT_HEAD) {
-        f->output_norm = norm_of(l, GEMMA3_OUTPUT_NORM, data);
-        f->output = matrix_of(l, GEMMA3_OUTPUT, data);
+        f->output_norm = segment_norm(l, data, GEMMA3_OUTPUT_NORM);
+        f->output = segment_matrix(l, data, GEMMA3_OUTPUT);
         return 0;
     }
     if (l->kind != SEGMENT_FFN || layer >= f->hparams.n_layers)
         return err_set(err, -EINVAL, "FFN: unexpected segment (kind %d, layer %u)", (int)l->kind, layer);
-    f->layers[layer] = (struct weights){.gate = matrix_of(l, GEMMA3_FFN_GATE, data),
-                                        .up = matrix_of(l, GEMMA3_FFN_UP, data),
-                                        .down = matrix_of(l, GEMMA3_FFN_DOWN, data),
-                                        .norm = norm_of(l, GEMMA3_FFN_NORM, data),
-                                        .post_norm = norm_of(l, GEMMA3_POST_FFN_NORM, data)};
+    f->layers[layer] = (struct weights){.gate = segment_matrix(l, data, GEMMA3_FFN_GATE),
+                                        .up = segment_matrix(l, data, GEMMA3_FFN_UP),
+                                        .down = segment_matrix(l, data, GEMMA3_FFN_DOWN),
+                                        .norm = segment_norm(l, data, GEMMA3_FFN_NORM),
+                                        .post_norm = segment_norm(l, data, GEMMA3_POST_FFN_NORM)};
     return 0;
 }
 

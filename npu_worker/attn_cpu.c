@@ -142,30 +142,19 @@ static int cpu_open(const struct attn_backend_options *o, void **ret, struct err
     return 0;
 }
 
-static const float *norm_of(const struct segment_layout *l, enum gemma3_tensor role, const uint8_t *data)
-{
-    return (const float *)(const void *)(data + segment_find(l, role)->offset);
-}
-
-static struct gemm_matrix matrix_of(const struct segment_layout *l, enum gemma3_tensor role, const uint8_t *data)
-{
-    const struct segment_tensor *t = segment_find(l, role);
-    return (struct gemm_matrix){.type = t->type, .n_rows = t->n_rows, .n_cols = t->n_cols, .tiles = data + t->offset};
-}
-
 static int cpu_load_segment(void *b, uint32_t layer, const struct segment_layout *l, const void *data, struct err *err)
 {
     struct attn *a = b;
     if (l->kind != SEGMENT_ATTN || layer >= a->hparams.n_layers)
         return err_set(err, -EINVAL, "attention: unexpected segment (kind %d, layer %u)", (int)l->kind, layer);
-    a->layers[layer] = (struct weights){.q = matrix_of(l, GEMMA3_ATTN_Q, data),
-                                        .k = matrix_of(l, GEMMA3_ATTN_K, data),
-                                        .v = matrix_of(l, GEMMA3_ATTN_V, data),
-                                        .o = matrix_of(l, GEMMA3_ATTN_OUTPUT, data),
-                                        .in_norm = norm_of(l, GEMMA3_ATTN_NORM, data),
-                                        .q_norm = norm_of(l, GEMMA3_ATTN_Q_NORM, data),
-                                        .k_norm = norm_of(l, GEMMA3_ATTN_K_NORM, data),
-                                        .post_norm = norm_of(l, GEMMA3_POST_ATTN_NORM, data)};
+    a->layers[layer] = (struct weights){.q = segment_matrix(l, data, GEMMA3_ATTN_Q),
+                                        .k = segment_matrix(l, data, GEMMA3_ATTN_K),
+                                        .v = segment_matrix(l, data, GEMMA3_ATTN_V),
+                                        .o = segment_matrix(l, data, GEMMA3_ATTN_OUTPUT),
+                                        .in_norm = segment_norm(l, data, GEMMA3_ATTN_NORM),
+                                        .q_norm = segment_norm(l, data, GEMMA3_ATTN_Q_NORM),
+                                        .k_norm = segment_norm(l, data, GEMMA3_ATTN_K_NORM),
+                                        .post_norm = segment_norm(l, data, GEMMA3_POST_ATTN_NORM)};
     return 0;
 }
 

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <pthread.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -14,6 +15,7 @@
 #include "proto/log.h"
 #include "proto/util.h"
 
+#define STACK_BYTES ((size_t)1 << 20)
 #define FILES_MIN 64 /* the coordinator has about 40: sockets, memfds, the loop, the model */
 
 static int fill_standard(void)
@@ -43,6 +45,27 @@ static int raise_files(struct err *err)
     return 0;
 }
 
+/* Kernels keep blocks of a product on the stack. The main thread's may grow to the soft limit, those of other threads have the size
+ * that the C library took from it at start. */
+static int raise_stack(struct err *err)
+{
+    struct rlimit l;
+    if (getrlimit(RLIMIT_STACK, &l) < 0 || l.rlim_cur >= STACK_BYTES)
+        return 0;
+    rlim_t had = l.rlim_cur;
+    l.rlim_cur = MIN(l.rlim_max, STACK_BYTES);
+    if (l.rlim_cur < STACK_BYTES || setrlimit(RLIMIT_STACK, &l) < 0)
+        return err_set(err, -ENOMEM, "limit of the stack (ulimit -s) is %" PRIu64 " KiB; expected at least %zu KiB",
+                       (uint64_t)had >> 10, STACK_BYTES >> 10);
+    pthread_attr_t attr;
+    pthread_attr_init(&attr);
+    int r = pthread_attr_setstacksize(&attr, STACK_BYTES);
+    if (r == 0)
+        r = pthread_setattr_default_np(&attr);
+    pthread_attr_destroy(&attr);
+    return r ? err_set_errno(err, -r, "size of the threads' stacks") : 0;
+}
+
 int process_begin(const char *name, struct err *err)
 {
     int r = fill_standard();
@@ -54,5 +77,6 @@ int process_begin(const char *name, struct err *err)
     const char *trace = util_env(UTIL_ENV_TRACE);
     if (trace && strcmp(trace, "msg") != 0)
         return err_set(err, -EINVAL, "TANDEM_TRACE is '%.40s'; expected msg", trace);
-    return raise_files(err);
+    r = raise_files(err);
+    return r < 0 ? r : raise_stack(err);
 }

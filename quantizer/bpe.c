@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "proto/err.h"
+#include "proto/utf8.h"
 #include "proto/util.h"
 #include "quantizer/spm.h"
 
@@ -160,29 +161,10 @@ static int put_text(struct bpe *b, const char *text, size_t n, struct err *err)
     return 0;
 }
 
-/* RFC 3629: no overlong form, no surrogate, nothing above U+10FFFF. */
-static bool is_utf8(const char *text, size_t n)
-{
-    const uint8_t *s = (const uint8_t *)text;
-    for (size_t i = 0, more; i < n; i += 1 + more) {
-        more = s[i] < 0x80 ? 0 : s[i] < 0xe0 ? 1 : s[i] < 0xf0 ? 2 : 3;
-        if ((s[i] >= 0x80 && s[i] < 0xc2) || s[i] > 0xf4 || more >= n - i)
-            return false;
-        for (size_t k = 1; k <= more; k++) {
-            if ((s[i + k] & 0xc0) != 0x80)
-                return false;
-        }
-        if ((s[i] == 0xe0 && s[i + 1] < 0xa0) || (s[i] == 0xed && s[i + 1] > 0x9f) || (s[i] == 0xf0 && s[i + 1] < 0x90) ||
-            (s[i] == 0xf4 && s[i + 1] > 0x8f))
-            return false;
-    }
-    return true;
-}
-
 int bpe_add_piece(struct bpe *b, const char *text, size_t n, uint32_t id, struct err *err)
 {
     int shown = (int)MIN(n, 48);
-    if (n == 0 || n > BPE_PIECE_MAX || memchr(text, 0, n) || !is_utf8(text, n))
+    if (n == 0 || n > BPE_PIECE_MAX || memchr(text, 0, n) || !utf8_valid(text, n))
         return err_set(err, -EINVAL, "piece '%.*s' (id %u) has %zu bytes; expected 1 to %u of UTF-8 without NUL", shown, text, id,
                        n, BPE_PIECE_MAX);
     if (id >= b->n_max)

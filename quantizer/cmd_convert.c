@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "proto/err.h"
+#include "proto/utf8.h"
 #include "proto/util.h"
 #include "quantizer/convert.h"
 #include "quantizer/memory.h"
@@ -39,7 +40,7 @@ void cmd_convert_usage(FILE *f)
 {
     fprintf(
         f,
-        "usage: quantizer --in FOLDER|FILE.gguf --out FILE.gguf [options]\n"
+        "Usage: quantizer --in FOLDER|FILE.gguf --out FILE.gguf [options]\n"
         "\n"
         "Converts a Hugging Face checkpoint of Gemma 3 (safetensors, config.json, tokenizer) or a GGUF of it to GGUF, in one pass\n"
         "and a fixed memory. FILE appears when it is complete; killed at any moment, the same command continues.\n"
@@ -175,7 +176,7 @@ static int set_option(struct command *c, enum choice option, char *value)
         return 0;
     case NAME:
         o->name = value;
-        return 0;
+        return utf8_valid(value, strlen(value)) ? 0 : wrong("name", value, "UTF-8");
     case TYPE:
         o->recipe.type = value;
         return recipe_is_preset(value) ? 0 : wrong("type", value, recipe_presets());

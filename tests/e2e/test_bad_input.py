@@ -228,6 +228,8 @@ def test_limits():
     for n in (6, 20, 63):
         r = limited(resource.RLIMIT_NOFILE, n, "coordinator", "--config", cfg, "generate", "--prompt", "a")
         check(r.returncode == 1 and "open files" in r.stderr, n, r.returncode, r.stderr)
+    r = limited(resource.RLIMIT_STACK, 65536, "gpu_worker", "--config", cfg, "--layer", "0", "--in", "x.npy", "--out", "y.npy")
+    check(r.returncode == 1 and "stack" in r.stderr, r.returncode, r.stderr)
     out = tandem.scratch("limited.npy")
     r = limited(resource.RLIMIT_FSIZE, 512, "loader", "--config", cfg, "--ids", "2,3,4", "--out", out)
     check(r.returncode == 1 and "limited.npy" in r.stderr and not os.path.exists(out), r.returncode, r.stderr)

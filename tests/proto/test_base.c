@@ -11,6 +11,7 @@
 
 #include "proto/budget.h"
 #include "proto/log.h"
+#include "proto/utf8.h"
 #include "proto/util.h"
 
 static void test_err(void **state)
@@ -126,6 +127,35 @@ static void test_environment(void **state)
     for (size_t i = 0; i < ARRAY_LEN(names); i++)
         assert_non_null(strstr(text, names[i]));
     free(text);
+}
+
+static void test_utf8(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text;
+        int length;
+        bool valid;
+    } cases[] = {
+        {"a", 1, true},
+        {"\xc3\xa9", 2, true},
+        {"\xe2\x82\xac!", 3, true},
+        {"\xf0\x9f\x98\x80", 4, true},
+        {"\xf0\x9f\x98", 0, false},      /* cut */
+        {"\x80", -1, false},             /* continuation alone */
+        {"\xc0\xaf", -1, false},         /* overlong */
+        {"\xe0\x80\xaf", -1, false},     /* overlong */
+        {"\xed\xa0\x80", -1, false},     /* surrogate */
+        {"\xf4\x90\x80\x80", -1, false}, /* above U+10FFFF */
+        {"\xe2\x82x", -2, false},
+    };
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        size_t n = strlen(cases[i].text);
+        assert_int_equal(utf8_length(cases[i].text, n), cases[i].length);
+        assert_int_equal(utf8_valid(cases[i].text, n), cases[i].valid);
+    }
+    assert_true(utf8_valid("", 0));
+    assert_false(utf8_valid("a\xff", 2));
 }
 
 static void test_write_all(void **state)
@@ -287,17 +317,10 @@ static void test_budget_threads(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        FD_TEST(test_err),
-        FD_TEST(test_err_long),
-        FD_TEST(test_bytes),
-        FD_TEST(test_arithmetic),
-        FD_TEST(test_environment),
-        FD_TEST(test_log),
-        FD_TEST(test_write_all),
-        FD_TEST(test_budget),
-        FD_TEST(test_budget_alloc),
-        FD_TEST(test_fault_injection),
-        FD_TEST(test_budget_threads),
+        FD_TEST(test_err),          FD_TEST(test_err_long),        FD_TEST(test_bytes),
+        FD_TEST(test_arithmetic),   FD_TEST(test_environment),     FD_TEST(test_log),
+        FD_TEST(test_utf8),         FD_TEST(test_write_all),       FD_TEST(test_budget),
+        FD_TEST(test_budget_alloc), FD_TEST(test_fault_injection), FD_TEST(test_budget_threads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

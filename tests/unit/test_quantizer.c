@@ -540,7 +540,7 @@ static void command_line(void **state)
 {
     (void)state;
     char arguments[2048];
-    check_run("--help", 0, "usage: quantizer", NULL);
+    check_run("--help", 0, "Usage: quantizer", NULL);
     check_run("--version", 0, "quantizer (Tandem) " TANDEM_VERSION, NULL);
     check_run("", 2, NULL, "--in is missing");
     check_run("--in x", 2, NULL, "--out is missing");
@@ -548,7 +548,7 @@ static void command_line(void **state)
     check_run("--in x --out y --type q3_K", 2, NULL, "--type 'q3_K'; expected f32, f16, bf16, q8_0, q6_k");
     check_run("--in x --out y --threads 0", 2, NULL, "--threads '0'");
     check_run("--in x --out y --alignment 33", 2, NULL, "--alignment '33'");
-    check_run("--wrong", 2, NULL, "usage: quantizer");
+    check_run("--wrong", 2, NULL, "Usage: quantizer");
     snprintf(arguments, sizeof(arguments), "--in /nonexistent --out %s", unit_path("m.gguf"));
     check_run(arguments, 1, NULL, "quantizer: cannot open '/nonexistent/config.json'");
     assert_int_equal(unit_count_files(), 0);
