@@ -181,7 +181,7 @@ static const yajl_callbacks callbacks = {
 
 /* ---- reading ---- */
 
-static int judge(struct reader *p, yajl_handle y, yajl_status status, const char *path, uint64_t at)
+static int judge(struct reader *p, yajl_handle y, yajl_status status, uint64_t at)
 {
     if (status == yajl_status_ok)
         return 0;
@@ -189,7 +189,7 @@ static int judge(struct reader *p, yajl_handle y, yajl_status status, const char
         return p->r;
     unsigned char *text = yajl_get_error(y, 0, NULL, 0);
     int n = text ? (int)strcspn((const char *)text, "\n") : 0;
-    int r = err_set(p->err, -EINVAL, "'%s': JSON: %.*s near offset %" PRIu64, path, n, text ? (const char *)text : "", at);
+    int r = err_set(p->err, -EINVAL, "JSON: %.*s near offset %" PRIu64, n, text ? (const char *)text : "", at);
     if (text)
         yajl_free_error(y, text);
     return r;
@@ -206,13 +206,13 @@ static int pump(struct reader *p, yajl_handle y, struct io_file *f, uint8_t *buf
             return r;
         const char *wrong = scan(&s, buf, n, &where);
         if (wrong)
-            return err_set(p->err, -EINVAL, "'%s': JSON: %s at offset %" PRIu64, io_path(f), wrong, at + where);
+            return err_set(p->err, -EINVAL, "JSON: %s at offset %" PRIu64, wrong, at + where);
         yajl_status status = yajl_parse(y, buf, n);
-        r = judge(p, y, status, io_path(f), at + (status == yajl_status_error ? yajl_get_bytes_consumed(y) : 0));
+        r = judge(p, y, status, at + (status == yajl_status_error ? yajl_get_bytes_consumed(y) : 0));
         if (r < 0)
             return r;
     }
-    return judge(p, y, yajl_complete_parse(y), io_path(f), size);
+    return judge(p, y, yajl_complete_parse(y), size);
 }
 
 int json_stream_read(const char *path, json_stream_handler *handler, void *ctx, struct err *err)
@@ -225,9 +225,9 @@ int json_stream_read(const char *path, json_stream_handler *handler, void *ctx, 
     auto_free uint8_t *buf = malloc(PIECE);
     yajl_handle y = yajl_alloc(&callbacks, NULL, &p);
     if (io_size(f) > MAX_BYTES)
-        r = err_set(err, -EINVAL, "'%s' has %" PRIu64 " bytes; expected at most 1 GiB", path, io_size(f));
+        r = err_set(err, -EINVAL, "the file has %" PRIu64 " bytes; expected at most 1 GiB", io_size(f));
     else if (!buf || !y)
-        r = err_set(err, -ENOMEM, "'%s': out of memory", path);
+        r = err_set(err, -ENOMEM, "out of memory for reading JSON");
     else
         r = pump(&p, y, f, buf);
     if (y)
@@ -291,7 +291,7 @@ int json_stream_add(struct json_stream_value *v, const struct json_stream_event 
         return err_set(err, -EINVAL, "more than %u values where a few settings are expected", MAX_NODES);
     json_t *value = leaf(e);
     if (!value)
-        return err_set(err, -EINVAL, "a value (number %.*s) is out of range, or memory is", (int)MIN(e->n, 64),
+        return err_set(err, -EINVAL, "value '%.*s' cannot be kept; expected a number in range, or UTF-8", (int)MIN(e->n, 64u),
                        e->text ? e->text : "");
     bool container = e->kind == JSON_STREAM_MAP || e->kind == JSON_STREAM_ARRAY;
     if (attach(v, value) < 0)

@@ -38,7 +38,7 @@ struct json_stream_event {
 /* Negative: the reading ends with that result; the handler has set err. */
 typedef int json_stream_handler(void *ctx, const struct json_stream_event *e, struct err *err);
 
-/* -ENOENT when the file does not exist; -EINVAL with the offset when it is no JSON. */
+/* -ENOENT when the file does not exist; -EINVAL with the offset when it is no JSON: the caller adds the path. */
 int json_stream_read(const char *path, json_stream_handler *handler, void *ctx, struct err *err);
 
 /* Puts a value together again from its events, for the parts of a file that are small. {0} is an empty one. */
