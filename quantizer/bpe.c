@@ -26,8 +26,7 @@
 struct piece {
     uint32_t at; /* in texts */
     uint16_t n;
-    uint8_t type; /* 0: no such id */
-    bool run;     /* of spaces, which the list joins like a user-defined symbol */
+    uint8_t type; /* enum spm_type; 0: no such id */
 };
 
 struct merge {
@@ -301,18 +300,25 @@ static bool joins_longest(const struct bpe *b, const struct runs *runs, unsigned
     return true;
 }
 
-/* Whether every merge of runs comes before any other merge that takes a single space, and gives the longest runs. If cutting n
- * spaces ever differs, it does so for some n below twice the longest run: of the least such n, all but the last piece and all but
- * the first are cut right, so the first is too short by less than the last. */
+/* Whether every merge of runs comes before any other merge that takes a single space and gives the longest runs, and nothing joins
+ * a run with something else. If cutting n spaces ever differs, it does so for some n below twice the longest run: of the least such
+ * n, all but the last piece and all but the first are cut right, so the first is too short by less than the last. */
 static bool runs_are_symbols(const struct bpe *b, const struct runs *runs)
 {
     uint32_t last_of_runs = 0, first_of_others = UINT32_MAX;
     for (uint32_t i = 0; i < b->n_merges; i++) {
         const struct merge *m = &b->merges[i];
-        bool single = m->left + 1 == runs->id[1] || m->right + 1 == runs->id[1];
-        if (marks(b, &b->pieces[m->whole]))
+        bool others_normal = b->pieces[m->whole].type == SPM_NORMAL;
+        unsigned left = marks(b, &b->pieces[m->left]), right = marks(b, &b->pieces[m->right]);
+        if (marks(b, &b->pieces[m->whole])) {
             last_of_runs = i;
-        else if (single)
+            continue;
+        }
+        others_normal &= left || b->pieces[m->left].type == SPM_NORMAL;
+        others_normal &= right || b->pieces[m->right].type == SPM_NORMAL;
+        if (others_normal && (left > 1 || right > 1))
+            return false;
+        if (others_normal && (left || right))
             first_of_others = MIN(first_of_others, i);
     }
     bool ok = last_of_runs < first_of_others;
@@ -331,14 +337,12 @@ static int settle_runs(struct bpe *b, struct err *err)
     bool symbols = runs_are_symbols(b, &runs);
     if (!symbols && runs.n_added)
         return err_set(err, -ENOTSUP,
-                       "merges do not join spaces into the longest runs from the left before anything else, but %u runs are added "
-                       "tokens; expected that they do, as in every Gemma 3: GGUF has no way to say another order",
+                       "merges do not join spaces into the longest runs from the left, before and apart from anything else, but %u "
+                       "runs are added tokens; expected that they do, as in every Gemma 3: GGUF cannot say another order",
                        runs.n_added);
     for (unsigned i = 2; symbols && i <= runs.longest; i++) {
-        if (runs.id[i]) {
-            b->pieces[runs.id[i] - 1].run = true;
+        if (runs.id[i])
             b->pieces[runs.id[i] - 1].type = SPM_USER_DEFINED;
-        }
     }
     return 0;
 }
@@ -353,7 +357,7 @@ static int refuse(const struct bpe *b, struct err *err, uint32_t i, const char *
 }
 
 /* Takes the rank from merges that never happen: of added tokens, which are cut out of a text before, so that what is left holds
- * none. Then only normal pieces have ranks. */
+ * none; and from those of runs that are symbols. Then only normal pieces have ranks. */
 static int keep_normal(struct bpe *b, struct err *err)
 {
     for (uint32_t i = 0; i < b->n_merges; i++) {
@@ -363,9 +367,6 @@ static int keep_normal(struct bpe *b, struct err *err)
             continue;
         if (l->type == SPM_BYTE || r->type == SPM_BYTE || w->type == SPM_BYTE)
             return refuse(b, err, i, "concerns a byte piece; GGUF merges none: expected byte pieces outside the merges");
-        if ((l->run || r->run) && w->type == SPM_NORMAL)
-            return refuse(b, err, i,
-                          "joins a run of spaces with something else; expected that runs stay alone, as user-defined symbols do");
         b->rank[w->at + l->n] = 0;
     }
     return 0;

@@ -260,9 +260,11 @@ static json_t *leaf(const struct json_stream_event *e)
 static int set_key(struct json_stream_value *v, const struct json_stream_event *e, struct err *err)
 {
     free(v->key);
-    v->key = strndup(e->text, e->n);
+    v->key = malloc(e->n + 1);
     if (!v->key)
         return err_set(err, -ENOMEM, "out of memory for a key");
+    memcpy(v->key, e->text, e->n);
+    v->key[e->n] = '\0';
     if (strlen(v->key) != e->n || json_object_get(v->stack[v->depth - 1], v->key))
         return err_set(err, -EINVAL, "key '%.64s' is there twice or holds a NUL; expected it once", v->key);
     return 0;

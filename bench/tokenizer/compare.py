@@ -9,7 +9,6 @@ Exit status: 0 when all ids of the Rust library are ours, but for the kinds `sil
 """
 import argparse
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -28,9 +27,9 @@ def run(*command):
 
 
 def convert(programs, folder, out):
-    _, seconds = run(os.path.join(programs, "quantizer"), "--in", folder, "--out", out, "--type", "q8_0")
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    print(f"conversion: {seconds:.2f} s, peak memory of the process {peak / 1024:.1f} MiB")
+    start = time.monotonic()
+    peak = reference.peak_kib(os.path.join(programs, "quantizer"), "--in", folder, "--out", out, "--type", "q8_0")
+    print(f"conversion: {time.monotonic() - start:.2f} s, peak memory of the quantizer {peak / 1024:.1f} MiB")
 
 
 def ours(programs, gguf, cases, separator, work):

@@ -70,6 +70,18 @@ def encode(modules, which, folder, texts, work, timeout=600):
         return json.load(f)
 
 
+def peak_kib(*command):
+    """Runs a program to its end: its peak memory (or that of this process at the start of the program, if that is more)."""
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    said = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    process.stderr.close()
+    if process.returncode:
+        raise RuntimeError(f"{command[0]}: status {process.returncode}: {said.strip()}")
+    return usage.ru_maxrss
+
+
 def read_tokenizer(folder):
     with open(os.path.join(folder, "tokenizer.json"), encoding="utf-8") as f:
         return json.load(f)

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import struct
-import subprocess
 import sys
 
 import tandem
@@ -98,17 +97,6 @@ def test_refused():
     check(not os.path.exists(tandem.scratch("no.gguf")), "a refused conversion left a file")
 
 
-def peak_kib(*command):
-    """Runs a program to its end; its peak memory, or that of this process if that is more."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    said = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    process.stderr.close()
-    check(status == 0, command[0], "failed:", said)
-    return usage.ru_maxrss
-
-
 def real_ids(cfg, cases, separator):
     joined = tandem.scratch("joined.txt")
     with open(joined, "wb") as f:
@@ -143,7 +131,7 @@ def test_real_tokenizer():
     source = reference.model_folder(modules)
     folder, gguf = tandem.scratch("real"), tandem.scratch("real.gguf")
     reference.write_checkpoint(folder, source, 262208)
-    peak = peak_kib(*tandem.command("quantizer", "--in", folder, "--out", gguf, "--type", "q8_0"))
+    peak = reference.peak_kib(*tandem.command("quantizer", "--in", folder, "--out", gguf, "--type", "q8_0"))
     print(f"  peak memory of the quantizer: {peak / 1024:.1f} MiB")
     check(tandem.SANITIZE or peak <= MEMORY_KIB, "the quantizer needed", peak, "KiB")
     tokenizer = reference.read_tokenizer(source)

@@ -205,11 +205,16 @@ static void space_runs(void **state)
                                   .merges = JOIN_11 "," JOIN_21 "," JOIN_12 "," MERGES},
                     &t, err),
                -ENOTSUP, "do not join spaces into the longest runs");
-    /* A run that goes on merging. */
-    assert_err(load(&(struct doc){.vocab = RUNS ",\"" MARK MARK "a\":270",
-                                  .merges = JOIN_21 "," JOIN_12 "," JOIN_11 "," MERGES ",[\"" MARK MARK "\",\"a\"]"},
-                    &t, err),
-               -ENOTSUP, "joins a run of spaces with something else");
+    /* A run that goes on merging is no symbol. */
+    struct doc on = {.vocab = RUNS ",\"" MARK MARK "a\":270",
+                     .merges =
+                         JOIN_21 "," JOIN_12 "," JOIN_11 "," MERGES ",[\"" MARK MARK "\",\"a\"],[\"" MARK "\",\"" MARK "a\"]"};
+    assert_ok(load(&on, &t, err));
+    check_piece(&t, 269, MARK MARK MARK, 0, SPM_NORMAL);
+    check_piece(&t, 270, MARK MARK "a", -6, SPM_NORMAL);
+    tokenizer_json_fini(&t);
+    on.added = ADDED "," TOKEN(268, MARK MARK, "false");
+    assert_err(load(&on, &t, err), -ENOTSUP, "do not join spaces into the longest runs");
 }
 
 #define REFUSED(code, part, ...)  \
