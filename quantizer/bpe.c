@@ -147,6 +147,9 @@ static bool is_byte(const char *s, size_t n)
 
 static int put_text(struct bpe *b, const char *text, size_t n, struct err *err)
 {
+    if (n > BPE_TEXTS_MAX - b->n_texts)
+        return err_set(err, -EINVAL, "the pieces up to '%.*s' have more than %u MiB together; expected less", (int)MIN(n, 48), text,
+                       BPE_TEXTS_MAX >> 20);
     if (b->n_texts + n > b->texts_cap) {
         size_t cap = MAX(b->texts_cap * 2, (size_t)65536);
         char *p = realloc(b->texts, cap);
@@ -195,8 +198,10 @@ int bpe_add_merge(struct bpe *b, const char *left, size_t n_left, const char *ri
         return err_set(err, -EINVAL, "merge %u joins '%.*s' and '%.*s'; expected both, and what they give, in the vocabulary",
                        b->n_merges, (int)MIN(n_left, 48), left, (int)MIN(n_right, 48), right);
     if (b->n_merges == b->merges_cap) {
-        uint32_t cap = b->merges_cap ? b->merges_cap + b->merges_cap / 2 : 8192;
-        struct merge *p = cap < UINT32_MAX / 2 ? realloc(b->merges, cap * sizeof(*p)) : NULL;
+        uint32_t cap = MIN(b->merges_cap ? b->merges_cap + b->merges_cap / 2 : 8192, BPE_MERGES_MAX);
+        if (b->n_merges == cap)
+            return err_set(err, -EINVAL, "more than %u merges; expected fewer, each once", cap);
+        struct merge *p = realloc(b->merges, cap * sizeof(*p));
         if (!p)
             return err_set(err, -ENOMEM, "out of memory for %u merges", cap);
         b->merges = p;

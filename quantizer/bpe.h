@@ -11,7 +11,9 @@
 struct bpe;
 struct err;
 
-#define BPE_PIECE_MAX 1024u /* bytes */
+#define BPE_PIECE_MAX 1024u       /* bytes */
+#define BPE_TEXTS_MAX (16u << 20) /* bytes of all pieces: Gemma 3 has 2.2 MiB */
+#define BPE_MERGES_MAX (1u << 22) /* Gemma 3 has 514,906 */
 
 /* n: ids are below it. */
 int bpe_open(uint32_t n, struct bpe **ret, struct err *err);

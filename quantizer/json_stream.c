@@ -17,6 +17,7 @@
 #define PIECE 65536u
 #define MAX_BYTES (UINT64_C(1) << 30)
 #define MAX_NODES 65536u
+#define MAX_TEXTS (1u << 20)
 #define HALF "a \\u escape that is half of a surrogate pair"
 
 struct scanner {
@@ -32,6 +33,7 @@ struct reader {
     void *ctx;
     struct err *err;
     int r;
+    bool ended; /* all bytes are parsed: what comes now was cut */
 };
 
 /* ---- scanner ---- */
@@ -134,7 +136,8 @@ static int on_bool(void *ctx, int truth)
 
 static int on_number(void *ctx, const char *text, size_t n)
 {
-    return give(ctx, JSON_STREAM_NUMBER_TEXT, false, text, n);
+    const struct reader *p = ctx;
+    return p->ended || give(ctx, JSON_STREAM_NUMBER_TEXT, false, text, n);
 }
 
 static int on_text(void *ctx, const unsigned char *text, size_t n)
@@ -212,6 +215,7 @@ static int pump(struct reader *p, yajl_handle y, struct io_file *f, uint8_t *buf
         if (r < 0)
             return r;
     }
+    p->ended = true;
     return judge(p, y, yajl_complete_parse(y), size);
 }
 
@@ -283,6 +287,9 @@ static int attach(struct json_stream_value *v, json_t *value)
 
 int json_stream_add(struct json_stream_value *v, const struct json_stream_event *e, struct err *err)
 {
+    if (e->n > MAX_TEXTS - v->bytes)
+        return err_set(err, -EINVAL, "more than 1 MiB of text where a few settings are expected");
+    v->bytes += e->n;
     if (e->kind == JSON_STREAM_KEY)
         return set_key(v, e, err);
     if (e->kind == JSON_STREAM_MAP_END || e->kind == JSON_STREAM_ARRAY_END) {

@@ -38,18 +38,20 @@ struct json_stream_event {
 /* Negative: the reading ends with that result; the handler has set err. */
 typedef int json_stream_handler(void *ctx, const struct json_stream_event *e, struct err *err);
 
-/* -ENOENT when the file does not exist; -EINVAL with the offset when it is no JSON: the caller adds the path. */
+/* A number that is a whole file is not given. -ENOENT when the file does not exist; -EINVAL with the offset when it is no JSON: the
+ * caller adds the path. */
 int json_stream_read(const char *path, json_stream_handler *handler, void *ctx, struct err *err);
 
 /* Puts a value together again from its events, for the parts of a file that are small. {0} is an empty one. */
 struct json_stream_value {
     json_t *stack[JSON_STREAM_DEPTH + 1];
     unsigned depth, nodes;
+    size_t bytes; /* of its texts */
     char *key;
     json_t *done; /* owned; complete when depth is 0 */
 };
 
-/* Refuses a repeated key and a value of more than 65536 parts. */
+/* Refuses a repeated key, and a value of more than 65536 parts or 1 MiB of texts. */
 int json_stream_add(struct json_stream_value *v, const struct json_stream_event *e, struct err *err);
 void json_stream_drop(struct json_stream_value *v);
 

@@ -17,7 +17,7 @@
 
 #define ADDED_SCORE (-1000.0f)
 #define MARK "\xe2\x96\x81"
-#define MAX_ADDED 1048576u
+#define MAX_ADDED 65536u /* Gemma 3 has 6,415 */
 
 enum part { SETTINGS, ADDED, VOCAB, MERGES, PARTS };
 
@@ -34,6 +34,7 @@ struct reader {
     struct json_stream_value settings, entry; /* entry: of added_tokens */
     struct added *added;
     uint32_t n_added, added_cap;
+    size_t added_bytes;
     enum part at;   /* what the next event belongs to */
     unsigned depth; /* open brackets in that part */
     bool in_model;
@@ -96,11 +97,15 @@ static int keep_added(struct reader *p, struct err *err)
     int r = check_added(p->entry.done, &a, err);
     if (r < 0)
         return r;
+    p->added_bytes += a.n;
+    if (p->n_added == MAX_ADDED || p->added_bytes > BPE_TEXTS_MAX)
+        return err_set(err, -EINVAL, "key 'added_tokens' has more than %u entries or %u MiB of them; expected less", MAX_ADDED,
+                       BPE_TEXTS_MAX >> 20);
     if (p->n_added == p->added_cap) {
         uint32_t cap = MAX(p->added_cap * 2, 256u);
-        struct added *more = cap <= MAX_ADDED ? realloc(p->added, cap * sizeof(*more)) : NULL;
+        struct added *more = realloc(p->added, cap * sizeof(*more));
         if (!more)
-            return err_set(err, -ENOMEM, "out of memory for %u added tokens, or more than %u", cap, MAX_ADDED);
+            return err_set(err, -ENOMEM, "out of memory for %u added tokens", cap);
         p->added = more;
         p->added_cap = cap;
     }
@@ -254,7 +259,7 @@ static int on_event(void *ctx, const struct json_stream_event *e, struct err *er
 static int read_file(struct reader *p, const char *path, struct err *err)
 {
     int r = json_stream_read(path, on_event, p, err);
-    if (r == 0 && p->late) {
+    if (r == 0 && p->late && p->seen[VOCAB]) {
         json_stream_drop(&p->settings);
         memset(p->seen, 0, sizeof(p->seen));
         p->in_model = false;

@@ -97,6 +97,51 @@ def test_refused():
     check(not os.path.exists(tandem.scratch("no.gguf")), "a refused conversion left a file")
 
 
+def hostile(document):
+    """Bytes of a file, and what the refusal must say: the demo's tokenizer.json with one thing wrong in each."""
+    def changed(change):
+        copy = json.loads(text)
+        change(copy)
+        return json.dumps(copy).encode()
+
+    text = json.dumps(document)
+    vocab, merges = document["model"]["vocab"], document["model"]["merges"]
+    piece = next(p for p, i in vocab.items() if i == 1000)
+    yield b"", "premature EOF"
+    yield b"[" * 1000000, "more than 32 levels"
+    yield b'{"model":' * 1000000, "more than 32 levels"
+    yield text.encode().replace(b": 1000,", b": " + b"9" * 100000 + b",", 1), "a number of more than 64 characters"
+    yield changed(lambda d: d["model"]["vocab"].update({piece: 10 ** 30})), f"piece '{piece}' has no id"
+    yield changed(lambda d: d["model"]["vocab"].update({piece: 1e300})), f"piece '{piece}' has no id"
+    yield changed(lambda d: d["model"]["vocab"].update({piece: 4294967295})), f"piece '{piece}' has no id"
+    yield changed(lambda d: d["model"]["vocab"].update({piece: 999})), "both have id 999"
+    yield text.replace(": 1000,", f': 1000, "{piece}": 1000,', 1).encode(), f"pieces '{piece}' and '{piece}' both have id 1000"
+    yield changed(lambda d: d["model"]["vocab"].pop(piece)), "; expected both, and what they give, in the vocabulary"
+    yield changed(lambda d: d["model"]["merges"].append(["no such", "piece"])), f"merge {len(merges)} joins 'no such' and 'piece'"
+    yield changed(lambda d: d["model"]["merges"].append(merges[5])), f"merges 5 and {len(merges)} are the same"
+    yield changed(lambda d: d["model"]["merges"].pop(5)), "no merge joins"
+    yield changed(lambda d: d["model"].update(type="Unigram")), "'model.type' is \"Unigram\"; expected \"BPE\""
+    yield changed(lambda d: d["model"].update(vocab=[[p, -1.0] for p in vocab])), "'model.vocab' is not an object"
+    for key in ("vocab", "merges", "type", "byte_fallback"):
+        yield changed(lambda d: d["model"].pop(key)), f"'model.{key}' is "
+    for key in ("version", "normalizer", "decoder", "model"):
+        yield changed(lambda d: d.pop(key)), f"'{key}' is "
+    for part in range(1, 24):
+        yield text.encode()[:len(text) * part // 24], "JSON: "
+
+
+def test_hostile():
+    folder = checkpoint("hostile", ["tokenizer.model", "tokenizer.json"])
+    with open(os.path.join(tandem.DEMO, "tokenizer.json"), encoding="utf-8") as f:
+        document = json.load(f)
+    for data, said in hostile(document):
+        with open(os.path.join(folder, "tokenizer.json"), "wb") as f:
+            f.write(data)
+        refused = tandem.run("quantizer", "--in", folder, "--out", tandem.scratch("hostile.gguf"), status=None)
+        tandem.one_line_error(refused, "tokenizer.json", said)
+        check(not [f for f in os.listdir(tandem.scratch(".")) if f.startswith("hostile.gguf")], "left a file:", said)
+
+
 def real_ids(cfg, cases, separator):
     joined = tandem.scratch("joined.txt")
     with open(joined, "wb") as f:

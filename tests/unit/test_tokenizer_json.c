@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <stdio.h>
 
+#include "quantizer/bpe.h"
 #include "quantizer/json_stream.h"
 #include "quantizer/tokenizer_json.h"
 
@@ -347,6 +348,11 @@ static void bad_json(void **state)
         {"{\"model\":{\"vocab\":[[\"a\",0]]}}", "key 'model.vocab' is not an object of piece and id"},
         {"{\"model\":{\"vocab\":null}}", "key 'model.vocab' is not an object"},
         {"{\"model\":{\"merges\":{}}}", "key 'model.merges' is not an array"},
+        {"{\"model\":{\"vocab\":{\"a\":1,\"b\":1", "premature EOF"}, /* not an id twice */
+        {"7", "key 'model' is not an object"},
+        {"{\"version\":\"1.0\",\"normalizer\":" REPLACE ",\"decoder\":" DECODER
+         ",\"model\":{\"type\":\"BPE\",\"byte_fallback\":true,\"merges\":[[\"a\",\"b\"]]}}",
+         "key 'model.vocab' is missing"},
         {"{\"added_tokens\":{}}", "key 'added_tokens' is not an array"},
     };
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
@@ -365,6 +371,64 @@ static void bad_json(void **state)
     unit_free(&b);
     struct tokenizer_json t;
     assert_err(tokenizer_json_load(unit_path("none.json"), 512, &t, err), -ENOENT, "none.json");
+}
+
+static void fill(char *piece, unsigned n)
+{
+    for (unsigned i = 0; i < BPE_PIECE_MAX; i++, n /= 26)
+        piece[i] = (char)('a' + n % 26);
+}
+
+/* However many of each a file has, they end in a sentence before they fill the memory. */
+static void limits(void **state)
+{
+    (void)state;
+    enum { FULL = BPE_TEXTS_MAX / BPE_PIECE_MAX };
+    struct bpe *b;
+    char piece[BPE_PIECE_MAX];
+    assert_ok(bpe_open(FULL + 1, &b, err));
+    for (unsigned i = 0; i <= FULL; i++) {
+        struct err e = {0};
+        fill(piece, i);
+        int r = bpe_add_piece(b, piece, sizeof(piece), i, &e);
+        assert_int_equal(r, i < FULL ? 0 : -EINVAL);
+    }
+    assert_int_equal(bpe_count(b), FULL);
+    bpe_close(b);
+
+    assert_ok(bpe_open(2, &b, err));
+    assert_ok(bpe_add_piece(b, "a", 1, 0, err));
+    assert_ok(bpe_add_piece(b, "aa", 2, 1, err));
+    struct err e = {0};
+    for (unsigned i = 0; i < BPE_MERGES_MAX; i++) {
+        if (bpe_add_merge(b, "a", 1, "a", 1, &e) < 0)
+            fail_msg("merge %u: %s", i, e.text);
+    }
+    assert_err(bpe_add_merge(b, "a", 1, "a", 1, err), -EINVAL, "more than 4194304 merges");
+    bpe_close(b);
+}
+
+static void many_added(void **state)
+{
+    (void)state;
+    struct bytes b = {0};
+    char entry[64];
+    for (unsigned i = 0; i <= 65536; i++) {
+        int n = snprintf(entry, sizeof(entry), "%s{\"id\":%u,\"content\":\"+%u\"}", i ? "," : "", i + 1000, i);
+        unit_put(&b, entry, (size_t)n);
+    }
+    unit_put(&b, "", 1);
+    struct tokenizer_json t;
+    assert_err(load(&(struct doc){.added = (const char *)b.data}, &t, err), -EINVAL, "key 'added_tokens' has more than 65536");
+    unit_free(&b);
+
+    add(&b, ",\"settings\":[");
+    for (unsigned i = 0; i < 60000; i++)
+        add(&b, "\"a setting of 24 bytes, no more\",");
+    add(&b, "0]");
+    unit_put(&b, "", 1);
+    assert_err(load(&(struct doc){.settings = (const char *)b.data}, &t, err), -EINVAL, "more than 1 MiB of text");
+    unit_free(&b);
 }
 
 /* Cut anywhere it is refused; with any one byte changed it is either taken or refused with a sentence. */
@@ -389,7 +453,8 @@ static void broken(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {UNIT_TEST(usual),    UNIT_TEST(surroundings), UNIT_TEST(added_tokens), UNIT_TEST(space_runs),
-                                       UNIT_TEST(refusals), UNIT_TEST(bad_json),     UNIT_TEST(broken)};
+    const struct CMUnitTest tests[] = {UNIT_TEST(usual),      UNIT_TEST(surroundings), UNIT_TEST(added_tokens),
+                                       UNIT_TEST(space_runs), UNIT_TEST(refusals),     UNIT_TEST(bad_json),
+                                       UNIT_TEST(limits),     UNIT_TEST(many_added),   UNIT_TEST(broken)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
