@@ -55,14 +55,18 @@ static void relax(void)
 #endif
 }
 
+/* Large pieces first and small ones last: few cuts in a stream, and all threads end together. */
 static void work(struct pool *p, int thread)
 {
-    for (;;) {
-        uint32_t begin = atomic_fetch_add(&p->next, p->grain);
-        if (begin >= p->n_items)
-            return;
-        uint32_t end = p->n_items - begin < p->grain ? p->n_items : begin + p->grain;
+    uint32_t parts = 4 * (uint32_t)p->n_threads, begin = atomic_load(&p->next), end;
+    while (begin < p->n_items) {
+        uint32_t left = p->n_items - begin, n = left / parts / p->grain * p->grain;
+        n = n < p->grain ? p->grain : n;
+        end = left < n ? p->n_items : begin + n;
+        if (!atomic_compare_exchange_weak(&p->next, &begin, end))
+            continue;
         p->fn(p->ctx, begin, end, thread);
+        begin = atomic_load(&p->next);
     }
 }
 

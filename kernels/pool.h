@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * Threads for one parallel loop at a time. The caller takes part; the others sleep (futex) when there is no loop, after a
  * short bounded spin while `pool_begin`..`pool_end` says that more loops follow at once, and a moment longer. Items are handed
- * out in grains from an atomic counter: who computes an item never changes its value. */
+ * out in pieces that shrink, from an atomic counter: who computes an item never changes its value. */
 #ifndef TANDEM_KERNELS_POOL_H
 #define TANDEM_KERNELS_POOL_H
 
@@ -21,7 +21,8 @@ int pool_threads(const struct pool *p);
 /* Between begin and end idle threads may spin (bounded) between loops. One owner thread at a time. */
 void pool_begin(struct pool *p);
 void pool_end(struct pool *p);
-/* fn over [0, n_items) in pieces of at most `grain`; returns when all are done and visible. */
+/* fn over [0, n_items) in pieces that begin at multiples of `grain`: of 1 / (4 threads) of what is left, at least `grain`. Returns
+ * when all are done and visible. */
 void pool_run(struct pool *p, uint32_t n_items, uint32_t grain, pool_fn fn, void *ctx);
 
 #endif

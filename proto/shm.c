@@ -12,30 +12,55 @@
 #include "proto/err.h"
 #include "proto/util.h"
 
-#define HUGE_MIN ((size_t)4 << 20)
+#define PAGE ((size_t)4096)
+#define HUGE_PAGE ((size_t)2 << 20)
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
 #ifndef MFD_NOEXEC_SEAL
 #define MFD_NOEXEC_SEAL 8u
 #endif
 
-void shm_advise_huge(void *p, size_t bytes)
+/* Large mappings begin at a multiple of a huge page, so that huge pages of the file can be mapped as such. */
+static void *map(int fd, size_t bytes, int prot, int flags)
 {
-    if (bytes >= HUGE_MIN)
-        madvise(p, bytes, MADV_HUGEPAGE);
+    if (bytes < HUGE_PAGE)
+        return mmap(NULL, bytes, prot, flags, fd, 0);
+    size_t room = util_round_up(bytes, PAGE) + HUGE_PAGE;
+    uint8_t *r = mmap(NULL, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (r == MAP_FAILED)
+        return r;
+    uint8_t *at = r + (HUGE_PAGE - (uintptr_t)r % HUGE_PAGE), *end = at + util_round_up(bytes, PAGE);
+    if (mmap(at, bytes, prot, flags | MAP_FIXED, fd, 0) == MAP_FAILED) {
+        int saved = errno;
+        munmap(r, room);
+        errno = saved;
+        return MAP_FAILED;
+    }
+    munmap(r, (size_t)(at - r));
+    if (end < r + room)
+        munmap(end, (size_t)(r + room - end));
+    return at;
 }
 
-static int allocate(int fd, size_t bytes)
+/* Huge pages where the kernel gives them: by MADV_HUGEPAGE when shmem_enabled says advise, by MADV_COLLAPSE (Linux 6.1) even when
+ * it says never. One touched page per extent is enough, the rest is a hole that the huge page fills. */
+static void take_huge_pages(int fd, size_t bytes)
 {
-    if (bytes >= HUGE_MIN) { /* touched through a mapping that asks for huge pages; fallocate alone would take small ones */
-        void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-        if (p == MAP_FAILED)
-            return -errno;
-        shm_advise_huge(p, bytes);
+    if (bytes < HUGE_PAGE)
+        return;
+    uint8_t *p = map(fd, bytes, PROT_READ | PROT_WRITE, MAP_SHARED);
+    if (p == MAP_FAILED)
+        return;
+    size_t whole = bytes / HUGE_PAGE * HUGE_PAGE;
+    madvise(p, whole, MADV_HUGEPAGE);
 #ifdef MADV_POPULATE_WRITE
-        madvise(p, bytes, MADV_POPULATE_WRITE);
-#endif
-        munmap(p, bytes);
+    for (size_t at = 0; at < whole; at += HUGE_PAGE) {
+        if (madvise(p + at, PAGE, MADV_POPULATE_WRITE) < 0 || madvise(p + at, HUGE_PAGE, MADV_COLLAPSE) < 0)
+            break;
     }
-    return fallocate(fd, 0, 0, (off_t)bytes) < 0 ? -errno : 0;
+#endif
+    munmap(p, bytes);
 }
 
 int shm_make(const char *name, size_t bytes, bool more_seals, struct err *err)
@@ -47,9 +72,9 @@ int shm_make(const char *name, size_t bytes, bool more_seals, struct err *err)
         return err_set_errno(err, -errno, "shared memory '%s'", name);
     if (ftruncate(fd, (off_t)bytes) < 0)
         return err_set_errno(err, -errno, "shared memory '%s' of %zu bytes", name, bytes);
-    int r = allocate(fd, bytes);
-    if (r < 0)
-        return err_set_errno(err, r, "shared memory '%s': %zu bytes cannot be allocated", name, bytes);
+    take_huge_pages(fd, bytes);
+    if (fallocate(fd, 0, 0, (off_t)bytes) < 0)
+        return err_set_errno(err, -errno, "shared memory '%s': %zu bytes cannot be allocated", name, bytes);
     if (fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | (more_seals ? 0 : F_SEAL_SEAL)) < 0)
         return err_set_errno(err, -errno, "shared memory '%s' cannot be sealed", name);
     return take_fd(&fd);
@@ -75,12 +100,11 @@ int shm_map(int fd, size_t bytes, bool writable, void **ret, struct err *err)
     int r = shm_check(fd, bytes, err);
     if (r < 0)
         return r;
-    void *p = mmap(NULL, bytes, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED, fd, 0);
+    void *p = map(fd, bytes, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED);
     if (p == MAP_FAILED && errno == EPERM && !writable) /* write-sealed, and a kernel before 6.7; the pages are the same */
-        p = mmap(NULL, bytes, PROT_READ, MAP_PRIVATE, fd, 0);
+        p = map(fd, bytes, PROT_READ, MAP_PRIVATE);
     if (p == MAP_FAILED)
         return err_set_errno(err, -errno, "cannot map %zu bytes of shared memory", bytes);
-    shm_advise_huge(p, bytes);
     *ret = p;
     return 0;
 }

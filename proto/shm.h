@@ -17,8 +17,6 @@ int shm_check(int fd, size_t bytes, struct err *err);
 /* shm_check, then MAP_SHARED. */
 int shm_map(int fd, size_t bytes, bool writable, void **ret, struct err *err);
 void shm_unmap(void *p, size_t bytes); /* NULL is fine */
-/* Ask for huge pages where the mapping is large enough to gain from them; shm_map has done it already. */
-void shm_advise_huge(void *p, size_t bytes);
 /* Forbid writing for ever (no writable mapping may exist), then seal the seals. */
 int shm_seal_write(int fd, struct err *err);
 

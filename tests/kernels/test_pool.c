@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <string.h>
 
 #include "kernels/cpu.h"
@@ -22,7 +23,7 @@
 
 struct loop {
     uint32_t count[ITEMS]; /* plain memory: an item has one owner */
-    uint32_t value, grain;
+    uint32_t value, n_items, grain;
     int n_threads;
     _Atomic int errors;
 };
@@ -30,7 +31,9 @@ struct loop {
 static void count_items(void *ctx, uint32_t begin, uint32_t end, int thread)
 {
     struct loop *l = ctx;
-    if (thread < 0 || thread >= l->n_threads || begin >= end || (l->n_threads > 1 && end - begin > l->grain))
+    uint32_t most = (l->n_items - begin) / (4 * (uint32_t)l->n_threads);
+    bool small = l->n_threads == 1 || end - begin <= (most > l->grain ? most : l->grain);
+    if (thread < 0 || thread >= l->n_threads || begin >= end || end > l->n_items || !small || begin % l->grain)
         l->errors++;
     for (uint32_t i = begin; i < end; i++)
         l->count[i] += l->value;
@@ -51,6 +54,7 @@ static void check_loops(int n_threads, int loops)
         if (i % 20 == 0)
             pool_begin(p);
         l.value = (uint32_t)i;
+        l.n_items = n;
         l.grain = grains[i / 7 % 4];
         pool_run(p, n, l.grain, count_items, &l);
         for (uint32_t k = 0; k < n; k++)

@@ -35,6 +35,31 @@ static void test_make(void **state)
     shm_unmap(NULL, 10000);
 }
 
+/* Large memory is placed so that huge pages fit, all of it is there, and nothing more is paid for. */
+static void test_large(void **state)
+{
+    (void)state;
+    size_t huge = (size_t)2 << 20, bytes = 2 * huge + 12345;
+    auto_fd fd = shm_make("test", bytes, false, NULL);
+    struct stat st;
+    void *p = NULL, *q = NULL;
+    assert_true(fd >= 0);
+    assert_int_equal(fstat(fd, &st), 0);
+    assert_int_equal(st.st_blocks * 512, util_round_up(bytes, 4096));
+    assert_ok(shm_map(fd, bytes, true, &p, err));
+    assert_ok(shm_map(fd, bytes, false, &q, err));
+    assert_int_equal((uintptr_t)p % huge, 0);
+    assert_int_equal((uintptr_t)q % huge, 0);
+    for (size_t i = 0; i < bytes; i += 1021) {
+        assert_int_equal(((uint8_t *)q)[i], 0);
+        ((uint8_t *)p)[i] = (uint8_t)(i >> 4);
+    }
+    for (size_t i = 0; i < bytes; i += 1021)
+        assert_int_equal(((uint8_t *)q)[i], (uint8_t)(i >> 4));
+    shm_unmap(p, bytes);
+    shm_unmap(q, bytes);
+}
+
 static void test_sizes(void **state)
 {
     (void)state;
@@ -95,6 +120,7 @@ static void test_seal_write(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {FD_TEST(test_make), FD_TEST(test_sizes), FD_TEST(test_refused), FD_TEST(test_seal_write)};
+    const struct CMUnitTest tests[] = {FD_TEST(test_make), FD_TEST(test_large), FD_TEST(test_sizes), FD_TEST(test_refused),
+                                       FD_TEST(test_seal_write)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
