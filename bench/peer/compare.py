@@ -66,6 +66,10 @@ class Peer:
     def bench(self, prompt, gen, repetitions):
         return self._run("bench", prompt, gen, repetitions)
 
+    def quantize(self, kind, out, pure=False, imatrix=None):
+        """The model as another file, by the peer's quantizer. The model's alignment must be 32."""
+        self._run("quantize", kind, out, "pure" if pure else "mixed", *([imatrix] if imatrix else []))
+
 
 class Ours:
     def __init__(self, model, threads=2, kv="f32", folder=None, bin_dir=None):

@@ -23,8 +23,10 @@ if ! ls "$library"/libllama.*so >/dev/null 2>&1; then
         exit 77
     fi
 fi
-if ! [ "$cache/peer" -nt "$here/peer.c" ]; then
-    ${CC:-cc} -std=c11 -O2 -Wall -Wextra -o "$cache/peer.new" "$here/peer.c" -ldl
-    mv "$cache/peer.new" "$cache/peer"
+# A driver for each source: working trees share the cache.
+driver=$cache/peer-$(cksum <"$here/peer.c" | cut -d' ' -f1)
+if ! [ -x "$driver" ]; then
+    ${CC:-cc} -std=c11 -O2 -Wall -Wextra -o "$driver.$$" "$here/peer.c" -ldl
+    mv "$driver.$$" "$driver"
 fi
-echo "$library $cache/peer"
+echo "$library $driver"

@@ -49,6 +49,26 @@ struct batch {
     int8_t *logits;
 };
 
+struct imatrix_data {
+    const char *name;
+    const float *data;
+    size_t size;
+};
+
+struct quantize_params {
+    int32_t n_threads, file_type, output_type, embedding_type;
+    bool allow_requantize, quantize_output, only_copy, pure, keep_split, dry_run;
+    const struct imatrix_data *imatrix; /* the last has no name */
+    const void *kv_overrides, *type_overrides;
+    const int32_t *prune_layers;
+    size_t max_buffer;
+};
+
+struct gguf_params {
+    bool no_alloc;
+    void **tensors;
+};
+
 static struct {
     void (*load_backends)(const char *folder);
     void (*log_set)(void (*fn)(int level, const char *text, void *data), void *data);
@@ -66,6 +86,14 @@ static struct {
     void (*synchronize)(void *context);
     void (*context_free)(void *context);
     void (*model_free)(void *model);
+    struct quantize_params (*quantize_defaults)(void);
+    uint32_t (*quantize)(const char *in, const char *out, const struct quantize_params *p);
+    void *(*gguf_open)(const char *path, struct gguf_params p);
+    int64_t (*gguf_n_tensors)(const void *gguf);
+    const char *(*gguf_tensor_name)(const void *gguf, int64_t i);
+    void *(*tensor)(void *tensors, const char *name);
+    int64_t (*tensor_size)(const void *tensor);
+    float *(*tensor_data)(const void *tensor);
 } api;
 
 static int fail(const char *what, const char *detail)
@@ -112,6 +140,14 @@ static int load_library(const char *folder)
         {"llama_synchronize", &api.synchronize},
         {"llama_free", &api.context_free},
         {"llama_model_free", &api.model_free},
+        {"llama_model_quantize_default_params", &api.quantize_defaults},
+        {"llama_model_quantize", &api.quantize},
+        {"gguf_init_from_file", &api.gguf_open},
+        {"gguf_get_n_tensors", &api.gguf_n_tensors},
+        {"gguf_get_tensor_name", &api.gguf_tensor_name},
+        {"ggml_get_tensor", &api.tensor},
+        {"ggml_nelements", &api.tensor_size},
+        {"ggml_get_data_f32", &api.tensor_data},
     };
     for (size_t i = 0; i < sizeof(symbols) / sizeof(symbols[0]); i++) {
         void *p = dlsym(handle, symbols[i].name);
@@ -124,9 +160,10 @@ static int load_library(const char *folder)
     api.init();
     struct model_params m = api.model_defaults();
     struct context_params c = api.context_defaults();
+    struct quantize_params q = api.quantize_defaults();
     if (m.n_gpu_layers != -1 || m.split_mode != 1 || !m.use_extra_bufts || m.load_mtp || c.n_ctx != 512 || c.n_batch != 2048 ||
         c.n_ubatch != 512 || c.n_seq_max != 1 || c.n_outputs_max_per_seq != 1 || c.type_k != 1 || c.type_v != 1 || !c.swa_full ||
-        c.other)
+        c.other || q.file_type != 7 || !q.quantize_output || q.pure || q.imatrix || !q.max_buffer)
         return fail(folder, "the library's defaults are not those of llama.cpp v0.5.0; its structs have another layout");
     return 0;
 }
@@ -264,12 +301,71 @@ static int run_bench(void *context, int n_vocab, int n_prompt, int n_gen, int re
     return 0;
 }
 
+/* An importance matrix file by the library's own GGUF reader, as means per column; it lives as long as the process. The mean is
+ * what llama-quantize passes on (tools/quantize/quantize.cpp). */
+static struct imatrix_data *read_imatrix(const char *path)
+{
+    static const char suffix[] = ".in_sum2";
+    void *tensors = NULL, *gguf = api.gguf_open(path, (struct gguf_params){false, &tensors});
+    int64_t n_tensors = gguf ? api.gguf_n_tensors(gguf) : 0;
+    struct imatrix_data *list = calloc((size_t)n_tensors + 1, sizeof(*list));
+    size_t n = 0;
+    for (int64_t i = 0; i < n_tensors; i++) {
+        const char *name = api.gguf_tensor_name(gguf, i);
+        size_t length = strlen(name);
+        if (length < sizeof(suffix) || strcmp(name + length - strlen(suffix), suffix))
+            continue;
+        char counts_name[256], *matrix = strndup(name, length - strlen(suffix));
+        snprintf(counts_name, sizeof(counts_name), "%s.counts", matrix);
+        void *sums = api.tensor(tensors, name), *counts = api.tensor(tensors, counts_name);
+        if (!counts || api.tensor_size(counts) != 1) {
+            fail(counts_name, "expected a tensor of one number");
+            return NULL;
+        }
+        float *data = api.tensor_data(sums), count = *api.tensor_data(counts);
+        list[n] = (struct imatrix_data){matrix, data, (size_t)api.tensor_size(sums)};
+        for (size_t j = 0; j < list[n].size; j++)
+            data[j] = count > 0 ? data[j] / count : 1;
+        n++;
+    }
+    if (!n)
+        fail(path, "no importance matrix");
+    return n ? list : NULL;
+}
+
+/* Its own quantizer. imatrix: a file, or NULL. */
+static int run_quantize(const char *in, const char *type, const char *out, int n_threads, bool pure, const char *imatrix)
+{
+    static const struct {
+        const char *name;
+        int32_t file_type;
+    } types[] = {{"f32", 0},  {"f16", 1},     {"q4_0", 2},    {"q4_1", 3},  {"q8_0", 7}, {"q5_0", 8},
+                 {"q5_1", 9}, {"q4_k_m", 15}, {"q5_k_m", 17}, {"q6_k", 18}, {"bf16", 32}};
+    struct quantize_params q = api.quantize_defaults();
+    size_t i = 0, n = sizeof(types) / sizeof(types[0]);
+    while (i < n && strcmp(types[i].name, type))
+        i++;
+    if (i == n)
+        return fail(type, "not a type that is known here");
+    q.n_threads = n_threads;
+    q.file_type = types[i].file_type;
+    q.pure = pure;
+    q.imatrix = imatrix ? read_imatrix(imatrix) : NULL;
+    if (imatrix && !q.imatrix)
+        return -1;
+    if (api.quantize(in, out, &q))
+        return fail(in, "the peer does not quantize it");
+    printf("{\"type\": \"%s\", \"pure\": %s}\n", type, pure ? "true" : "false");
+    return 0;
+}
+
 static int usage(void)
 {
     fprintf(stderr, "usage: peer LIBRARY_FOLDER MODEL.gguf THREADS KV_TYPE(0 f32, 1 f16) COMMAND\n"
                     "  generate IDS COUNT        greedy token ids and top-two gaps\n"
                     "  logits IDS OUT            f32, tokens x vocabulary\n"
                     "  bench PROMPT GEN REPEAT   tokens/s of each repetition\n"
+                    "  quantize TYPE OUT pure|mixed [IMATRIX.gguf]    another GGUF file; KV_TYPE does not count\n"
                     "IDS: 2,17,5 or @file\n");
     return 2;
 }
@@ -280,6 +376,12 @@ int main(int argc, char **argv)
         return usage();
     const char *command = argv[5];
     bool generate = !strcmp(command, "generate"), logits = !strcmp(command, "logits"), bench = !strcmp(command, "bench");
+    if (!strcmp(command, "quantize")) {
+        bool pure = argc > 8 && !strcmp(argv[8], "pure");
+        if (argc < 9 || argc > 10 || (!pure && strcmp(argv[8], "mixed")))
+            return usage();
+        return load_library(argv[1]) || run_quantize(argv[2], argv[6], argv[7], atoi(argv[3]), pure, argv[9]) ? 1 : 0;
+    }
     if (!(generate || logits || bench) || argc != (bench ? 9 : 8))
         return usage();
     int32_t *ids = NULL;
