@@ -22,8 +22,8 @@ ROOT = os.path.dirname(os.path.dirname(HERE))
 BIN = os.environ.get("TANDEM_BIN", os.path.join(ROOT, "build", "release", "bin"))
 
 # Largest logit difference that the peer's ways explain, by file type. Its GELU reads a table of f16 values, whatever the type; it
-# rounds activations to the weights' type for f16 and bf16, and their block scales to f16 for the integer types. K and V are f32
-# in these comparisons on both sides. Seen on the demo model and on random weights: 0.006, 0.012, 0.10, 0.29, 0.33.
+# rounds activations to the weights' type for f16 and bf16, and their block scales to f16 for the integer types; for the K types it
+# rounds activations to 8 bits in blocks of 256, we in blocks of 32. K and V are f32 in these comparisons on both sides. Seen on the demo model and on random weights: 0.006, 0.012, 0.10, 0.29, 0.33.
 LOGIT_BOUND = {"f32": 0.02, "f16": 0.05, "bf16": 0.25, "q8_0": 0.6, "q4_0": 0.6, "q4_1": 0.6, "q5_0": 0.6, "q5_1": 0.6,
                "q4_k": 0.6, "q5_k": 0.6, "q6_k": 0.6}
 
@@ -105,17 +105,18 @@ class Ours:
 
 
 def same_greedy(ours, theirs, ids, count, bound):
-    """None, or what is wrong: the first difference may only be where the peer's two best are nearer than twice the bound."""
+    """(how far both agree in words, in tokens, None or what is wrong): the first difference may only be where the peer's two best
+    are nearer than twice the bound."""
     got, finish = ours.greedy(ids, count)
     want = theirs.greedy(ids, count)
     for i, (token, gap) in enumerate(want):
         if i == len(got) and finish == "stop":
-            return None
+            return "the same to our end", i, None
         if i >= len(got) or got[i] != token:
             if gap < 2 * bound:
-                return None
-            return f"step {i}: {got[i] if i < len(got) else finish} instead of {token}, whose lead is {gap:.4f}"
-    return None
+                return f"the same until two best are {gap:.3f} apart", i, None
+            return "the same until", i, f"step {i}: {got[i] if i < len(got) else finish} instead of {token}, whose lead is {gap:.4f}"
+    return "the same to the end", len(want), None
 
 
 def kind_of(path):
@@ -136,7 +137,7 @@ def prompts_for(vocab):
 
 
 def check_model(path, ours, theirs, steps=64):
-    """Yields (what, number or None, problem or None)."""
+    """Yields (what, number, problem or None)."""
     import numpy as np
     bound = LOGIT_BOUND[kind_of(path)]
     vocab = theirs.logits([2]).shape[1]
@@ -146,7 +147,8 @@ def check_model(path, ours, theirs, steps=64):
     worst = float(np.abs(a - b).max())
     yield "150 tokens, largest logit difference", worst, None if worst <= bound else f"above {bound:g}"
     for prompt in prompts_for(vocab):
-        yield f"greedy after {len(prompt)} tokens", None, same_greedy(ours, theirs, prompt, steps, bound)
+        how, same, problem = same_greedy(ours, theirs, prompt, steps, bound)
+        yield f"greedy after {len(prompt)} tokens, {how}", same, problem
 
 
 def command_check(args):
@@ -154,7 +156,7 @@ def command_check(args):
     for path in args.models:
         for what, number, problem in check_model(path, Ours(path, args.threads), Peer(path, args.threads)):
             bad += problem is not None
-            print(f"{os.path.basename(path)}: {what}{'' if number is None else f' {number:.4g}'}: {problem or 'ok'}", flush=True)
+            print(f"{os.path.basename(path)}: {what}: {number:.4g}: {problem or 'ok'}", flush=True)
     return 1 if bad else 0
 
 

@@ -22,7 +22,7 @@ def compare_one(path):
     os.environ["TANDEM_RUNTIME_DIR"] = tandem.RUNTIME
     ours = compare.Ours(path, 1, folder=tandem.WORK, bin_dir=tandem.BIN)
     for what, number, problem in compare.check_model(path, ours, theirs):
-        print(f"  {os.path.basename(path)}: {what}{'' if number is None else f' {number:.4g}'}: {problem or 'ok'}", flush=True)
+        print(f"  {os.path.basename(path)}: {what}: {number:.4g}: {problem or 'ok'}", flush=True)
         check(problem is None, os.path.basename(path), what, number, problem)
 
 
@@ -33,9 +33,10 @@ def test_our_files():
 
 def test_our_parts():
     """llama.cpp opens the first part and finds the others."""
-    out = tandem.scratch("parts-q8_0.gguf")
-    tandem.run("quantizer", "--in", tandem.DEMO, "--out", out, "--type", "q8_0", "--split-max-size", "4MiB")
-    compare_one(out.replace(".gguf", "-00001-of-00004.gguf"))
+    for kind, split, parts in (("q8_0", ("--split-max-size", "4MiB"), 4), ("q4_k_m", ("--split-per-layer",), 13)):
+        out = tandem.scratch(f"parts-{kind}.gguf")
+        tandem.run("quantizer", "--in", tandem.DEMO, "--out", out, "--type", kind, *split)
+        compare_one(out.replace(".gguf", f"-00001-of-{parts:05}.gguf"))
 
 
 def test_foreign_files():
