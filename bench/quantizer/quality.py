@@ -105,18 +105,19 @@ def measure(base, samples, windows):
             s.add(reference, ids, log_softmax(s.runtime.logits(ids))[:len(ids) - 1])
 
 
-def tensors(path, bin_dir=None):
-    """{name: (type, bytes, elements)}"""
-    out = subprocess.run([os.path.join(bin_dir or compare.BIN, "quantizer"), "info", path], check=True, capture_output=True, text=True)
-    table = out.stdout[out.stdout.index("\ntensor ") + 1:].split("\n\n")[0]
-    rows = map(str.split, table.splitlines()[1:])
-    return {r[0]: (r[-4], int(r[-1]), math.prod(map(int, r[1:-4:2]))) for r in rows}
-
-
 def run(bin_dir, program, *args):
     r = subprocess.run([os.path.join(bin_dir or compare.BIN, program), *args], capture_output=True, text=True)
     if r.returncode:
         raise RuntimeError(f"{program} failed: {r.stderr.strip()}")
+    return r.stdout
+
+
+def tensors(path, bin_dir=None):
+    """{name: (type, bytes, elements)}"""
+    out = run(bin_dir, "quantizer", "info", path)
+    table = out[out.index("\ntensor ") + 1:].split("\n\n")[0]
+    rows = map(str.split, table.splitlines()[1:])
+    return {r[0]: (r[-4], int(r[-1]), math.prod(map(int, r[1:-4:2]))) for r in rows}
 
 
 def make_files(folder, checkpoint, names, peer=True, plain=True, imatrix_text=None, bin_dir=None, installed_only=False):
