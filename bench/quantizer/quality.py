@@ -38,7 +38,9 @@ DEMO = os.path.join(ROOT, "models", "demo")
 VARIANTS = {
     "q4_0": (["--type", "q4_0"], "q4_0", True),
     "q4_0, q6_K embedding": (["--type", "q4_0", "--tensor-type", "token_embd=q6_k"], "q4_0", False),
+    "q4_1": (["--type", "q4_1"], "q4_1", True),
     "q5_0": (["--type", "q5_0"], "q5_0", True),
+    "q5_1": (["--type", "q5_1"], "q5_1", True),
     "q4_k_m": (["--type", "q4_k_m"], "q4_k_m", False),
     "q4_k_m, pure": (["--type", "q4_k_m", "--pure"], "q4_k_m", True),
     "q5_k_m": (["--type", "q5_k_m"], "q5_k_m", False),
