@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: MIT
+ * Proves the compute shaders of gpu_worker against the CPU kernels and measures them: `check` and `speed` (default: both). Needs
+ * nothing but libvulkan.so.1 and a driver. One thread; never run by ctest. */
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "bench/vulkan/check.h"
+#include "bench/vulkan/device.h"
+
+static const char help[] = "usage: bench_vulkan [options] [check]\n"
+                           "  --device N    which Vulkan device (default: the first discrete one, or the first)\n"
+                           "  --type T      only this weight type\n"
+                           "  --validate    with the validation layer\n";
+
+static void describe(const struct device *d)
+{
+    const VkPhysicalDeviceProperties *p = &d->properties;
+    printf("device '%s', Vulkan %u.%u.%u, driver %#x, subgroup %u, workgroup <= %u, shared %u KiB, storage range %u MiB\n",
+           p->deviceName, VK_API_VERSION_MAJOR(p->apiVersion), VK_API_VERSION_MINOR(p->apiVersion),
+           VK_API_VERSION_PATCH(p->apiVersion), p->driverVersion, d->subgroup.subgroupSize,
+           p->limits.maxComputeWorkGroupInvocations, p->limits.maxComputeSharedMemorySize >> 10,
+           p->limits.maxStorageBufferRange >> 20);
+    printf("int dot %d, cooperative matrix %d (NV %d), fp16 %d, storage16 %d, memory model %d\n", d->int_dot, d->coopmat,
+           d->coopmat_nv, d->fp16, d->storage16, d->memory_model);
+}
+
+int main(int argc, char **argv)
+{
+    static const struct option long_options[] = {{"device", required_argument, NULL, 'd'},
+                                                 {"type", required_argument, NULL, 't'},
+                                                 {"validate", no_argument, NULL, 'v'},
+                                                 {"help", no_argument, NULL, 'h'},
+                                                 {0}};
+    int index = -1, failed = 0;
+    bool validate = false;
+    const char *type = NULL;
+    for (int c; (c = getopt_long(argc, argv, "", long_options, NULL)) != -1;) {
+        if (c == 'd')
+            index = atoi(optarg);
+        else if (c == 't')
+            type = optarg;
+        else if (c == 'v')
+            validate = true;
+        else {
+            fputs(help, c == 'h' ? stdout : stderr);
+            return c == 'h' ? 0 : 2;
+        }
+    }
+    const char *part = optind < argc ? argv[optind] : "";
+    static struct device d;
+    device_open(&d, index, validate);
+    describe(&d);
+    if (!*part || strcmp(part, "check") == 0)
+        failed = check_run(&d, type);
+    device_close(&d);
+    return failed ? 1 : 0;
+}

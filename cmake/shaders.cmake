@@ -1,0 +1,43 @@
+# Compute shaders -> SPIR-V as C arrays, by glslc.
+find_program(GLSLC glslc)
+if(NOT GLSLC)
+    message(FATAL_ERROR "'glslc' was not found; install the Debian package glslc, or run scripts/setup")
+endif()
+
+# tandem_shaders(<library> <folder> <list>): <list> holds "name|source|definitions,by,commas"; the library offers them through
+# gpu_worker/shaders.h.
+function(tandem_shaders target folder)
+    set(out ${CMAKE_CURRENT_BINARY_DIR}/${target})
+    file(MAKE_DIRECTORY ${out})
+    set(arrays "")
+    set(rows "")
+    set(files "")
+    foreach(entry ${ARGN})
+        string(REPLACE "|" ";" parts "${entry}")
+        list(GET parts 0 name)
+        list(GET parts 1 source)
+        set(definitions "")
+        list(LENGTH parts n)
+        if(n GREATER 2)
+            list(GET parts 2 definitions)
+            string(REPLACE "," ";" definitions "${definitions}")
+            list(TRANSFORM definitions PREPEND "-D")
+        endif()
+        add_custom_command(
+            OUTPUT ${out}/${name}.inc
+            COMMAND ${GLSLC} --target-env=vulkan1.2 -O -Werror ${definitions} -mfmt=c -MD -MF ${out}/${name}.d
+                    -o ${out}/${name}.inc ${folder}/${source}
+            DEPENDS ${folder}/${source}
+            DEPFILE ${out}/${name}.d
+            COMMENT "Shader ${name}"
+            VERBATIM)
+        list(APPEND files ${out}/${name}.inc)
+        string(APPEND arrays "static const uint32_t ${name}[] =\n#include \"${name}.inc\"\n    ;\n")
+        string(APPEND rows "    {\"${name}\", ${name}, sizeof(${name})},\n")
+    endforeach()
+    file(CONFIGURE OUTPUT ${out}/table.c CONTENT "#include \"gpu_worker/shaders.h\"\n${arrays}
+const struct shaders_code shaders_table[] = {\n${rows}};\nconst size_t shaders_count = sizeof(shaders_table) / sizeof(*shaders_table);\n")
+    set_source_files_properties(${out}/table.c PROPERTIES OBJECT_DEPENDS "${files}")
+    target_sources(${target} PRIVATE ${out}/table.c)
+    target_include_directories(${target} PRIVATE ${out})
+endfunction()

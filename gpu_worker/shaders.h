@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: MIT
+ * The compute shaders of gpu_worker/shaders as SPIR-V, by name, and what C must know of them: specialization constants, push
+ * constants (the order of their `Args`) and how prepared activations lie in memory. Constants only; threads: any.
+ *
+ * Names: matvec_T, gate_up_T (T = f32 ... q6_K; integer types also as ..._plain, without the integer dot product), norm, geglu,
+ * post. Descriptor set 0 holds storage buffers, bindings 0, 1, ... as each shader lists them. Constant 0 is always the
+ * size of the workgroup. All offsets must keep buffers' ranges; rows of activations are multiples of 32 columns. */
+#ifndef TANDEM_GPU_WORKER_SHADERS_H
+#define TANDEM_GPU_WORKER_SHADERS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+struct shaders_code {
+    const char *name;
+    const uint32_t *words;
+    size_t bytes;
+};
+extern const struct shaders_code shaders_table[];
+extern const size_t shaders_count;
+/* NULL when there is none of that name. */
+const struct shaders_code *shaders_find(const char *name);
+
+/* Words of 4 bytes of a token prepared for an integer type; see shaders/act.glsl. n: a multiple of 32. */
+static inline uint32_t shaders_act_words(uint32_t n)
+{
+    return (n / 4 + n / 16 + 3) / 4 * 4;
+}
+
+/* matvec_T. Bindings: weights, activations, y. Constants: threads, tokens, slots, tiles; threads = slots * lanes * (2 for f16 and
+ * bf16, else 4). Dispatch: ceil(tiles of the part / (slots * tiles)), parts.
+ * gate_up_T. Bindings: gate, activations, y, up. Constants: threads, tokens, slots, quantize (slots even).
+ * Dispatch: ceil(tiles / slots), 1. */
+struct shaders_matvec {
+    uint32_t n_rows, n_units, tile_vec4, part_units;
+    uint32_t act_at, act_stride;
+    uint32_t y_at, y_stride, y_part;
+    uint32_t pairs_at;
+};
+/* Bindings: x, norm weights, y, activations. Constants: threads, floats, quants. Dispatch: tokens. */
+struct shaders_norm {
+    uint32_t n;
+    float eps;
+    uint32_t x_at, w_at, y_at, act_at, act_stride;
+};
+/* Bindings: x, norm weights, residual, y. Constants: threads. Dispatch: tokens. */
+struct shaders_post {
+    uint32_t n;
+    float eps;
+    uint32_t n_parts, x_part, x_at, w_at, r_at, y_at;
+};
+/* Bindings: gate, up, y, activations. Constants: threads, floats, quants. Dispatch: ceil(n / 32 / threads), tokens. */
+struct shaders_geglu {
+    uint32_t n, n_parts, part, gate_at, up_at, y_at, act_at, act_stride;
+};
+
+#endif

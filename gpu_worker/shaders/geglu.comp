@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: MIT
+// y = gelu(gate) * up of products that were left apart or in parts: as floats, as prepared activations, or both.
+// Dispatch: x = ceil(n / 32 / THREADS), y = tokens; a thread takes one block of 32 columns. n is a multiple of 32.
+#version 460
+#extension GL_GOOGLE_include_directive : require
+#include "act.glsl"
+#include "gelu.glsl"
+
+layout(local_size_x_id = 0) in;
+layout(constant_id = 0) const uint THREADS = 64;
+layout(constant_id = 1) const uint FLOATS = 0;
+layout(constant_id = 2) const uint QUANTS = 1;
+
+layout(set = 0, binding = 0, std430) readonly restrict buffer Gate { vec4 v[]; } gate;
+layout(set = 0, binding = 1, std430) readonly restrict buffer Up { vec4 v[]; } up;
+layout(set = 0, binding = 2, std430) writeonly restrict buffer Y { vec4 v[]; } y;
+layout(set = 0, binding = 3, std430) writeonly restrict buffer Act { uvec4 v[]; } act;
+layout(set = 0, binding = 3, std430) writeonly restrict buffer ActPairs { uvec2 v[]; } act_pairs;
+
+layout(push_constant, std430) uniform Args {
+    uint n;
+    uint n_parts, part;         // parts of gate and of up, and from part to part in vec4
+    uint gate_at, up_at, y_at;  // in vec4; tokens lie n floats apart
+    uint act_at, act_stride;    // in uvec4
+} args;
+
+void main()
+{
+    uint b = gl_GlobalInvocationID.x, t = gl_WorkGroupID.y, from = t * (args.n / 4) + 8 * b;
+    if (32 * b >= args.n)
+        return;
+    vec4 v[8];
+    for (uint i = 0; i < 8; i++) {
+        vec4 g = gate.v[args.gate_at + from + i], u = up.v[args.up_at + from + i];
+        for (uint p = 1; p < args.n_parts; p++) {
+            g += gate.v[args.gate_at + p * args.part + from + i];
+            u += up.v[args.up_at + p * args.part + from + i];
+        }
+        v[i] = gelu(g) * u;
+    }
+    if (FLOATS != 0)
+        for (uint i = 0; i < 8; i++)
+            y.v[args.y_at + from + i] = v[i];
+    if (QUANTS != 0) {
+        uint words[8], at = args.act_at + t * args.act_stride;
+        uvec2 pair;
+        act_quantize(v, words, pair);
+        act.v[at + 2 * b] = uvec4(words[0], words[1], words[2], words[3]);
+        act.v[at + 2 * b + 1] = uvec4(words[4], words[5], words[6], words[7]);
+        act_pairs.v[2 * at + args.n / 8 + b] = pair;
+    }
+}
