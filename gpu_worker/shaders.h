@@ -3,7 +3,7 @@
  * constants (the order of their `Args`) and how prepared activations lie in memory. Constants only; threads: any.
  *
  * Names: matvec_T, gate_up_T (T = f32 ... q6_K; integer types also as ..._plain, without the integer dot product), norm, geglu,
- * post. Descriptor set 0 holds storage buffers, bindings 0, 1, ... as each shader lists them. Constant 0 is always the
+ * post, read. Descriptor set 0 holds storage buffers, bindings 0, 1, ... as each shader lists them. Constant 0 is always the
  * size of the workgroup. All offsets must keep buffers' ranges; rows of activations are multiples of 32 columns. */
 #ifndef TANDEM_GPU_WORKER_SHADERS_H
 #define TANDEM_GPU_WORKER_SHADERS_H
@@ -52,6 +52,10 @@ struct shaders_post {
 /* Bindings: gate, up, y, activations. Constants: threads, floats, quants. Dispatch: ceil(n / 32 / threads), tokens. */
 struct shaders_geglu {
     uint32_t n, n_parts, part, gate_at, up_at, y_at, act_at, act_stride;
+};
+/* Bindings: x, y (4 bytes). Constants: threads. Dispatch: workgroups; each thread reads `each` times 16 bytes, a multiple of 4. */
+struct shaders_read {
+    uint32_t each;
 };
 
 #endif

@@ -8,10 +8,13 @@
 
 #include "bench/vulkan/check.h"
 #include "bench/vulkan/device.h"
+#include "bench/vulkan/speed.h"
 
-static const char help[] = "usage: bench_vulkan [options] [check]\n"
+static const char help[] = "usage: bench_vulkan [options] [check | memory | matvec | ffn] (default: all)\n"
                            "  --device N    which Vulkan device (default: the first discrete one, or the first)\n"
                            "  --type T      only this weight type\n"
+                           "  --seconds S   begin nothing new after that time (default 130)\n"
+                           "  --small       small shapes and buffers, for a device that is a processor\n"
                            "  --validate    with the validation layer\n";
 
 static void describe(const struct device *d)
@@ -26,21 +29,41 @@ static void describe(const struct device *d)
            d->coopmat_nv, d->fp16, d->storage16, d->memory_model);
 }
 
+static bool is(const char *part, const char *name)
+{
+    return !*part || strcmp(part, name) == 0;
+}
+
+static void elapsed(double begin)
+{
+    printf("[%.0f s]\n", speed_now() - begin);
+    fflush(stdout);
+}
+
 int main(int argc, char **argv)
 {
     static const struct option long_options[] = {{"device", required_argument, NULL, 'd'},
                                                  {"type", required_argument, NULL, 't'},
+                                                 {"seconds", required_argument, NULL, 'n'},
+                                                 {"small", no_argument, NULL, 's'},
                                                  {"validate", no_argument, NULL, 'v'},
                                                  {"help", no_argument, NULL, 'h'},
                                                  {0}};
     int index = -1, failed = 0;
+    double seconds = 130;
     bool validate = false;
+    struct speed_options o = {
+        .bytes = (size_t)1200 << 20, .layers = 8, .repeats = 3, .hidden = 5376, .ffn = 21504, .vocab = 262144};
     const char *type = NULL;
     for (int c; (c = getopt_long(argc, argv, "", long_options, NULL)) != -1;) {
         if (c == 'd')
             index = atoi(optarg);
         else if (c == 't')
             type = optarg;
+        else if (c == 'n')
+            seconds = atof(optarg);
+        else if (c == 's')
+            o = (struct speed_options){.bytes = 8 << 20, .layers = 2, .repeats = 1, .hidden = 512, .ffn = 2048, .vocab = 4096};
         else if (c == 'v')
             validate = true;
         else {
@@ -50,10 +73,23 @@ int main(int argc, char **argv)
     }
     const char *part = optind < argc ? argv[optind] : "";
     static struct device d;
+    double begin = speed_now();
     device_open(&d, index, validate);
     describe(&d);
-    if (!*part || strcmp(part, "check") == 0)
+    if (is(part, "check"))
         failed = check_run(&d, type);
+    o.type = type;
+    o.deadline = begin + seconds;
+    double copy = speed_memory(&d, &o);
+    if (is(part, "memory"))
+        speed_latency(&d);
+    elapsed(begin);
+    if (is(part, "ffn"))
+        speed_ffn(&d, &o, copy);
+    elapsed(begin);
+    if (is(part, "matvec"))
+        speed_matvec(&d, &o, copy);
+    elapsed(begin);
     device_close(&d);
     return failed ? 1 : 0;
 }
