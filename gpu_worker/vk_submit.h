@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: MIT
+ * Command buffers of one queue, recorded once and submitted again and again, one at a time; a timeline semaphore says when one is
+ * done, and no wait is without an end. Descriptor sets live as long as the recorder.
+ * Threads: record on the main thread or the data thread, never both at once; submit and wait likewise. No allocation in submit. */
+#ifndef TANDEM_GPU_WORKER_VK_SUBMIT_H
+#define TANDEM_GPU_WORKER_VK_SUBMIT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "gpu_worker/vk_memory.h"
+#include "gpu_worker/vk_pipeline.h"
+
+#define VK_WAIT_FIRST_NS (UINT64_C(60) * 1000000000) /* drivers may still compile */
+#define VK_WAIT_NS (UINT64_C(10) * 1000000000)
+
+struct vk_queue;
+
+/* One binding of a set; bytes 0: to the end of the buffer. Offsets are multiples of the device's range_align. */
+struct vk_range {
+    VkBuffer buffer;
+    uint64_t offset, bytes;
+};
+
+int vk_queue_open(const struct vk_device *d, struct vk_queue **ret, struct err *err);
+void vk_queue_close(struct vk_queue *q); /* waits for what is submitted, within VK_WAIT_NS; NULL is fine */
+
+/* A new command buffer, begun; recorded until vk_end. Freed with the queue. */
+int vk_begin(struct vk_queue *q, VkCommandBuffer *ret, struct err *err);
+int vk_end(struct vk_queue *q, VkCommandBuffer cmd, struct err *err);
+/* ranges: [kernel->n_bindings]; push: kernel->push_bytes. */
+int vk_dispatch(struct vk_queue *q, VkCommandBuffer cmd, const struct vk_kernel *k, const struct vk_range *ranges, const void *push,
+                uint32_t x, uint32_t y, struct err *err);
+/* What was written by shaders and copies before is seen by shaders, copies and the host after. */
+void vk_barrier(VkCommandBuffer cmd);
+void vk_copy(VkCommandBuffer cmd, VkBuffer from, uint64_t from_at, VkBuffer to, uint64_t to_at, uint64_t bytes);
+
+/* Runs it and waits. -ENODEV: the device was lost, -ETIMEDOUT: no answer within the time, -ENOMEM, -EIO. */
+int vk_run(struct vk_queue *q, VkCommandBuffer cmd, struct err *err);
+
+/* Copies host bytes to a device buffer in pieces of the size of `staging` (mapped), and waits for the last. at: a multiple of 4. */
+int vk_upload(struct vk_queue *q, const struct vk_buffer *staging, VkBuffer to, uint64_t at, const void *data, uint64_t bytes,
+              struct err *err);
+
+/* Time stamps for profiling: reserve [count] numbers at open, write them while recording, read after vk_run. */
+int vk_stamps_make(struct vk_queue *q, uint32_t count, struct err *err);
+void vk_stamp(struct vk_queue *q, VkCommandBuffer cmd, uint32_t number);
+/* Seconds between two stamps of the last run; < 0: not available. */
+double vk_stamp_seconds(struct vk_queue *q, uint32_t from, uint32_t to);
+
+#endif
