@@ -5,7 +5,10 @@ if(NOT GLSLC)
 endif()
 
 # tandem_shaders(<library> <folder> <list>): <list> holds "name|source|definitions,by,commas"; the library offers them through
-# gpu_worker/shaders.h.
+# gpu_worker/shaders.h. Sources named *_cm.comp go through spirv_types (its head says why), and so without the optimizer, which
+# does not know their instructions either.
+add_executable(spirv_types ${CMAKE_CURRENT_LIST_DIR}/spirv_types.c)
+target_link_libraries(spirv_types PRIVATE tandem_options)
 function(tandem_shaders target folder)
     set(out ${CMAKE_CURRENT_BINARY_DIR}/${target})
     file(MAKE_DIRECTORY ${out})
@@ -23,6 +26,17 @@ function(tandem_shaders target folder)
             string(REPLACE "," ";" definitions "${definitions}")
             list(TRANSFORM definitions PREPEND "-D")
         endif()
+        if(source MATCHES "_cm.comp$" AND NOT definitions MATCHES COOPMAT_NV)
+            add_custom_command(
+                OUTPUT ${out}/${name}.inc
+                COMMAND ${GLSLC} --target-env=vulkan1.2 -Werror ${definitions} -MD -MF ${out}/${name}.d -MT ${out}/${name}.inc
+                        -o ${out}/${name}.spv ${folder}/${source}
+                COMMAND spirv_types ${out}/${name}.spv ${out}/${name}.inc
+                DEPENDS ${folder}/${source} spirv_types
+                DEPFILE ${out}/${name}.d
+                COMMENT "Shader ${name}"
+                VERBATIM)
+        else()
         add_custom_command(
             OUTPUT ${out}/${name}.inc
             COMMAND ${GLSLC} --target-env=vulkan1.2 -O -Werror ${definitions} -mfmt=c -MD -MF ${out}/${name}.d
@@ -31,6 +45,7 @@ function(tandem_shaders target folder)
             DEPFILE ${out}/${name}.d
             COMMENT "Shader ${name}"
             VERBATIM)
+        endif()
         list(APPEND files ${out}/${name}.inc)
         string(APPEND arrays "static const uint32_t ${name}[] =\n#include \"${name}.inc\"\n    ;\n")
         string(APPEND rows "    {\"${name}\", ${name}, sizeof(${name})},\n")

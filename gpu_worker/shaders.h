@@ -3,8 +3,9 @@
  * constants (the order of their `Args`) and how prepared activations lie in memory. Constants only; threads: any.
  *
  * Names: matvec_T, gate_up_T (T = f32 ... q6_K; integer types also as ..._plain, without the integer dot product), norm, geglu,
- * post, read. Descriptor set 0 holds storage buffers, bindings 0, 1, ... as each shader lists them. Constant 0 is always the
- * size of the workgroup. All offsets must keep buffers' ranges; rows of activations are multiples of 32 columns. */
+ * post, read, scale, matmul_cm_T, matmul_nv_T. Descriptor set 0 holds storage buffers, bindings 0, 1, ... as each shader lists
+ * them. Constant 0 is always the size of the workgroup. All offsets must keep buffers' ranges; rows of activations are multiples of
+ * 32 columns. */
 #ifndef TANDEM_GPU_WORKER_SHADERS_H
 #define TANDEM_GPU_WORKER_SHADERS_H
 
@@ -52,6 +53,20 @@ struct shaders_post {
 /* Bindings: gate, up, y, activations. Constants: threads, floats, quants. Dispatch: ceil(n / 32 / threads), tokens. */
 struct shaders_geglu {
     uint32_t n, n_parts, part, gate_at, up_at, y_at, act_at, act_stride;
+};
+/* Bindings: activations, scales. Constants: threads, floats. Dispatch: tokens. */
+struct shaders_scale {
+    uint32_t n, act_at, act_stride, scales_at;
+};
+/* matmul_cm_T (VK_KHR_cooperative_matrix), matmul_nv_T (VK_NV_cooperative_matrix). Bindings: weights, activations, y, scales.
+ * Constants: threads, rows and tokens of a workgroup, of a subgroup, stages; threads = 32 for each subgroup.
+ * n_units counts blocks of 32 columns for all types. Dispatch: tiles of tokens, tiles of rows, parts. y: [tokens][rows], both
+ * padded to whole tiles; to be multiplied by the token's scale. */
+struct shaders_matmul {
+    uint32_t n_rows, n_units, tile_vec4, part_units;
+    uint32_t act_at, act_stride;
+    uint32_t y_at, y_stride, y_part;
+    uint32_t n_tokens;
 };
 /* Bindings: x, y (4 bytes). Constants: threads. Dispatch: workgroups; each thread reads `each` times 16 bytes, a multiple of 4. */
 struct shaders_read {

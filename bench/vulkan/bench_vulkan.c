@@ -8,9 +8,11 @@
 
 #include "bench/vulkan/check.h"
 #include "bench/vulkan/device.h"
+#include "bench/vulkan/matmul.h"
 #include "bench/vulkan/speed.h"
+#include "proto/util.h"
 
-static const char help[] = "usage: bench_vulkan [options] [check | memory | matvec | ffn] (default: all)\n"
+static const char help[] = "usage: bench_vulkan [options] [check | memory | matmul | ffn | matvec] (default: all)\n"
                            "  --device N    which Vulkan device (default: the first discrete one, or the first)\n"
                            "  --type T      only this weight type\n"
                            "  --seconds S   begin nothing new after that time (default 130)\n"
@@ -38,6 +40,32 @@ static void elapsed(double begin)
 {
     printf("[%.0f s]\n", speed_now() - begin);
     fflush(stdout);
+}
+
+/* VkCooperativeMatrixPropertiesKHR, younger than Debian 12's headers. */
+struct coopmat_shape {
+    VkStructureType type;
+    void *next;
+    uint32_t m, n, k, a, b, c, result;
+    VkBool32 saturating;
+    uint32_t scope;
+};
+typedef VkResult(VKAPI_PTR *coopmat_shapes_fn)(VkPhysicalDevice, uint32_t *, struct coopmat_shape *);
+
+static void describe_coopmat(const struct device *d)
+{
+    struct coopmat_shape s[64];
+    uint32_t n = ARRAY_LEN(s);
+    coopmat_shapes_fn get =
+        (coopmat_shapes_fn)vkGetInstanceProcAddr(d->instance, "vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR");
+    for (uint32_t i = 0; i < n; i++)
+        s[i] = (struct coopmat_shape){.type = (VkStructureType)1000506001};
+    if (!d->coopmat || !get || get(d->physical, &n, s) < 0)
+        return;
+    printf("cooperative matrices (MxNxK, component types A B C as VkComponentTypeKHR, scope):");
+    for (uint32_t i = 0; i < n; i++)
+        printf(" %ux%ux%u %u %u %u s%u", s[i].m, s[i].n, s[i].k, s[i].a, s[i].b, s[i].c, s[i].scope);
+    printf("\n");
 }
 
 int main(int argc, char **argv)
@@ -76,6 +104,8 @@ int main(int argc, char **argv)
     double begin = speed_now();
     device_open(&d, index, validate);
     describe(&d);
+    if (strcmp(part, "matmul") == 0)
+        describe_coopmat(&d);
     if (is(part, "check"))
         failed = check_run(&d, type);
     o.type = type;
@@ -83,6 +113,9 @@ int main(int argc, char **argv)
     double copy = speed_memory(&d, &o);
     if (is(part, "memory"))
         speed_latency(&d);
+    elapsed(begin);
+    if (is(part, "matmul"))
+        failed += matmul_check(&d, type), matmul_speed(&d, &o);
     elapsed(begin);
     if (is(part, "ffn"))
         speed_ffn(&d, &o, copy);

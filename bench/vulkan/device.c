@@ -356,11 +356,17 @@ void device_begin(struct device *d)
 
 void device_dispatch(struct device *d, const struct pipeline *p, VkDescriptorSet set, const void *push, uint32_t x, uint32_t y)
 {
+    device_dispatch3(d, p, set, push, x, y, 1);
+}
+
+void device_dispatch3(struct device *d, const struct pipeline *p, VkDescriptorSet set, const void *push, uint32_t x, uint32_t y,
+                      uint32_t z)
+{
     vkCmdBindPipeline(d->cmd, VK_PIPELINE_BIND_POINT_COMPUTE, p->pipeline);
     vkCmdBindDescriptorSets(d->cmd, VK_PIPELINE_BIND_POINT_COMPUTE, p->layout, 0, 1, &set, 0, NULL);
     if (p->push_bytes)
         vkCmdPushConstants(d->cmd, p->layout, VK_SHADER_STAGE_COMPUTE_BIT, 0, p->push_bytes, push);
-    vkCmdDispatch(d->cmd, x, y, 1);
+    vkCmdDispatch(d->cmd, x, y, z);
 }
 
 void device_barrier(struct device *d)

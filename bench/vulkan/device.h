@@ -70,6 +70,8 @@ void device_reset_sets(struct device *d);
 
 void device_begin(struct device *d);
 void device_dispatch(struct device *d, const struct pipeline *p, VkDescriptorSet set, const void *push, uint32_t x, uint32_t y);
+void device_dispatch3(struct device *d, const struct pipeline *p, VkDescriptorSet set, const void *push, uint32_t x, uint32_t y,
+                      uint32_t z);
 void device_barrier(struct device *d);
 /* Returns the number of the time stamp. */
 uint32_t device_stamp(struct device *d);
