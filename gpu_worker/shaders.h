@@ -2,8 +2,9 @@
  * The compute shaders of gpu_worker/shaders as SPIR-V, by name, and what C must know of them: specialization constants, push
  * constants (the order of their `Args`) and how prepared activations lie in memory. Constants only; threads: any.
  *
- * Names: matvec_T, gate_up_T (T = f32 ... q6_K; integer types also as ..._plain, without the integer dot product), norm, geglu,
- * post, read, scale, matmul_cm_T, matmul_nv_T. Descriptor set 0 holds storage buffers, bindings 0, 1, ... as each shader lists
+ * Names: matvec_T, gate_up_T (T = f32 ... q6_K; integer types also as ..._plain, without the integer dot product), norm and post
+ * (with subgroup arithmetic; norm_plain, post_plain: without), geglu,
+ * read, copy, scale, matmul_cm_T, matmul_nv_T. Descriptor set 0 holds storage buffers, bindings 0, 1, ... as each shader lists
  * them. Constant 0 is always the size of the workgroup. All offsets must keep buffers' ranges; rows of activations are multiples of
  * 32 columns. */
 #ifndef TANDEM_GPU_WORKER_SHADERS_H
@@ -38,21 +39,23 @@ struct shaders_matvec {
     uint32_t y_at, y_stride, y_part;
     uint32_t pairs_at;
 };
-/* Bindings: x, norm weights, y, activations. Constants: threads, floats, quants. Dispatch: tokens. */
+/* Bindings: x, norm weights, y, activations. Constants: threads (a multiple of 8), floats, quants, hold = ceil(n / 4 / threads).
+ * Dispatch: tokens. */
 struct shaders_norm {
     uint32_t n;
     float eps;
     uint32_t x_at, w_at, y_at, act_at, act_stride;
 };
-/* Bindings: x, norm weights, residual, y. Constants: threads. Dispatch: tokens. */
+/* Bindings: x, norm weights, residual, y, scales. Constants: threads, hold, scaled. Dispatch: tokens. */
 struct shaders_post {
     uint32_t n;
     float eps;
-    uint32_t n_parts, x_part, x_at, w_at, r_at, y_at;
+    uint32_t n_parts, x_part, x_stride, x_at, w_at, r_at, y_at, scales_at;
 };
-/* Bindings: gate, up, y, activations. Constants: threads, floats, quants. Dispatch: ceil(n / 32 / threads), tokens. */
+/* Bindings: gate, up, y, activations, scales. Constants: threads, floats, quants, scaled.
+ * Dispatch: ceil(n / 32 / threads), tokens. */
 struct shaders_geglu {
-    uint32_t n, n_parts, part, gate_at, up_at, y_at, act_at, act_stride;
+    uint32_t n, n_parts, part, stride, gate_at, up_at, y_at, act_at, act_stride, scales_at;
 };
 /* Bindings: activations, scales. Constants: threads, floats. Dispatch: tokens. */
 struct shaders_scale {
@@ -68,7 +71,9 @@ struct shaders_matmul {
     uint32_t y_at, y_stride, y_part;
     uint32_t n_tokens;
 };
-/* Bindings: x, y (4 bytes). Constants: threads. Dispatch: workgroups; each thread reads `each` times 16 bytes, a multiple of 4. */
+/* copy: bindings x, y; constants: threads; dispatch: workgroups, each copies 64 bytes a thread; no push constants.
+ * read: bindings x, y (4 bytes). Constants: threads. Dispatch: workgroups; each thread reads `each` times 16 bytes, a multiple
+ * of 4. */
 struct shaders_read {
     uint32_t each;
 };

@@ -14,7 +14,7 @@
 
 static const char help[] = "usage: bench_vulkan [options] [check | memory | matmul | ffn | matvec] (default: all)\n"
                            "  --device N    which Vulkan device (default: the first discrete one, or the first)\n"
-                           "  --type T      only this weight type\n"
+                           "  --type T      only this weight type; ops: no weights\n"
                            "  --seconds S   begin nothing new after that time (default 130)\n"
                            "  --small       small shapes and buffers, for a device that is a processor\n"
                            "  --validate    with the validation layer\n";
@@ -81,7 +81,7 @@ int main(int argc, char **argv)
     double seconds = 130;
     bool validate = false;
     struct speed_options o = {
-        .bytes = (size_t)1200 << 20, .layers = 8, .repeats = 3, .hidden = 5376, .ffn = 21504, .vocab = 262144};
+        .bytes = (size_t)1200 << 20, .layers = 8, .repeats = 3, .settle = 0.05, .hidden = 5376, .ffn = 21504, .vocab = 262144};
     const char *type = NULL;
     for (int c; (c = getopt_long(argc, argv, "", long_options, NULL)) != -1;) {
         if (c == 'd')
@@ -110,9 +110,11 @@ int main(int argc, char **argv)
         failed = check_run(&d, type);
     o.type = type;
     o.deadline = begin + seconds;
-    double copy = speed_memory(&d, &o);
+    double copy = 0;
+    if (!is(part, "check") || !*part)
+        copy = speed_memory(&d, &o);
     if (is(part, "memory"))
-        speed_latency(&d);
+        speed_latency(&d, &o);
     elapsed(begin);
     if (is(part, "matmul"))
         failed += matmul_check(&d, type), matmul_speed(&d, &o);

@@ -280,18 +280,18 @@ static int check_type(struct device *d, int type, const char *suffix)
 
 #define EPS 1e-6f
 
-static int check_norm(struct device *d, uint32_t n, uint32_t tokens, uint32_t threads)
+static int check_norm(struct device *d, const char *shader, uint32_t n, uint32_t tokens, uint32_t threads)
 {
     float *x = random_row((size_t)n * tokens), *nw = random_row(n), *want = data_alloc(4 * (size_t)n * tokens);
     float *bound = data_alloc(4 * (size_t)n * tokens);
-    uint32_t words = shaders_act_words(n), constants[] = {threads, 1, 1};
+    uint32_t words = shaders_act_words(n), constants[] = {threads, 1, 1, (n / 4 + threads - 1) / threads};
     for (uint32_t t = 0; t < tokens; t++)
         cpu_select(NULL)->vec->rmsnorm(x + t * n, nw, n, EPS, want + t * n);
     for (size_t i = 0; i < (size_t)n * tokens; i++)
         bound[i] = (float)(NORM_BOUND * fabs((double)want[i]) + 1e-30);
     struct buffer bx = upload(d, x, 4 * (size_t)n * tokens), bw = upload(d, nw, 4 * (size_t)n);
     struct buffer by = device_buffer(d, 4 * (size_t)n * tokens, false), ba = device_buffer(d, 4 * (size_t)words * tokens, false);
-    struct pipeline p = device_pipeline(d, "norm", 4, sizeof(struct shaders_norm), constants, 3);
+    struct pipeline p = device_pipeline(d, shader, 4, sizeof(struct shaders_norm), constants, 4);
     struct shaders_norm args = {.n = n, .eps = EPS, .act_stride = words / 4};
     run(d, &p, (struct range[]){{&bx, 0, 0}, {&bw, 0, 0}, {&by, 0, 0}, {&ba, 0, 0}}, &args, tokens, 1);
     uint32_t *y = data_alloc(4 * (size_t)n * tokens), *act = data_alloc(4 * (size_t)words * tokens);
@@ -311,7 +311,7 @@ static int check_norm(struct device *d, uint32_t n, uint32_t tokens, uint32_t th
     free(bound);
     free(y);
     free(act);
-    return report("norm", &w);
+    return report(shader, &w);
 }
 
 /* Sums of parts in the order of the shader. */
@@ -325,19 +325,27 @@ static float *add_parts(const float *x, uint32_t n_parts, size_t n)
     return sum;
 }
 
-static int check_post(struct device *d, uint32_t n, uint32_t tokens, uint32_t threads, uint32_t parts)
+static int check_post(struct device *d, const char *shader, uint32_t n, uint32_t tokens, uint32_t threads, uint32_t parts)
 {
     size_t all = (size_t)n * tokens;
     float *x = random_row(all * parts), *nw = random_row(n), *r = random_row(all), *want = data_alloc(4 * all);
     float *bound = data_alloc(4 * all), *sum = add_parts(x, parts, all);
+    float scale[8] = {0};
+    for (uint32_t t = 0; t < tokens; t++) {
+        scale[t] = t ? 0x1p-3f : 4.0f;
+        for (uint32_t i = 0; i < n; i++)
+            sum[t * n + i] *= scale[t];
+    }
     for (uint32_t t = 0; t < tokens; t++)
         cpu_select(NULL)->vec->rmsnorm_add(sum + t * n, nw, n, EPS, r + t * n, want + t * n);
     for (size_t i = 0; i < all; i++)
         bound[i] = (float)(NORM_BOUND * (fabs((double)want[i]) + fabs((double)r[i])) + 1e-30);
     struct buffer bx = upload(d, x, 4 * all * parts), bw = upload(d, nw, 4 * (size_t)n), br = upload(d, r, 4 * all);
-    struct pipeline p = device_pipeline(d, "post", 4, sizeof(struct shaders_post), &threads, 1);
-    struct shaders_post args = {.n = n, .eps = EPS, .n_parts = parts, .x_part = (uint32_t)(all / 4)};
-    run(d, &p, (struct range[]){{&bx, 0, 0}, {&bw, 0, 0}, {&br, 0, 0}, {&br, 0, 0}}, &args, tokens, 1);
+    struct buffer bs = upload(d, scale, 4 * (size_t)tokens);
+    struct pipeline p =
+        device_pipeline(d, shader, 5, sizeof(struct shaders_post), (uint32_t[]){threads, (n / 4 + threads - 1) / threads, 1}, 3);
+    struct shaders_post args = {.n = n, .eps = EPS, .n_parts = parts, .x_part = (uint32_t)(all / 4), .x_stride = n / 4};
+    run(d, &p, (struct range[]){{&bx, 0, 0}, {&bw, 0, 0}, {&br, 0, 0}, {&br, 0, 0}, {&bs, 0, 0}}, &args, tokens, 1);
     uint32_t *y = data_alloc(4 * all);
     device_download(d, &br, 0, y, 4 * all);
     struct worst w = {.cases = 1};
@@ -346,6 +354,7 @@ static int check_post(struct device *d, uint32_t n, uint32_t tokens, uint32_t th
     device_free(d, &bx);
     device_free(d, &bw);
     device_free(d, &br);
+    device_free(d, &bs);
     free(x);
     free(nw);
     free(r);
@@ -353,7 +362,7 @@ static int check_post(struct device *d, uint32_t n, uint32_t tokens, uint32_t th
     free(bound);
     free(sum);
     free(y);
-    return report("post", &w);
+    return report(shader, &w);
 }
 
 static int check_geglu(struct device *d, uint32_t n, uint32_t tokens, uint32_t threads, uint32_t parts)
@@ -361,16 +370,16 @@ static int check_geglu(struct device *d, uint32_t n, uint32_t tokens, uint32_t t
     size_t all = (size_t)n * tokens;
     float *g = random_row(all * parts), *u = random_row(all * parts), *want = data_alloc(4 * all), *bound = data_alloc(4 * all);
     float *gs = add_parts(g, parts, all), *us = add_parts(u, parts, all);
-    uint32_t words = shaders_act_words(n), constants[] = {threads, 1, 1};
+    uint32_t words = shaders_act_words(n), constants[] = {threads, 1, 1, 0};
     cpu_select(NULL)->vec->geglu(gs, us, all, want);
     for (size_t i = 0; i < all; i++)
         bound[i] = (float)geglu_bound((double)gs[i], (double)us[i], (double)want[i], 0, 0);
     struct buffer bg = upload(d, g, 4 * all * parts), bu = upload(d, u, 4 * all * parts);
     struct buffer by = device_buffer(d, 4 * all, false), ba = device_buffer(d, 4 * (size_t)words * tokens, false);
-    struct pipeline p = device_pipeline(d, "geglu", 4, sizeof(struct shaders_geglu), constants, 3);
-    struct shaders_geglu args = {.n = n, .n_parts = parts, .part = (uint32_t)(all / 4), .act_stride = words / 4};
-    run(d, &p, (struct range[]){{&bg, 0, 0}, {&bu, 0, 0}, {&by, 0, 0}, {&ba, 0, 0}}, &args, (n / 32 + threads - 1) / threads,
-        tokens);
+    struct pipeline p = device_pipeline(d, "geglu", 5, sizeof(struct shaders_geglu), constants, 4);
+    struct shaders_geglu args = {.n = n, .n_parts = parts, .part = (uint32_t)(all / 4), .stride = n / 4, .act_stride = words / 4};
+    run(d, &p, (struct range[]){{&bg, 0, 0}, {&bu, 0, 0}, {&by, 0, 0}, {&ba, 0, 0}, {&bg, 0, 0}}, &args,
+        (n / 32 + threads - 1) / threads, tokens);
     uint32_t *y = data_alloc(4 * all), *act = data_alloc(4 * (size_t)words * tokens);
     device_download(d, &by, 0, y, 4 * all);
     device_download(d, &ba, 0, act, 4 * (size_t)words * tokens);
@@ -404,9 +413,11 @@ int check_run(struct device *d, const char *type)
         if (quant_is_integer(types[i]))
             failed += check_type(d, types[i], "_plain");
     }
-    if (!type) {
-        failed += check_norm(d, 1152, 3, 32) + check_norm(d, 5376, 1, 128);
-        failed += check_post(d, 1152, 3, 64, 3) + check_post(d, 5376, 1, 128, 1);
+    if (!type || strcmp(type, "ops") == 0) {
+        failed += check_norm(d, "norm", 1152, 3, 32) + check_norm(d, "norm", 5376, 1, 512);
+        failed += check_norm(d, "norm_plain", 1152, 3, 128) + check_norm(d, "norm_plain", 256, 1, 96);
+        failed += check_post(d, "post", 1152, 3, 64, 3) + check_post(d, "post", 5376, 1, 512, 1);
+        failed += check_post(d, "post_plain", 1152, 3, 64, 3) + check_post(d, "post_plain", 260, 1, 1000, 1);
         failed += check_geglu(d, 2080, 3, 64, 2);
     }
     return failed;

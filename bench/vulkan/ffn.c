@@ -34,14 +34,21 @@ struct plan {
     struct pipeline p_norm, p_gate, p_geglu, p_down, p_post;
 };
 
+static uint32_t hold(const struct chain *c, uint32_t threads)
+{
+    return (c->o->hidden / 4 + threads - 1) / threads;
+}
+
 static void plan_open(struct chain *c, struct plan *p)
 {
     struct device *d = c->d;
     char name[64];
     const char *type = quant_name(c->gate.type), *plain = d->int_dot ? "" : "_plain";
     uint32_t matvec = sizeof(struct shaders_matvec);
-    p->p_norm = device_pipeline(d, "norm", 4, sizeof(struct shaders_norm), (uint32_t[]){p->norm_threads, 0, 1}, 3);
-    p->p_post = device_pipeline(d, "post", 4, sizeof(struct shaders_post), &p->post_threads, 1);
+    p->p_norm = device_pipeline(d, "norm", 4, sizeof(struct shaders_norm),
+                                (uint32_t[]){p->norm_threads, 0, 1, hold(c, p->norm_threads)}, 4);
+    p->p_post =
+        device_pipeline(d, "post", 5, sizeof(struct shaders_post), (uint32_t[]){p->post_threads, hold(c, p->post_threads), 0}, 3);
     snprintf(name, sizeof(name), "matvec_%s%s", type, plain);
     p->p_down = device_pipeline(d, name, 3, matvec, (uint32_t[]){p->down[0], c->tokens, p->down[1], p->down[2]}, 4);
     if (p->fusion == APART)
@@ -50,7 +57,7 @@ static void plan_open(struct chain *c, struct plan *p)
     if (p->fusion != APART)
         p->p_gate =
             device_pipeline(d, name, 4, matvec, (uint32_t[]){p->gate[0], c->tokens, p->gate[1], p->fusion == FUSED_QUANTIZED}, 4);
-    p->p_geglu = device_pipeline(d, "geglu", 4, sizeof(struct shaders_geglu), (uint32_t[]){p->geglu_threads, 0, 1}, 3);
+    p->p_geglu = device_pipeline(d, "geglu", 5, sizeof(struct shaders_geglu), (uint32_t[]){p->geglu_threads, 0, 1, 0}, 4);
 }
 
 static void plan_close(struct device *d, struct plan *p)
@@ -109,10 +116,15 @@ static void record(struct chain *c, const struct plan *p, uint32_t layer, uint32
     if (stamps)
         stamps[s++] = device_stamp(d);
     if (p->fusion != FUSED_QUANTIZED) {
-        struct shaders_geglu g = {
-            .n = o->ffn, .n_parts = p->fusion == APART ? p->gate[3] : 1, .part = o->ffn * c->tokens / 4, .act_stride = words / 4};
-        operation(d, &p->p_geglu, (struct range[]){{&c->product, 0, 0}, {&c->product2, 0, 0}, {&c->y, 0, 0}, {&c->act_down, 0, 0}},
-                  &g, (o->ffn / 32 + p->geglu_threads - 1) / p->geglu_threads, c->tokens);
+        struct shaders_geglu g = {.n = o->ffn,
+                                  .n_parts = p->fusion == APART ? p->gate[3] : 1,
+                                  .part = o->ffn * c->tokens / 4,
+                                  .stride = o->ffn / 4,
+                                  .act_stride = words / 4};
+        operation(
+            d, &p->p_geglu,
+            (struct range[]){{&c->product, 0, 0}, {&c->product2, 0, 0}, {&c->y, 0, 0}, {&c->act_down, 0, 0}, {&c->norm, 0, 0}}, &g,
+            (o->ffn / 32 + p->geglu_threads - 1) / p->geglu_threads, c->tokens);
         device_barrier(d);
     }
     if (stamps)
@@ -129,8 +141,10 @@ static void record(struct chain *c, const struct plan *p, uint32_t layer, uint32
     device_barrier(d);
     if (stamps)
         stamps[s++] = device_stamp(d);
-    struct shaders_post q = {.n = o->hidden, .eps = 1e-6f, .n_parts = parts, .x_part = o->hidden * c->tokens / 4};
-    operation(d, &p->p_post, (struct range[]){{&c->y, 0, 0}, {&c->norm, 0, 0}, {&c->x, 0, 0}, {&c->x, 0, 0}}, &q, c->tokens, 1);
+    struct shaders_post q = {
+        .n = o->hidden, .eps = 1e-6f, .n_parts = parts, .x_part = o->hidden * c->tokens / 4, .x_stride = o->hidden / 4};
+    operation(d, &p->p_post, (struct range[]){{&c->y, 0, 0}, {&c->norm, 0, 0}, {&c->x, 0, 0}, {&c->x, 0, 0}, {&c->norm, 0, 0}}, &q,
+              c->tokens, 1);
     device_barrier(d);
     if (stamps)
         stamps[s++] = device_stamp(d);
@@ -142,7 +156,8 @@ static double chain_run(struct chain *c, struct plan *p, double *ret)
     struct device *d = c->d;
     double best = 1e9;
     uint32_t stamps[MAX_LAYERS][OPERATIONS], layers = c->o->layers;
-    for (uint32_t r = 0; r < c->o->repeats + 1; r++) {
+    double begin = speed_now();
+    for (uint32_t r = 0; speed_more(c->o, begin, r); r++) {
         device_reset_sets(d);
         device_begin(d);
         uint32_t from = device_stamp(d);
@@ -178,9 +193,9 @@ static struct plan search(struct chain *c, double *ret)
                                         {128, 1, 1, 2}, {128, 1, 1, 4}, {128, 1, 1, 8}, {256, 1, 1, 1}, {256, 1, 1, 2},
                                         {256, 1, 1, 4}, {128, 1, 2, 4}, {128, 1, 2, 8}, {256, 1, 2, 4}, {256, 2, 1, 4},
                                         {512, 1, 1, 1}, {512, 1, 1, 2}};
-    static const uint32_t threads[][2] = {{64, 256}, {128, 512}, {192, 1024}, {256, 1024}};
+    static const uint32_t threads[][2] = {{128, 128}, {256, 256}, {512, 512}, {672, 672}, {1024, 1024}};
     struct plan best = {.fusion = FUSED_QUANTIZED,
-                        .norm_threads = 128,
+                        .norm_threads = 512,
                         .post_threads = 512,
                         .geglu_threads = 32,
                         .gate = {128, 2, 1, 1},

@@ -240,7 +240,8 @@ static double measure(struct device *d, const struct speed_options *o, const str
     device_reset_sets(d);
     for (uint32_t i = 0; i < n; i++)
         sets[i] = device_set(d, p, (struct range[]){{&w->buffer, i * w->bytes, w->bytes}, {act, 0, 0}, {out, 0, 0}, {scale, 0, 0}});
-    for (uint32_t r = 0; r < o->repeats + 1; r++) {
+    double begin = speed_now();
+    for (uint32_t r = 0; speed_more(o, begin, r); r++) {
         device_begin(d);
         uint32_t from = device_stamp(d);
         for (uint32_t i = 0; i < n; i++) {

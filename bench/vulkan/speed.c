@@ -73,55 +73,80 @@ double speed_now(void)
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
+bool speed_more(const struct speed_options *o, double begin, uint32_t done)
+{
+    return done <= o->repeats || speed_now() - begin < o->settle;
+}
+
 /* ---- memory and submission ---- */
 
-double speed_memory(struct device *d, const struct speed_options *o)
+/* Bytes per second read and written by vkCmdCopyBuffer and by a shader. */
+static void copy_rates(struct device *d, const struct speed_options *o, const struct buffer *a, const struct buffer *b,
+                       size_t bytes, double *ret)
 {
-    size_t bytes = o->bytes / 4096 * 4096;
-    struct buffer a = device_buffer(d, bytes, false), b = device_buffer(d, bytes, false);
-    double copy = 1e9, read = 1e9;
-    device_reset_sets(d);
-    for (uint32_t i = 0; i < o->repeats + 1; i++) {
-        VkBufferCopy c = {0, 0, bytes};
-        device_begin(d);
-        uint32_t from = device_stamp(d);
-        for (int k = 0; k < 4; k++)
-            vkCmdCopyBuffer(d->cmd, k % 2 ? b.buffer : a.buffer, k % 2 ? a.buffer : b.buffer, 1, &c);
-        uint32_t to = device_stamp(d);
-        device_submit(d);
-        copy = MIN(copy, device_seconds(d, from, to));
+    uint32_t threads = 256;
+    struct pipeline p = device_pipeline(d, "copy", 2, 0, &threads, 1);
+    VkDescriptorSet set = device_set(d, &p, (struct range[]){{a, 0, bytes}, {b, 0, bytes}});
+    for (int way = 0; way < 2; way++) {
+        double best = 1e9, begin = speed_now();
+        for (uint32_t i = 0; speed_more(o, begin, i); i++) {
+            VkBufferCopy c = {0, 0, bytes};
+            device_begin(d);
+            uint32_t from = device_stamp(d);
+            for (int k = 0; k < 4; k++) {
+                if (way == 0)
+                    vkCmdCopyBuffer(d->cmd, a->buffer, b->buffer, 1, &c);
+                else
+                    device_dispatch(d, &p, set, NULL, (uint32_t)(bytes / 64 / threads), 1);
+            }
+            uint32_t to = device_stamp(d);
+            device_submit(d);
+            best = MIN(best, device_seconds(d, from, to));
+        }
+        ret[way] = 8 * (double)bytes / best;
     }
-    copy = 8 * (double)bytes / copy;
-    uint32_t best_threads = 0, best_each = 0;
-    for (uint32_t threads = 128; threads <= 1024; threads *= 2) {
+    device_free_pipeline(d, &p);
+}
+
+static double read_rate(struct device *d, const struct speed_options *o, const struct buffer *a, const struct buffer *b,
+                        size_t bytes)
+{
+    double best = 1e9;
+    for (uint32_t threads = 256; threads <= 1024; threads *= 2) {
         struct pipeline p = device_pipeline(d, "read", 2, sizeof(struct shaders_read), &threads, 1);
-        VkDescriptorSet set =
-            device_set(d, &p, (struct range[]){{&a, 0, MIN(bytes, d->properties.limits.maxStorageBufferRange)}, {&b, 0, 256}});
+        VkDescriptorSet set = device_set(d, &p, (struct range[]){{a, 0, bytes}, {b, 0, 256}});
         for (uint32_t each = 4; each <= 64; each *= 4) {
-            size_t n = MIN(bytes, d->properties.limits.maxStorageBufferRange) / 16 / threads / each;
+            size_t n = bytes / 16 / threads / each;
             struct shaders_read args = {each};
-            for (uint32_t i = 0; i < o->repeats + 1 && n > 0 && n < 65536 * 16; i++) {
+            double begin = speed_now();
+            for (uint32_t i = 0; speed_more(o, begin, i) && n > 0 && n < 65536 * 16; i++) {
                 device_begin(d);
                 uint32_t from = device_stamp(d);
                 for (int k = 0; k < 4; k++)
                     device_dispatch(d, &p, set, &args, (uint32_t)n, 1);
                 uint32_t to = device_stamp(d);
                 device_submit(d);
-                double s = device_seconds(d, from, to) / ((double)n * threads * each * 16 * 4);
-                if (s < read) {
-                    read = s;
-                    best_threads = threads;
-                    best_each = each;
-                }
+                best = MIN(best, device_seconds(d, from, to) / ((double)n * threads * each * 16 * 4));
             }
         }
         device_free_pipeline(d, &p);
     }
+    return 1 / best;
+}
+
+double speed_memory(struct device *d, const struct speed_options *o)
+{
+    size_t bytes = MIN(o->bytes, d->properties.limits.maxStorageBufferRange) >> 20 << 20;
+    struct buffer a = device_buffer(d, bytes, false), b = device_buffer(d, bytes, false);
+    double copy[2];
+    device_reset_sets(d);
+    copy_rates(d, o, &a, &b, bytes, copy);
+    double read = read_rate(d, o, &a, &b, bytes), best = MAX(copy[0], copy[1]);
     device_free(d, &a);
     device_free(d, &b);
-    printf("copy %.0f GB/s (read + written), read alone %.0f GB/s (%.0f%% of copy; %u threads, %u each)\n", copy * 1e-9,
-           1e-9 / read, 100 / read / copy, best_threads, best_each);
-    return copy;
+    printf("copy (read + written): vkCmdCopyBuffer %.0f GB/s, shader %.0f GB/s; read alone %.0f GB/s\n", copy[0] * 1e-9,
+           copy[1] * 1e-9, read * 1e-9);
+    return best;
 }
 
 static int by_value(const void *a, const void *b)
@@ -167,11 +192,11 @@ static double latency(struct device *d, VkSemaphore timeline, uint64_t *value, e
     return t[LATENCY_RUNS / 2];
 }
 
-void speed_latency(struct device *d)
+void speed_latency(struct device *d, const struct speed_options *o)
 {
-    uint32_t constants[] = {128, 0, 1}, n = 5376;
+    uint32_t n = 5376, constants[] = {512, 0, 1, (n / 4 + 511) / 512};
     struct buffer x = speed_floats(d, n), y = device_buffer(d, 4 * n, false);
-    struct pipeline p = device_pipeline(d, "norm", 4, sizeof(struct shaders_norm), constants, 3);
+    struct pipeline p = device_pipeline(d, "norm", 4, sizeof(struct shaders_norm), constants, 4);
     device_reset_sets(d);
     VkDescriptorSet set = device_set(d, &p, (struct range[]){{&x, 0, 0}, {&x, 0, 0}, {&y, 0, 0}, {&y, 0, 0}});
     struct shaders_norm args = {.n = n, .eps = 1e-6f, .act_stride = n};
@@ -186,10 +211,13 @@ void speed_latency(struct device *d)
     device_dispatch(d, &p, set, &args, 1, 1);
     device_stamp(d);
     device_require(vkEndCommandBuffer(d->cmd), "vkEndCommandBuffer");
+    for (double start = speed_now(); speed_now() - start < o->settle;)
+        latency(d, timeline, &value, WAIT_FENCE);
     double fence = latency(d, timeline, &value, WAIT_FENCE), poll = latency(d, timeline, &value, WAIT_POLL);
     double sem = latency(d, timeline, &value, WAIT_TIMELINE);
     double best[2] = {1, 1};
-    for (int i = 0; i < 10; i++) {
+    double start = speed_now();
+    for (uint32_t i = 0; i < 10 || speed_more(o, start, i); i++) {
         device_begin(d);
         uint32_t from = device_stamp(d);
         for (int k = 0; k < 64; k++) {
@@ -240,7 +268,8 @@ static double measure(struct device *d, const struct speed_options *o, const str
     device_reset_sets(d);
     for (uint32_t i = 0; i < n; i++)
         sets[i] = device_set(d, p, (struct range[]){{&w->buffer, i * w->bytes, w->bytes}, {act, 0, 0}, {out, 0, 0}});
-    for (uint32_t r = 0; r < o->repeats + 1; r++) {
+    double begin = speed_now();
+    for (uint32_t r = 0; speed_more(o, begin, r); r++) {
         device_begin(d);
         uint32_t from = device_stamp(d);
         for (uint32_t i = 0; i < n; i++) {
@@ -291,7 +320,7 @@ static struct variant sweep(struct device *d, const struct speed_options *o, int
     struct buffer act = speed_tokens(d, type, cols, MAX_TOKENS), out = device_buffer(d, 4 * (size_t)rows * MAX_TOKENS * 4, false);
     for (size_t i = 0; i < n; i++) {
         struct pipeline p = make_pipeline(d, type, &v[i], 1);
-        for (uint32_t parts = 1; parts <= 4; parts *= 2) {
+        for (uint32_t parts = 1; parts <= (rows < cols ? 4u : 1u); parts *= 2) {
             r[m] = v[i];
             r[m].parts = parts;
             r[m].rate = measure(d, o, &w, &p, &r[m], 1, &act, &out);

@@ -13,10 +13,13 @@ struct speed_options {
     size_t bytes;     /* of weights at once, to exceed caches */
     uint32_t layers, repeats;
     uint32_t hidden, ffn, vocab;
+    double settle;   /* seconds that a measurement lasts at least: clocks rise only under load */
     double deadline; /* speed_now() after which nothing new is begun */
 };
 
 double speed_now(void);
+/* Whether a measurement begun at `begin` goes on after `done` passes. */
+bool speed_more(const struct speed_options *o, double begin, uint32_t done);
 
 /* Equal matrices one after the other in a device buffer. */
 struct speed_weights {
@@ -33,7 +36,7 @@ struct buffer speed_tokens(struct device *d, int type, uint32_t cols, uint32_t n
 
 /* Bytes per second read plus written by copying. Prints copy and read. */
 double speed_memory(struct device *d, const struct speed_options *o);
-void speed_latency(struct device *d);
+void speed_latency(struct device *d, const struct speed_options *o);
 void speed_matvec(struct device *d, const struct speed_options *o, double copy);
 void speed_ffn(struct device *d, const struct speed_options *o, double copy);
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// y = gelu(gate) * up of products that were left apart or in parts: as floats, as prepared activations, or both.
+// y = gelu(gate) * up of products that were left apart or in parts: as floats, as prepared activations, or both. SCALED: gate and
+// up are to be multiplied by the token's scale first (scale.comp).
 // Dispatch: x = ceil(n / 32 / THREADS), y = tokens; a thread takes one block of 32 columns. n is a multiple of 32.
 #version 460
 #extension GL_GOOGLE_include_directive : require
@@ -10,23 +11,28 @@ layout(local_size_x_id = 0) in;
 layout(constant_id = 0) const uint THREADS = 64;
 layout(constant_id = 1) const uint FLOATS = 0;
 layout(constant_id = 2) const uint QUANTS = 1;
+layout(constant_id = 3) const uint SCALED = 0;
 
 layout(set = 0, binding = 0, std430) readonly restrict buffer Gate { vec4 v[]; } gate;
 layout(set = 0, binding = 1, std430) readonly restrict buffer Up { vec4 v[]; } up;
 layout(set = 0, binding = 2, std430) writeonly restrict buffer Y { vec4 v[]; } y;
 layout(set = 0, binding = 3, std430) writeonly restrict buffer Act { uvec4 v[]; } act;
 layout(set = 0, binding = 3, std430) writeonly restrict buffer ActPairs { uvec2 v[]; } act_pairs;
+layout(set = 0, binding = 4, std430) readonly restrict buffer Scales { float v[]; } scales;
 
 layout(push_constant, std430) uniform Args {
     uint n;
     uint n_parts, part;         // parts of gate and of up, and from part to part in vec4
-    uint gate_at, up_at, y_at;  // in vec4; tokens lie n floats apart
+    uint stride;                // of gate and up from token to token in vec4
+    uint gate_at, up_at, y_at;  // in vec4; tokens of y lie n floats apart
     uint act_at, act_stride;    // in uvec4
+    uint scales_at;
 } args;
 
 void main()
 {
-    uint b = gl_GlobalInvocationID.x, t = gl_WorkGroupID.y, from = t * (args.n / 4) + 8 * b;
+    uint b = gl_GlobalInvocationID.x, t = gl_WorkGroupID.y, from = t * args.stride + 8 * b;
+    float by = SCALED != 0 ? scales.v[args.scales_at + t] : 1.0;
     if (32 * b >= args.n)
         return;
     vec4 v[8];
@@ -36,11 +42,11 @@ void main()
             g += gate.v[args.gate_at + p * args.part + from + i];
             u += up.v[args.up_at + p * args.part + from + i];
         }
-        v[i] = gelu(g) * u;
+        v[i] = gelu(g * by) * (u * by);
     }
     if (FLOATS != 0)
         for (uint i = 0; i < 8; i++)
-            y.v[args.y_at + from + i] = v[i];
+            y.v[args.y_at + t * (args.n / 4) + 8 * b + i] = v[i];
     if (QUANTS != 0) {
         uint words[8], at = args.act_at + t * args.act_stride;
         uvec2 pair;
