@@ -13,13 +13,25 @@
 struct budget;
 struct err;
 
+/* Of a backend that has a device of its own. */
+struct ffn_device_options {
+    const char *name;    /* "auto", a number, or part of a name; borrowed during open */
+    bool allow_cpu;      /* auto may take a device that is the processor itself */
+    bool validate;       /* ask the API's validation layer */
+    uint32_t without;    /* features treated as absent, bits as the backend numbers them */
+    uint32_t subgroup;   /* lanes asked for; 0: as the driver likes */
+    uint64_t max_buffer; /* bytes of a buffer at most; 0: as the device says */
+    uint64_t memory;     /* bytes of device memory at most; 0: what is free */
+};
+
 struct ffn_backend_options {
     const struct hparams *hparams;
     struct budget *budget; /* borrowed */
     const uint8_t *types;  /* ggml type ids of all layers and the head, as CONFIGURE carries them; borrowed during open */
     uint32_t n_threads, chunk_tokens, logits_rows;
-    bool pin; /* compute threads stay where they are (pool_pin) */
-    const char *variant;
+    bool pin;            /* compute threads stay where they are (pool_pin) */
+    const char *variant; /* of CPU kernels */
+    struct ffn_device_options device;
 };
 
 /* Names: pre_ffn_norm, gate, up, act, down, post_ffn_norm; final_norm (head). NULL in the pipeline. rows: [n_tokens][width]. */
@@ -43,5 +55,6 @@ struct ffn_backend {
 };
 
 extern const struct ffn_backend ffn_cpu;
+extern const struct ffn_backend ffn_vulkan; /* where the program was built with it */
 
 #endif

@@ -25,14 +25,16 @@ struct coopmat_features {
     VkBool32 matrix, robust;
 };
 
-static const char *const feature_names[VK_FEATURES] = {"int_dot", "fp16", "storage16", "coopmat", "host_import", "subgroup_size", "memory_budget"};
+static const char *const feature_names[VK_FEATURES] = {"int_dot",     "fp16",          "storage16",    "coopmat",
+                                                       "host_import", "subgroup_size", "subgroup_sum", "memory_budget"};
 
 const char *vk_feature_name(enum vk_feature f)
 {
     return (unsigned)f < VK_FEATURES ? feature_names[f] : "?";
 }
 
-static VKAPI_ATTR VkBool32 VKAPI_CALL complain(VkDebugUtilsMessageSeverityFlagBitsEXT severity, VkDebugUtilsMessageTypeFlagsEXT types,
+static VKAPI_ATTR VkBool32 VKAPI_CALL complain(VkDebugUtilsMessageSeverityFlagBitsEXT severity,
+                                               VkDebugUtilsMessageTypeFlagsEXT types,
                                                const VkDebugUtilsMessengerCallbackDataEXT *data, void *ctx)
 {
     (void)types;
@@ -68,12 +70,12 @@ static int open_instance(struct vk_device *d, bool validate, struct err *err)
     if (!d->complaints)
         return err_set(err, -ENOMEM, "vulkan: out of memory");
     const char *layers[] = {VALIDATION}, *extensions[] = {VK_EXT_DEBUG_UTILS_EXTENSION_NAME};
-    const VkDebugUtilsMessengerCreateInfoEXT messenger = {
-        .sType = VK_STRUCTURE_TYPE_DEBUG_UTILS_MESSENGER_CREATE_INFO_EXT,
-        .messageSeverity = VK_DEBUG_UTILS_MESSAGE_SEVERITY_WARNING_BIT_EXT | VK_DEBUG_UTILS_MESSAGE_SEVERITY_ERROR_BIT_EXT,
-        .messageType = VK_DEBUG_UTILS_MESSAGE_TYPE_VALIDATION_BIT_EXT,
-        .pfnUserCallback = complain,
-        .pUserData = d->complaints};
+    const VkDebugUtilsMessengerCreateInfoEXT messenger = {.sType = VK_STRUCTURE_TYPE_DEBUG_UTILS_MESSENGER_CREATE_INFO_EXT,
+                                                          .messageSeverity = VK_DEBUG_UTILS_MESSAGE_SEVERITY_WARNING_BIT_EXT |
+                                                                             VK_DEBUG_UTILS_MESSAGE_SEVERITY_ERROR_BIT_EXT,
+                                                          .messageType = VK_DEBUG_UTILS_MESSAGE_TYPE_VALIDATION_BIT_EXT,
+                                                          .pfnUserCallback = complain,
+                                                          .pUserData = d->complaints};
     const VkApplicationInfo app = {
         .sType = VK_STRUCTURE_TYPE_APPLICATION_INFO, .pApplicationName = "tandem", .apiVersion = VK_API_VERSION_1_3};
     const VkInstanceCreateInfo info = {.sType = VK_STRUCTURE_TYPE_INSTANCE_CREATE_INFO,
@@ -161,11 +163,11 @@ static bool take_extension(struct probe *p, const VkExtensionProperties *e, uint
     return false;
 }
 
-#define CHAIN(tail, member, type_)     \
-    do {                               \
-        (member).sType = (type_);      \
-        *(tail) = &(member);           \
-        (tail) = &(member).pNext;      \
+#define CHAIN(tail, member, type_) \
+    do {                           \
+        (member).sType = (type_);  \
+        *(tail) = &(member);       \
+        (tail) = &(member).pNext;  \
     } while (0)
 
 static int probe(VkPhysicalDevice device, uint32_t without, struct probe *p, struct err *err)
@@ -222,6 +224,9 @@ static void judge(struct vk_device *d, const struct vk_options *o, const struct 
                                      [VK_FEATURE_COOPMAT] = p->coopmat.matrix,
                                      [VK_FEATURE_HOST_IMPORT] = p->import.minImportedHostPointerAlignment > 0,
                                      [VK_FEATURE_SUBGROUP_SIZE] = p->subgroup.subgroupSizeControl,
+                                     [VK_FEATURE_SUBGROUP_SUM] =
+                                         p->subgroup_now.supportedOperations & VK_SUBGROUP_FEATURE_ARITHMETIC_BIT &&
+                                         p->subgroup_now.supportedStages & VK_SHADER_STAGE_COMPUTE_BIT,
                                      [VK_FEATURE_BUDGET] = p->budget};
     const VkPhysicalDeviceLimits *l = &p->properties.properties.limits;
     for (int i = 0; i < VK_FEATURES; i++)
@@ -348,8 +353,9 @@ void vk_device_describe(const struct vk_device *d, char *buf, size_t bytes)
     char with[128], without[128], range[16], most[16];
     features_text(d->features, true, with, sizeof(with));
     features_text(d->features, false, without, sizeof(without));
-    snprintf(buf, bytes, "device '%s' (%s), Vulkan %u.%u, %s memory, subgroup %u; has %s; lacks %s; buffers to %s, allocations to %s",
-             d->name, d->driver, VK_API_VERSION_MAJOR(d->properties.apiVersion), VK_API_VERSION_MINOR(d->properties.apiVersion),
+    snprintf(buf, bytes,
+             "device '%s' (%s), Vulkan %u.%u, %s memory, subgroup %u; has %s; lacks %s; buffers to %s, allocations to %s", d->name,
+             d->driver, VK_API_VERSION_MAJOR(d->properties.apiVersion), VK_API_VERSION_MINOR(d->properties.apiVersion),
              d->unified ? "unified" : "own", d->subgroup, with, without, util_format_bytes(range, sizeof(range), d->max_range),
              util_format_bytes(most, sizeof(most), d->max_bytes));
 }
@@ -399,10 +405,12 @@ static int list_one(struct vk_device *d, const struct vk_options *o, uint32_t in
     for (uint32_t h = 0; h < d->memory.memoryHeapCount; h++)
         fprintf(f, "   heap %u      %s%s\n", h, util_format_bytes(a, sizeof(a), d->memory.memoryHeaps[h].size),
                 d->memory.memoryHeaps[h].flags & VK_MEMORY_HEAP_DEVICE_LOCAL_BIT ? ", the device's own" : "");
-    fprintf(f, "   memory      %s; %s free\n", d->unified ? "unified: shared with the processor" : "its own: weights are copied there",
+    fprintf(f, "   memory      %s; %s free\n",
+            d->unified ? "unified: shared with the processor" : "its own: weights are copied there",
             util_format_bytes(a, sizeof(a), vk_device_room(d)));
-    fprintf(f, "   limits      storage buffer %s, allocation %s, workgroup %u, subgroup %u\n", util_format_bytes(a, sizeof(a), d->max_range),
-            util_format_bytes(b, sizeof(b), d->max_bytes), d->max_threads, d->subgroup);
+    fprintf(f, "   limits      storage buffer %s, allocation %s, workgroup %u, subgroup %u\n",
+            util_format_bytes(a, sizeof(a), d->max_range), util_format_bytes(b, sizeof(b), d->max_bytes), d->max_threads,
+            d->subgroup);
     fprintf(f, "   has         %s\n   lacks       %s\n", with, without);
     return 0;
 }

@@ -17,24 +17,25 @@ struct err;
 
 /* What is used where a device has it. */
 enum vk_feature {
-    VK_FEATURE_INT_DOT,     /* shaderIntegerDotProduct: four 8-bit products in one instruction */
-    VK_FEATURE_FP16,        /* shaderFloat16 */
-    VK_FEATURE_STORAGE16,   /* storageBuffer16BitAccess */
-    VK_FEATURE_COOPMAT,     /* VK_KHR_cooperative_matrix */
-    VK_FEATURE_HOST_IMPORT, /* VK_EXT_external_memory_host */
+    VK_FEATURE_INT_DOT,       /* shaderIntegerDotProduct: four 8-bit products in one instruction */
+    VK_FEATURE_FP16,          /* shaderFloat16 */
+    VK_FEATURE_STORAGE16,     /* storageBuffer16BitAccess */
+    VK_FEATURE_COOPMAT,       /* VK_KHR_cooperative_matrix */
+    VK_FEATURE_HOST_IMPORT,   /* VK_EXT_external_memory_host */
     VK_FEATURE_SUBGROUP_SIZE, /* subgroupSizeControl */
-    VK_FEATURE_BUDGET,      /* VK_EXT_memory_budget */
+    VK_FEATURE_SUBGROUP_SUM,  /* subgroup arithmetic in compute shaders */
+    VK_FEATURE_BUDGET,        /* VK_EXT_memory_budget */
     VK_FEATURES
 };
 const char *vk_feature_name(enum vk_feature f); /* "int_dot" */
 
 struct vk_options {
-    const char *device; /* "auto", a number as --list-devices shows it, or part of a name; borrowed during open */
-    bool allow_cpu;     /* auto may take a device that is the processor itself (lavapipe) */
-    bool validate;      /* VK_LAYER_KHRONOS_validation, its messages counted and logged */
-    uint32_t without;   /* bits 1 << enum vk_feature: treated as absent */
+    const char *device;  /* "auto", a number as --list-devices shows it, or part of a name; borrowed during open */
+    bool allow_cpu;      /* auto may take a device that is the processor itself (lavapipe) */
+    bool validate;       /* VK_LAYER_KHRONOS_validation, its messages counted and logged */
+    uint32_t without;    /* bits 1 << enum vk_feature: treated as absent */
     uint64_t max_buffer; /* bytes of a buffer and of an allocation at most; 0: as the device says */
-    uint32_t subgroup;  /* 0: as the driver likes; else asked for where VK_FEATURE_SUBGROUP_SIZE is there */
+    uint32_t subgroup;   /* 0: as the driver likes; else asked for where VK_FEATURE_SUBGROUP_SIZE is there */
 };
 
 /* What choosing looks at. */
@@ -58,15 +59,15 @@ struct vk_device {
     char name[VK_MAX_PHYSICAL_DEVICE_NAME_SIZE], driver[VK_MAX_DRIVER_INFO_SIZE + VK_MAX_DRIVER_NAME_SIZE];
     VkPhysicalDeviceProperties properties;
     VkPhysicalDeviceMemoryProperties memory;
-    uint32_t features;    /* bits 1 << enum vk_feature */
-    bool unified;         /* all device-local memory is visible to the host: integrated GPUs and lavapipe */
-    uint64_t max_range;   /* bytes of a storage buffer's range, a multiple of 256 */
-    uint64_t max_bytes;   /* of an allocation */
-    uint64_t range_align; /* offsets of ranges */
-    uint64_t import_align; /* of imported host memory; 0: none */
-    uint32_t subgroup;    /* lanes */
+    uint32_t features;          /* bits 1 << enum vk_feature */
+    bool unified;               /* all device-local memory is visible to the host: integrated GPUs and lavapipe */
+    uint64_t max_range;         /* bytes of a storage buffer's range, a multiple of 256 */
+    uint64_t max_bytes;         /* of an allocation */
+    uint64_t range_align;       /* offsets of ranges */
+    uint64_t import_align;      /* of imported host memory; 0: none */
+    uint32_t subgroup;          /* lanes */
     uint32_t subgroup_required; /* to be asked for in pipelines; 0: none */
-    uint32_t max_threads; /* of a workgroup */
+    uint32_t max_threads;       /* of a workgroup */
     bool timestamps;
     uint32_t *complaints; /* of the validation layer, counted; owned */
 };

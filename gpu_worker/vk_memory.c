@@ -42,8 +42,8 @@ static int charge(struct vk_memory *m, uint64_t bytes, const char *what, struct 
 {
     char a[16], b[16], c[16];
     if (m->limit && bytes > m->limit - MIN(m->used, m->limit))
-        return err_set(err, -ENOMEM, "%s: %s of device memory for %s do not fit: %s are used of %s (gpu.memory)", m->budget->process,
-                       util_format_bytes(a, sizeof(a), bytes), what, util_format_bytes(b, sizeof(b), m->used),
+        return err_set(err, -ENOMEM, "%s: %s of device memory for %s do not fit: %s are used of %s (gpu.memory)",
+                       m->budget->process, util_format_bytes(a, sizeof(a), bytes), what, util_format_bytes(b, sizeof(b), m->used),
                        util_format_bytes(c, sizeof(c), m->limit));
     int r = budget_take(m->budget, BUDGET_DEVICE, bytes, err);
     if (r < 0)
@@ -61,8 +61,7 @@ static void refund(struct vk_memory *m, uint64_t bytes)
 
 static VkResult make_buffer(const struct vk_device *d, uint64_t bytes, const void *next, VkBuffer *ret)
 {
-    const VkBufferCreateInfo info = {
-        .sType = VK_STRUCTURE_TYPE_BUFFER_CREATE_INFO, .pNext = next, .size = bytes, .usage = USAGE};
+    const VkBufferCreateInfo info = {.sType = VK_STRUCTURE_TYPE_BUFFER_CREATE_INFO, .pNext = next, .size = bytes, .usage = USAGE};
     return vkCreateBuffer(d->device, &info, NULL, ret);
 }
 

@@ -36,7 +36,8 @@ struct vk_memory {
 int vk_buffer_make(struct vk_memory *m, enum vk_memory_kind kind, uint64_t bytes, const char *what, struct vk_buffer *ret,
                    struct err *err);
 /* Host memory [p, p + bytes), both multiples of the device's import_align, used in place: nothing is copied, nothing is charged.
- * -ENOTSUP where the driver does not take it (that is no error to the user; err is untouched). The memory must outlive the buffer. */
+ * -ENOTSUP where the driver does not take it (that is no error to the user; err is untouched). The memory must outlive the buffer.
+ */
 int vk_buffer_import(struct vk_memory *m, void *p, uint64_t bytes, struct vk_buffer *ret);
 void vk_buffer_free(struct vk_memory *m, struct vk_buffer *b); /* a zeroed one is fine */
 

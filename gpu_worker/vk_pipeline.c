@@ -22,14 +22,14 @@ struct cache_header {
     char magic[8];
     uint32_t vendor, device, driver, header_bytes;
     uint8_t uuid[VK_UUID_SIZE];
-    uint64_t shaders; /* checksum of all embedded shaders */
+    uint64_t shaders;         /* checksum of all embedded shaders */
     uint64_t bytes, checksum; /* of what follows */
 };
 
 struct vk_cache {
     const struct vk_device *device;
     VkPipelineCache cache;
-    char path[4096]; /* "": none */
+    char path[4096];            /* "": none */
     struct cache_header header; /* expected; bytes and checksum unset */
     bool warm;
     uint32_t made;

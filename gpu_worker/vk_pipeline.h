@@ -14,7 +14,7 @@
 struct err;
 struct vk_cache;
 
-#define VK_KERNEL_BINDINGS 4
+#define VK_KERNEL_BINDINGS 5
 #define VK_KERNEL_CONSTANTS 8
 
 struct vk_kernel {

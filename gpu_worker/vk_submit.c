@@ -110,10 +110,8 @@ int vk_end(struct vk_queue *q, VkCommandBuffer cmd, struct err *err)
 static VkResult more_sets(struct vk_queue *q)
 {
     const VkDescriptorPoolSize size = {VK_DESCRIPTOR_TYPE_STORAGE_BUFFER, SETS_A_POOL * VK_KERNEL_BINDINGS};
-    const VkDescriptorPoolCreateInfo info = {.sType = VK_STRUCTURE_TYPE_DESCRIPTOR_POOL_CREATE_INFO,
-                                             .maxSets = SETS_A_POOL,
-                                             .poolSizeCount = 1,
-                                             .pPoolSizes = &size};
+    const VkDescriptorPoolCreateInfo info = {
+        .sType = VK_STRUCTURE_TYPE_DESCRIPTOR_POOL_CREATE_INFO, .maxSets = SETS_A_POOL, .poolSizeCount = 1, .pPoolSizes = &size};
     if (q->n_pools == POOLS_MAX)
         return VK_ERROR_OUT_OF_POOL_MEMORY;
     VkResult r = vkCreateDescriptorPool(q->device->device, &info, NULL, &q->pools[q->n_pools]);
@@ -173,7 +171,8 @@ void vk_barrier(VkCommandBuffer cmd)
     const VkMemoryBarrier b = {.sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER,
                                .srcAccessMask = VK_ACCESS_SHADER_WRITE_BIT | VK_ACCESS_TRANSFER_WRITE_BIT,
                                .dstAccessMask = VK_ACCESS_SHADER_READ_BIT | VK_ACCESS_SHADER_WRITE_BIT |
-                                                VK_ACCESS_TRANSFER_READ_BIT | VK_ACCESS_TRANSFER_WRITE_BIT | VK_ACCESS_HOST_READ_BIT};
+                                                VK_ACCESS_TRANSFER_READ_BIT | VK_ACCESS_TRANSFER_WRITE_BIT |
+                                                VK_ACCESS_HOST_READ_BIT};
     vkCmdPipelineBarrier(cmd, stages, stages | VK_PIPELINE_STAGE_HOST_BIT, 0, 1, &b, 0, NULL, 0, NULL);
 }
 
@@ -187,8 +186,9 @@ int vk_run(struct vk_queue *q, VkCommandBuffer cmd, struct err *err)
 {
     const struct vk_device *d = q->device;
     uint64_t value = q->value + 1, now = 0, begin = util_now_ns();
-    const VkTimelineSemaphoreSubmitInfo timeline = {
-        .sType = VK_STRUCTURE_TYPE_TIMELINE_SEMAPHORE_SUBMIT_INFO, .signalSemaphoreValueCount = 1, .pSignalSemaphoreValues = &value};
+    const VkTimelineSemaphoreSubmitInfo timeline = {.sType = VK_STRUCTURE_TYPE_TIMELINE_SEMAPHORE_SUBMIT_INFO,
+                                                    .signalSemaphoreValueCount = 1,
+                                                    .pSignalSemaphoreValues = &value};
     const VkSubmitInfo info = {.sType = VK_STRUCTURE_TYPE_SUBMIT_INFO,
                                .pNext = &timeline,
                                .commandBufferCount = 1,

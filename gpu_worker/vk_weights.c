@@ -27,10 +27,8 @@ static uint32_t piece_rows(const struct vk_device *d, uint32_t tile_bytes, bool 
 
 static int cut(const struct vk_device *d, const struct segment_tensor *t, bool in_place, struct vk_matrix *m, struct err *err)
 {
-    *m = (struct vk_matrix){.type = t->type,
-                            .n_rows = t->n_rows,
-                            .n_cols = t->n_cols,
-                            .tile_bytes = (uint32_t)repack_tile_bytes(t->type, t->n_cols)};
+    *m = (struct vk_matrix){
+        .type = t->type, .n_rows = t->n_rows, .n_cols = t->n_cols, .tile_bytes = (uint32_t)repack_tile_bytes(t->type, t->n_cols)};
     uint32_t rows = piece_rows(d, m->tile_bytes, in_place);
     if (rows == 0)
         return err_set(err, -ENOTSUP, "device '%s': %d rows of a matrix take %u bytes, a buffer at most %llu", d->name, PIECE_ROWS,
