@@ -1,9 +1,4 @@
 # Compute shaders -> SPIR-V as C arrays, by glslc.
-find_program(GLSLC glslc)
-if(NOT GLSLC)
-    message(FATAL_ERROR "'glslc' was not found; install the Debian package glslc, or run scripts/setup")
-endif()
-
 # tandem_shaders(<library> <folder> <list>): <list> holds "name|source|definitions,by,commas"; the library offers them through
 # gpu_worker/shaders.h. Sources named *_cm.comp go through spirv_types (its head says why), and so without the optimizer, which
 # does not know their instructions either.
@@ -50,9 +45,9 @@ function(tandem_shaders target folder)
         string(APPEND arrays "static const uint32_t ${name}[] =\n#include \"${name}.inc\"\n    ;\n")
         string(APPEND rows "    {\"${name}\", ${name}, sizeof(${name})},\n")
     endforeach()
-    file(CONFIGURE OUTPUT ${out}/table.c CONTENT "#include \"gpu_worker/shaders.h\"\n${arrays}
+    file(CONFIGURE OUTPUT ${out}/shaders.c CONTENT "#include \"gpu_worker/shaders.h\"\n${arrays}
 const struct shaders_code shaders_table[] = {\n${rows}};\nconst size_t shaders_count = sizeof(shaders_table) / sizeof(*shaders_table);\n")
-    set_source_files_properties(${out}/table.c PROPERTIES OBJECT_DEPENDS "${files}")
-    target_sources(${target} PRIVATE ${out}/table.c)
+    set_source_files_properties(${out}/shaders.c PROPERTIES OBJECT_DEPENDS "${files}")
+    target_sources(${target} PRIVATE ${out}/shaders.c)
     target_include_directories(${target} PRIVATE ${out})
 endfunction()

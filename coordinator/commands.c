@@ -62,7 +62,10 @@ static int run_plan(const struct command *c, struct err *err)
     auto_free struct plan *p = malloc(sizeof(*p));
     if (!p)
         return err_set(err, -ENOMEM, "plan: out of memory");
-    int r = plan_make(c->config, c->gguf, 0, p, err), printed = 0;
+    struct gpu_device gpu;
+    int printed = 0, r = gpu_device_find(c->config, NULL, &gpu, err);
+    if (r == 0)
+        r = plan_make(c->config, c->gguf, &gpu, 0, p, err);
     if (r < 0 && r != -ENOMEM)
         return r;
     if (c->options->json)

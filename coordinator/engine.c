@@ -195,7 +195,12 @@ int engine_open(const struct config *c, const struct gguf *g, const struct engin
     if (!e)
         return err_set(err, -ENOMEM, "engine: out of memory");
     e->config = c;
-    int r = plan_make(c, g, o ? o->command_bytes : 0, &e->plan, err);
+    struct gpu_device gpu;
+    int r = gpu_device_find(c, o ? o->stage_dir : NULL, &gpu, err);
+    if (r == 0 && gpu.reason[0])
+        log_info("engine", "gpu_worker computes on the processor: %s", gpu.reason);
+    if (r == 0)
+        r = plan_make(c, g, &gpu, o ? o->command_bytes : 0, &e->plan, err);
     if (r == 0)
         r = open_handles(e, err);
     if (r == 0)

@@ -106,6 +106,8 @@ static void fixed(struct plan *p)
     p->process[CONFIG_LOADER].fixed = (uint64_t)(8 * MIB) + (uint64_t)p->hparams.vocab * 24;
     p->process[CONFIG_NPU].fixed = (uint64_t)(8 * MIB);
     p->process[CONFIG_GPU].fixed = (uint64_t)(8 * MIB);
+    if (p->gpu.vulkan) /* driver and compiler, measured: lavapipe 40 to 60 MiB */
+        p->process[CONFIG_GPU].fixed += (uint64_t)(p->gpu.unified ? 96 * MIB : 384 * MIB);
     for (int i = 0; i < CONFIG_PROCESSES; i++)
         p->process[i].fixed += sanitizer;
 }
@@ -144,7 +146,13 @@ static int caps(const struct config *c, const struct plan *p, struct err *err)
                        util_format_bytes(need, sizeof(need), pool), util_format_bytes(raise, sizeof(raise), c->npu.memory),
                        (pool + (1u << 20) - 1) >> 20);
     const uint64_t *g = p->process[CONFIG_GPU].bytes;
-    pool = g[BUDGET_WEIGHTS] + g[BUDGET_SCRATCH];
+    pool = g[BUDGET_WEIGHTS] + g[BUDGET_SCRATCH] + g[BUDGET_DEVICE];
+    if (p->device_bytes > p->gpu.room && p->device_bytes)
+        return err_set(err, -ENOMEM,
+                       "weights and scratch need %s on device '%s', where %s are free; close what uses it, or set "
+                       "'gpu.backend' to cpu",
+                       util_format_bytes(need, sizeof(need), p->device_bytes), p->gpu.name,
+                       util_format_bytes(have, sizeof(have), p->gpu.room));
     if (c->gpu.memory && pool > c->gpu.memory)
         return err_set(err, -ENOMEM, "gpu_worker's weights and scratch need %s but 'gpu.memory' is %s; raise it to %" PRIu64 " MiB",
                        util_format_bytes(need, sizeof(need), pool), util_format_bytes(raise, sizeof(raise), c->gpu.memory),
@@ -152,10 +160,12 @@ static int caps(const struct config *c, const struct plan *p, struct err *err)
     return 0;
 }
 
-int plan_make(const struct config *c, const struct gguf *g, uint64_t command_bytes, struct plan *ret, struct err *err)
+int plan_make(const struct config *c, const struct gguf *g, const struct gpu_device *gpu, uint64_t command_bytes, struct plan *ret,
+              struct err *err)
 {
     struct plan *p = ret;
     memset(p, 0, sizeof(*p));
+    p->gpu = *gpu;
     int r = gemma3_hparams(g, &p->hparams, err);
     if (r < 0)
         return r;
@@ -180,8 +190,13 @@ int plan_make(const struct config *c, const struct gguf *g, uint64_t command_byt
         work_plan_kv_bytes(h, p->context, p->sequences, p->chunk_tokens, p->ring_slots, p->kv_type);
     p->process[CONFIG_NPU].bytes[BUDGET_SCRATCH] =
         work_plan_attn_bytes(h, p->types, p->chunk_tokens, p->ring_slots, p->npu_threads);
-    p->process[CONFIG_GPU].bytes[BUDGET_SCRATCH] = work_plan_ffn_bytes(h, p->types, p->chunk_tokens, p->logits_rows) +
-                                                   work_plan_last_bytes(h, p->chunk_tokens, p->logits_rows);
+    p->process[CONFIG_GPU].bytes[BUDGET_SCRATCH] = work_plan_last_bytes(h, p->chunk_tokens, p->logits_rows);
+    if (!gpu->vulkan || strcmp(c->gpu.backend, "auto") == 0) /* auto may end on the processor, when the device fails at start */
+        p->process[CONFIG_GPU].bytes[BUDGET_SCRATCH] += work_plan_ffn_bytes(h, p->types, p->chunk_tokens, p->logits_rows);
+    if (gpu->vulkan)
+        p->process[CONFIG_GPU].bytes[BUDGET_DEVICE] = work_plan_vulkan_bytes(h, p->chunk_tokens, p->logits_rows);
+    if (gpu->vulkan && !gpu->unified)
+        p->device_bytes = p->process[CONFIG_GPU].bytes[BUDGET_WEIGHTS] + p->process[CONFIG_GPU].bytes[BUDGET_DEVICE];
     rings(p);
     fixed(p);
     p->process[CONFIG_COORDINATOR].fixed += command_bytes;
@@ -197,7 +212,14 @@ void plan_print(const struct plan *p, FILE *f)
             util_format_bytes(buf, sizeof(buf), p->tensor_bytes));
     fprintf(f, "run         context %u x %u sequences, KV %s, chunks of %u tokens, %u in flight, logits %u rows a block\n",
             p->context, p->sequences, p->kv_type == 0 ? "f32" : "f16", p->chunk_tokens, p->ring_slots, p->logits_rows);
-    fprintf(f, "threads     npu_worker %u, gpu_worker %u\n\n", p->npu_threads, p->gpu_threads);
+    fprintf(f, "threads     npu_worker %u, gpu_worker %u\n", p->npu_threads, p->gpu_threads);
+    if (p->gpu.vulkan)
+        fprintf(f, "device      '%s', %s memory%s%s%s\n", p->gpu.name, p->gpu.unified ? "unified" : "its own",
+                p->device_bytes ? ": " : "", p->device_bytes ? util_format_bytes(buf, sizeof(buf), p->device_bytes) : "",
+                p->device_bytes ? " there besides (accounted)" : "");
+    else if (p->gpu.reason[0])
+        fprintf(f, "device      none: %s\n", p->gpu.reason);
+    fputc('\n', f);
     fprintf(f, "%-12s", "MiB");
     for (int k = 0; k < BUDGET_CATEGORIES; k++)
         fprintf(f, "%10s", budget_category_name((enum budget_category)k));
@@ -228,10 +250,11 @@ int plan_print_json(const struct plan *p, FILE *f, struct err *err)
         json_object_set_new(processes, plan_process_name((enum config_process)i), o);
     }
     json_t *root =
-        json_pack("{s:i, s:i, s:i, s:s, s:i, s:i, s:i, s:i, s:I, s:o}", "layers", (int)p->hparams.n_layers, "context",
+        json_pack("{s:i, s:i, s:i, s:s, s:i, s:i, s:i, s:i, s:s, s:I, s:I, s:o}", "layers", (int)p->hparams.n_layers, "context",
                   (int)p->context, "sequences", (int)p->sequences, "kv_type", p->kv_type == 0 ? "f32" : "f16", "chunk_tokens",
                   (int)p->chunk_tokens, "ring_slots", (int)p->ring_slots, "npu_threads", (int)p->npu_threads, "gpu_threads",
-                  (int)p->gpu_threads, "tensor_bytes", (json_int_t)p->tensor_bytes, "processes", processes);
+                  (int)p->gpu_threads, "gpu_device", p->gpu.vulkan ? p->gpu.name : "", "device_bytes", (json_int_t)p->device_bytes,
+                  "tensor_bytes", (json_int_t)p->tensor_bytes, "processes", processes);
     int r = root && json_dumpf(root, f, JSON_INDENT(2)) == 0 && fputc('\n', f) != EOF ? 0 : -EIO;
     json_decref(root);
     return r < 0 ? err_set(err, r, "cannot write the plan as JSON") : 0;

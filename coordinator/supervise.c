@@ -110,8 +110,17 @@ static int send_configure(struct stage *st, struct err *err)
     q->logits_rows = p->logits_rows;
     q->threads = st->role == MSG_ROLE_NPU ? p->npu_threads : st->role == MSG_ROLE_GPU ? p->gpu_threads : 1;
     q->pin = p->pin_threads && st->role != MSG_ROLE_LOADER;
-    const char *backend = st->role == MSG_ROLE_NPU ? c->npu.backend : st->role == MSG_ROLE_GPU ? c->gpu.backend : "cpu";
+    const char *gpu = p->gpu.vulkan ? c->gpu.backend : "cpu";
+    const char *backend = st->role == MSG_ROLE_NPU ? c->npu.backend : st->role == MSG_ROLE_GPU ? gpu : "cpu";
     snprintf(q->backend, sizeof(q->backend), "%s", backend);
+    if (st->role == MSG_ROLE_GPU) {
+        memcpy(q->device, c->device.name, sizeof(q->device));
+        memcpy(q->device_without, c->device.without, sizeof(q->device_without));
+        q->device_flags = (c->device.allow_cpu ? 1u : 0) | (c->device.validate ? 2u : 0);
+        q->device_subgroup = c->device.subgroup;
+        q->device_max_buffer = c->device.max_buffer;
+        q->device_memory = c->gpu.memory;
+    }
     const char *variant = util_env(UTIL_ENV_CPU);
     snprintf(q->variant, sizeof(q->variant), "%s", variant ? variant : "auto");
     if (st->role == MSG_ROLE_LOADER) {
@@ -311,11 +320,10 @@ static void on_stage_exit(uv_process_t *p, int64_t status, int term_signal)
     fail(st->owner, st->error.code ? &st->error : &err);
 }
 
-static int stage_path(const struct supervise *s, const char *name, char *buf, size_t size, struct err *err)
+int supervise_stage_path(const char *stage_dir, const char *name, char *buf, size_t size, struct err *err)
 {
     char dir[PATH_MAX];
-    const char *base = s->o.stage_dir;
-    if (!base) {
+    if (!stage_dir) {
         ssize_t n = readlink("/proc/self/exe", dir, sizeof(dir) - 1);
         if (n < 0)
             return err_set_errno(err, -errno, "cannot find this program's folder");
@@ -323,9 +331,9 @@ static int stage_path(const struct supervise *s, const char *name, char *buf, si
         char *slash = strrchr(dir, '/');
         if (slash)
             *slash = '\0';
-        base = dir;
+        stage_dir = dir;
     }
-    if ((size_t)snprintf(buf, size, "%s/%s", base, name) >= size)
+    if ((size_t)snprintf(buf, size, "%s/%s", stage_dir, name) >= size)
         return err_set(err, -ENAMETOOLONG, "path of '%s' is too long", name);
     return 0;
 }
@@ -336,7 +344,7 @@ static int spawn(struct supervise *s, enum msg_role role, struct err *err)
     const char *name = msg_role_name(role);
     static const struct conn_handlers handlers = {.message = on_message, .closed = on_closed};
     char path[PATH_MAX];
-    int pair[2], r = stage_path(s, name, path, sizeof(path), err);
+    int pair[2], r = supervise_stage_path(s->o.stage_dir, name, path, sizeof(path), err);
     if (r < 0)
         return r;
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)

@@ -38,7 +38,9 @@ struct ring *supervise_token_ring(struct supervise *s);
 struct ring *supervise_output_ring(struct supervise *s);
 struct bell *supervise_bell(struct supervise *s);
 uint32_t supervise_epoch(const struct supervise *s);
-int supervise_pid(const struct supervise *s, enum msg_role role);             /* 0 when not running */
+int supervise_pid(const struct supervise *s, enum msg_role role); /* 0 when not running */
+/* Path of a stage's program; stage_dir NULL: beside this program. */
+int supervise_stage_path(const char *stage_dir, const char *name, char *buf, size_t size, struct err *err);
 const char *supervise_backend(const struct supervise *s, enum msg_role role); /* "" until ready */
 /* Borrows fd. `collecting` tells when the worker adds to it. */
 int supervise_collect(struct supervise *s, enum msg_role role, int fd, uint64_t bytes, struct err *err);

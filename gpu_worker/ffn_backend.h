@@ -7,6 +7,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #include "model/segment.h"
 
@@ -18,7 +19,7 @@ struct ffn_device_options {
     const char *name;    /* "auto", a number, or part of a name; borrowed during open */
     bool allow_cpu;      /* auto may take a device that is the processor itself */
     bool validate;       /* ask the API's validation layer */
-    uint32_t without;    /* features treated as absent, bits as the backend numbers them */
+    const char *without; /* names of features treated as absent, separated by commas, or "all"; NULL: none; borrowed */
     uint32_t subgroup;   /* lanes asked for; 0: as the driver likes */
     uint64_t max_buffer; /* bytes of a buffer at most; 0: as the device says */
     uint64_t memory;     /* bytes of device memory at most; 0: what is free */
@@ -39,7 +40,6 @@ typedef void (*ffn_dump_fn)(void *ctx, const char *name, const float *rows, uint
 
 struct ffn_backend {
     const char *name;
-    bool (*probe)(const char **ret_reason);
     int (*open)(const struct ffn_backend_options *o, void **ret, struct err *err);
     /* What runs: "cpu avx2"; lives as long as the backend. */
     const char *(*describe)(void *b);
@@ -54,7 +54,19 @@ struct ffn_backend {
     void (*close)(void *b); /* NULL is fine */
 };
 
+struct ffn_open {
+    const struct ffn_backend *backend;
+    void *device;
+};
+/* The backend of that name, or of "auto" the first that opens; what auto passes over is logged once. */
+int ffn_open(const char *wanted, const struct ffn_backend_options *o, struct ffn_open *ret, struct err *err);
+
 extern const struct ffn_backend ffn_cpu;
-extern const struct ffn_backend ffn_vulkan; /* where the program was built with it */
+/* Where the program was built with it (TANDEM_HAVE_VULKAN). */
+extern const struct ffn_backend ffn_vulkan;
+/* Devices with their limits, and which one these options choose and why. */
+int ffn_vulkan_list(const struct ffn_device_options *o, FILE *f, struct err *err);
+/* One line about the chosen one: "unified" or "own", free bytes, name, separated by tabs. -ENODEV: none. */
+int ffn_vulkan_choose(const struct ffn_device_options *o, FILE *f, struct err *err);
 
 #endif

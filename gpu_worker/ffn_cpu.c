@@ -53,12 +53,6 @@ static float *floats(const struct ffn *f, size_t offset)
     return (float *)(void *)(f->scratch + offset);
 }
 
-static bool cpu_probe(const char **ret_reason)
-{
-    *ret_reason = "";
-    return true;
-}
-
 static const char *cpu_describe(void *b)
 {
     return ((struct ffn *)b)->name;
@@ -313,7 +307,6 @@ static int cpu_head(void *b, uint32_t n_rows, const float *x, float *logits, ffn
 }
 
 const struct ffn_backend ffn_cpu = {.name = "cpu",
-                                    .probe = cpu_probe,
                                     .open = cpu_open,
                                     .describe = cpu_describe,
                                     .load_segment = cpu_load_segment,

@@ -14,13 +14,13 @@
 #include "gpu_worker/shaders.h"
 #include "gpu_worker/vk_weights.h"
 #include "kernels/quant.h"
+#include "model/work_plan.h"
 #include "proto/budget.h"
 #include "proto/err.h"
 #include "proto/log.h"
 #include "proto/util.h"
 
-#define FEW 8u /* tokens that a matrix-vector shader takes at once */
-#define STAGING_BYTES (UINT64_C(16) << 20)
+#define FEW ((uint32_t)WORK_PLAN_VULKAN_GROUP) /* tokens that a matrix-vector shader takes at once */
 #define KERNELS_MAX 96
 #define COMMANDS (4 + 1024 / FEW) /* 1, 2, 4, 8, and whole groups of 8 */
 
@@ -74,12 +74,6 @@ static void vulkan_close(void *b)
     free(f);
 }
 
-static bool vulkan_probe(const char **ret_reason)
-{
-    *ret_reason = NULL; /* what is there shows when it is opened */
-    return true;
-}
-
 static uint64_t act_bytes(uint32_t n)
 {
     return 4 * (uint64_t)shaders_act_words(n);
@@ -121,7 +115,8 @@ static int make_buffers(struct ffn *f, struct err *err)
                        "device '%s': buffers of at most %llu bytes hold neither %u tokens of %u floats nor one row of %u logits",
                        f->device->name, (unsigned long long)MIN(f->device->max_range, f->device->max_bytes), want, h->ffn,
                        h->vocab);
-    int r = vk_buffer_make(&f->memory, VK_MEMORY_STAGING, MIN(STAGING_BYTES, f->device->max_bytes), "staging", &f->staging, err);
+    int r = vk_buffer_make(&f->memory, VK_MEMORY_STAGING, MIN(WORK_PLAN_VULKAN_STAGING, f->device->max_bytes), "staging",
+                           &f->staging, err);
     if (r == 0)
         r = vk_buffer_make(&f->memory, VK_MEMORY_STAGING, want * row, "rows", &f->in, err);
     if (r == 0)
@@ -150,17 +145,42 @@ static void see_types(struct ffn *f, const uint8_t *types)
     f->need_floats |= !integer;
 }
 
+static int vk_options_of(const struct ffn_device_options *o, struct vk_options *ret, struct err *err)
+{
+    *ret = (struct vk_options){.device = o->name ? o->name : "auto",
+                               .allow_cpu = o->allow_cpu,
+                               .validate = o->validate,
+                               .max_buffer = o->max_buffer,
+                               .subgroup = o->subgroup};
+    return vk_features_parse(o->without, &ret->without, err);
+}
+
+int ffn_vulkan_list(const struct ffn_device_options *o, FILE *f, struct err *err)
+{
+    struct vk_options vk;
+    int r = vk_options_of(o, &vk, err);
+    return r < 0 ? r : vk_device_list(&vk, f, err);
+}
+
+int ffn_vulkan_choose(const struct ffn_device_options *o, FILE *f, struct err *err)
+{
+    struct vk_options vk;
+    struct vk_device *d = NULL;
+    int r = vk_options_of(o, &vk, err);
+    if (r == 0)
+        r = vk_device_open(&vk, &d, err);
+    if (r == 0)
+        fprintf(f, "%s\t%llu\t%s\n", d->unified ? "unified" : "own", (unsigned long long)vk_device_room(d), d->name);
+    vk_device_close(d);
+    return r;
+}
+
 static int vulkan_open(const struct ffn_backend_options *o, void **ret, struct err *err)
 {
-    const struct vk_options vk = {.device = o->device.name ? o->device.name : "auto",
-                                  .allow_cpu = o->device.allow_cpu,
-                                  .validate = o->device.validate,
-                                  .without = o->device.without,
-                                  .max_buffer = o->device.max_buffer,
-                                  .subgroup = o->device.subgroup};
     if (o->hparams->hidden % QUANT_BLOCK || o->hparams->ffn % QUANT_BLOCK)
         return err_set(err, -ENOTSUP, "vulkan: hidden %u and FFN %u; expected multiples of %d", o->hparams->hidden, o->hparams->ffn,
                        QUANT_BLOCK);
+    struct vk_options vk;
     struct ffn *f = calloc(1, sizeof(*f));
     if (!f)
         return err_set(err, -ENOMEM, "FFN: out of memory");
@@ -170,6 +190,8 @@ static int vulkan_open(const struct ffn_backend_options *o, void **ret, struct e
     f->layers = calloc(f->hparams.n_layers, sizeof(*f->layers));
     f->commands = calloc(f->hparams.n_layers, sizeof(*f->commands));
     int r = f->layers && f->commands ? 0 : err_set(err, -ENOMEM, "FFN: out of memory");
+    if (r == 0)
+        r = vk_options_of(&o->device, &vk, err);
     if (r == 0)
         r = vk_device_open(&vk, &f->device, err);
     if (r == 0) {
@@ -627,7 +649,6 @@ static int vulkan_head(void *b, uint32_t n_rows, const float *x, float *logits, 
 }
 
 const struct ffn_backend ffn_vulkan = {.name = "vulkan",
-                                       .probe = vulkan_probe,
                                        .open = vulkan_open,
                                        .describe = vulkan_describe,
                                        .load_segment = vulkan_load_segment,

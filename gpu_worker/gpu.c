@@ -34,29 +34,10 @@ struct gpu {
     double *_Atomic collected; /* where the squares of what enters matrices are summed, or NULL */
 };
 
-static const struct ffn_backend *const backends[] = {&ffn_cpu};
-
 static int gpu_open(void **ret_state, struct err *err)
 {
     *ret_state = calloc(1, sizeof(struct gpu));
     return *ret_state ? 0 : err_set(err, -ENOMEM, "gpu_worker: out of memory");
-}
-
-static int pick_backend(struct gpu *g, const char *wanted, struct err *err)
-{
-    for (size_t i = 0; i < ARRAY_LEN(backends); i++) {
-        const char *reason;
-        if (strcmp(wanted, "auto") != 0 && strcmp(wanted, backends[i]->name) != 0)
-            continue;
-        if (backends[i]->probe(&reason)) {
-            g->backend = backends[i];
-            return 0;
-        }
-        err_set(err, -ENODEV, "gpu_worker: backend '%s' cannot run here: %s", backends[i]->name, reason);
-    }
-    return strcmp(wanted, "auto") == 0
-               ? -ENODEV
-               : err_set(err, -ENOTSUP, "gpu_worker: backend '%s' is not part of this program; expected auto or cpu", wanted);
 }
 
 static int layout(const struct gpu *g, enum segment_kind kind, uint32_t layer, struct segment_layout *ret, struct err *err)
@@ -78,9 +59,7 @@ static int gpu_configure(void *state, struct stage_io *io, const struct msg_conf
     g->logits_rows = c->logits_rows;
     g->budget = stage_budget(io);
     g->rows_bytes = work_plan_gather_bytes(&g->hparams, c->chunk_tokens);
-    int r = pick_backend(g, c->backend, err);
-    if (r == 0)
-        r = budget_alloc(g->budget, BUDGET_SCRATCH, g->rows_bytes, (void **)&g->rows, err);
+    int r = budget_alloc(g->budget, BUDGET_SCRATCH, g->rows_bytes, (void **)&g->rows, err);
     if (r < 0)
         return r;
     const struct ffn_backend_options o = {.hparams = &g->hparams,
@@ -90,8 +69,18 @@ static int gpu_configure(void *state, struct stage_io *io, const struct msg_conf
                                           .pin = c->pin,
                                           .chunk_tokens = c->chunk_tokens,
                                           .logits_rows = c->logits_rows,
-                                          .variant = c->variant};
-    r = g->backend->open(&o, &g->device, err);
+                                          .variant = c->variant,
+                                          .device = {.name = c->device,
+                                                     .allow_cpu = c->device_flags & 1,
+                                                     .validate = c->device_flags & 2,
+                                                     .without = c->device_without,
+                                                     .subgroup = c->device_subgroup,
+                                                     .max_buffer = c->device_max_buffer,
+                                                     .memory = c->device_memory}};
+    struct ffn_open opened = {0};
+    r = ffn_open(c->backend, &o, &opened, err);
+    g->backend = opened.backend;
+    g->device = opened.device;
     for (uint32_t layer = 0; r == 0 && layer <= g->hparams.n_layers; layer++) {
         bool head = layer == g->hparams.n_layers;
         enum segment_kind kind = head ? SEGMENT_HEAD : SEGMENT_FFN;

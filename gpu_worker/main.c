@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * The gpu_worker program: a stage under the coordinator, or alone the FFN of one layer, or final norm and logits. */
 #include <errno.h>
+#include <math.h>
 
 #include "gpu_worker/ffn_backend.h"
 #include "gpu_worker/gpu.h"
@@ -13,78 +14,159 @@
 #define CHUNK 128
 #define LOGITS_ROWS 4
 
-static int layer_rows(struct single *s, void *b, uint32_t layer, float *rows, size_t n, uint32_t chunk, struct err *err)
+static struct ffn_device_options device_options(const struct config_device *d, uint64_t memory)
 {
-    size_t width = s->hparams.hidden;
-    int r = 0;
-    for (size_t at = 0; r == 0 && at < n; at += chunk)
-        r = ffn_cpu.run(b, layer, (uint32_t)MIN(chunk, n - at), rows + at * width, rows + at * width, s->dump ? single_dump : NULL,
-                        s, err);
-    return r < 0 ? r : npy_write(s->out, rows, n, width, err);
+    return (struct ffn_device_options){.name = d->name,
+                                       .allow_cpu = d->allow_cpu,
+                                       .validate = d->validate,
+                                       .without = d->without,
+                                       .subgroup = d->subgroup,
+                                       .max_buffer = d->max_buffer,
+                                       .memory = memory};
 }
 
-static int head_rows(struct single *s, void *b, const float *rows, size_t n, uint32_t block, struct err *err)
+struct work {
+    struct single *s;
+    struct ffn_open opened;
+    const struct segment_layout *layout;
+    const void *segment;
+    uint32_t layer, chunk;
+};
+
+static int open_backend(struct work *w, const char *name, struct err *err)
 {
-    struct npy_writer *w;
-    size_t vocab = s->hparams.vocab;
-    auto_free float *logits = malloc(block * vocab * sizeof(float));
-    if (!logits)
-        return err_set(err, -ENOMEM, "out of memory for logits");
-    int r = npy_writer_open(s->out, n, vocab, &w, err);
-    if (r < 0)
-        return r;
-    for (size_t at = 0; r == 0 && at < n; at += block) {
-        uint32_t m = (uint32_t)MIN(block, n - at);
-        r = ffn_cpu.head(b, m, rows + at * s->hparams.hidden, logits, s->dump ? single_dump : NULL, s, err);
-        for (uint32_t i = 0; r == 0 && i < m; i++)
-            r = npy_writer_row(w, at + i, logits + i * vocab, err);
+    struct single *s = w->s;
+    const struct ffn_backend_options o = {.hparams = &s->hparams,
+                                          .budget = &s->budget,
+                                          .types = s->types,
+                                          .n_threads = s->config->gpu.threads ? s->config->gpu.threads : (uint32_t)cpu_count(),
+                                          .chunk_tokens = w->chunk,
+                                          .logits_rows = w->chunk,
+                                          .variant = s->variant,
+                                          .device = device_options(&s->config->device, s->config->gpu.memory)};
+    int r = ffn_open(name, &o, &w->opened, err);
+    return r < 0 ? r : w->opened.backend->load_segment(w->opened.device, w->layer, w->layout, w->segment, err);
+}
+
+/* One chunk of rows: a layer, or the head. */
+static int compute(struct work *w, const float *rows, uint32_t n, float *y, ffn_dump_fn dump, struct err *err)
+{
+    const struct ffn_backend *b = w->opened.backend;
+    return w->s->head ? b->head(w->opened.device, n, rows, y, dump, w->s, err)
+                      : b->run(w->opened.device, w->layer, n, rows, y, dump, w->s, err);
+}
+
+struct difference {
+    double largest, of_row; /* of_row: largest over the size (RMS) of its row */
+    size_t row, column;
+};
+
+static void add_difference(struct difference *d, const float *a, const float *b, size_t first_row, size_t rows, size_t width)
+{
+    for (size_t r = 0; r < rows; r++) {
+        double size = 0, top = 0;
+        size_t at = 0;
+        for (size_t i = 0; i < width; i++) {
+            double e = fabs((double)a[r * width + i] - (double)b[r * width + i]);
+            size += (double)b[r * width + i] * (double)b[r * width + i];
+            if (!(e <= top)) {
+                top = e;
+                at = i;
+            }
+        }
+        if (!(top <= d->largest)) {
+            d->largest = top;
+            d->row = first_row + r;
+            d->column = at;
+        }
+        size = sqrt(size / (double)width);
+        d->of_row = !(top / size <= d->of_row) && top > 0 ? top / size : d->of_row;
     }
+}
+
+static int all_rows(struct work *w, struct work *other, const float *rows, size_t n, struct err *err)
+{
+    struct single *s = w->s;
+    size_t in = s->hparams.hidden, out = s->head ? s->hparams.vocab : in;
+    struct difference d = {0};
+    struct npy_writer *writer = NULL;
+    auto_free float *y = malloc(w->chunk * out * sizeof(float)), *z = malloc(w->chunk * out * sizeof(float));
+    if (!y || !z)
+        return err_set(err, -ENOMEM, "out of memory for %u rows of %zu", w->chunk, out);
+    int r = npy_writer_open(s->out, n, out, &writer, err);
+    for (size_t at = 0; r == 0 && at < n; at += w->chunk) {
+        uint32_t m = (uint32_t)MIN(w->chunk, n - at);
+        r = compute(w, rows + at * in, m, y, s->dump ? single_dump : NULL, err);
+        if (r == 0 && other)
+            r = compute(other, rows + at * in, m, z, NULL, err);
+        if (r == 0 && other)
+            add_difference(&d, y, z, at, m, out);
+        for (uint32_t i = 0; r == 0 && i < m; i++)
+            r = npy_writer_row(writer, at + i, y + i * out, err);
+    }
+    if (r == 0 && other)
+        printf("%s beside %s, %zu rows: largest difference %.3g (row %zu, column %zu); at most %.3g of a row's RMS\n",
+               w->opened.backend->describe(w->opened.device), other->opened.backend->describe(other->opened.device), n, d.largest,
+               d.row, d.column, d.of_row);
     if (r == 0)
-        return npy_writer_finish(w, err);
-    npy_writer_abort(w);
+        return npy_writer_finish(writer, err);
+    npy_writer_abort(writer);
     return r;
 }
 
 static int run(struct single *s, struct err *err)
 {
     auto_free float *rows = NULL;
-    void *b = NULL, *data = NULL;
+    void *data = NULL;
     struct segment_layout l;
-    uint32_t layer = 0;
     size_t n = 0;
-    int r = s->head ? 0 : single_layer(s, &layer, err);
+    struct work w = {.s = s, .layout = &l}, other;
+    int r = s->head ? 0 : single_layer(s, &w.layer, err);
     if (r == 0)
         r = single_rows(s, &rows, &n, err);
     if (r == 0 && s->dump && n > 1024)
         r = err_set(err, -E2BIG, "--dump: '%s' has %zu rows; expected at most 1024", s->in, n);
     if (r < 0)
         return r;
-    uint32_t chunk = (uint32_t)MIN(n, s->dump ? 1024u : CHUNK), block = (uint32_t)MIN(n, s->dump ? 1024u : LOGITS_ROWS);
-    const struct ffn_backend_options o = {.hparams = &s->hparams,
-                                          .budget = &s->budget,
-                                          .types = s->types,
-                                          .n_threads = s->config->gpu.threads ? s->config->gpu.threads : (uint32_t)cpu_count(),
-                                          .chunk_tokens = chunk,
-                                          .logits_rows = block,
-                                          .variant = s->variant};
-    r = ffn_cpu.open(&o, &b, err);
+    w.chunk = (uint32_t)MIN(n, s->dump ? 1024u : s->head ? LOGITS_ROWS : CHUNK);
+    r = single_segment(s, s->head ? SEGMENT_HEAD : SEGMENT_FFN, w.layer, &l, &data, err);
+    w.segment = data;
+    other = w;
     if (r == 0)
-        r = single_segment(s, s->head ? SEGMENT_HEAD : SEGMENT_FFN, layer, &l, &data, err);
+        r = open_backend(&w, s->backend ? s->backend : s->config->gpu.backend, err);
+    if (r == 0 && s->compare)
+        r = open_backend(&other, s->compare, err);
     if (r == 0)
-        r = ffn_cpu.load_segment(b, layer, &l, data, err);
-    if (r == 0)
-        r = s->head ? head_rows(s, b, rows, n, block, err) : layer_rows(s, b, layer, rows, n, chunk, err);
-    ffn_cpu.close(b);
+        r = all_rows(&w, s->compare ? &other : NULL, rows, n, err);
+    if (other.opened.backend)
+        other.opened.backend->close(other.opened.device);
+    if (w.opened.backend)
+        w.opened.backend->close(w.opened.device);
     single_free_segment(s, &l, data);
     return r;
+}
+
+static int list(struct single *s, bool choose, struct err *err)
+{
+    static const struct config_device any = {.name = "auto"};
+#ifdef TANDEM_HAVE_VULKAN
+    const struct ffn_device_options o = device_options(s->config ? &s->config->device : &any, 0);
+    return choose ? ffn_vulkan_choose(&o, stdout, err) : ffn_vulkan_list(&o, stdout, err);
+#else
+    (void)s;
+    (void)any;
+    (void)choose;
+    return err_set(err, -ENOTSUP, "this gpu_worker was built without its vulkan backend: it knows the processor alone");
+#endif
 }
 
 int main(int argc, char **argv)
 {
     static const struct single_program program = {.name = "gpu_worker",
                                                   .summary = "computes x = h + post_norm(FFN(norm(h))) of a layer, and the logits",
-                                                  .options = SINGLE_LAYER | SINGLE_IN | SINGLE_DUMP | SINGLE_HEAD,
+                                                  .options = SINGLE_LAYER | SINGLE_IN | SINGLE_DUMP | SINGLE_HEAD | SINGLE_DEVICE,
                                                   .ops = &gpu_ops,
-                                                  .run = run};
+                                                  .run = run,
+                                                  .list = list};
     return single_main(&program, argc, argv);
 }

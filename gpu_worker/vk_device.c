@@ -2,7 +2,6 @@
  * Opens the Vulkan loader, an instance, and one device with a compute queue; asks once for everything that is optional and switches
  * on what is there. Owns instance and device until close. Main thread. Never chooses silently: what was found, what was taken and
  * why is in the description. */
-#define VOLK_IMPLEMENTATION
 #include "gpu_worker/vk_device.h"
 
 #include <errno.h>
@@ -31,6 +30,41 @@ static const char *const feature_names[VK_FEATURES] = {"int_dot",     "fp16",   
 const char *vk_feature_name(enum vk_feature f)
 {
     return (unsigned)f < VK_FEATURES ? feature_names[f] : "?";
+}
+
+static void features_text(uint32_t features, bool there, char *buf, size_t bytes)
+{
+    size_t at = 0;
+    buf[0] = '\0';
+    for (int i = 0; i < VK_FEATURES; i++) {
+        if ((features >> i & 1) == there && at + 1 < bytes) {
+            int w = snprintf(buf + at, bytes - at, "%s%s", at ? ", " : "", feature_names[i]);
+            at += w > 0 ? (size_t)w : 0;
+        }
+    }
+    if (!at)
+        snprintf(buf, bytes, "nothing");
+}
+
+int vk_features_parse(const char *names, uint32_t *ret, struct err *err)
+{
+    *ret = 0;
+    for (const char *p = names ? names : ""; *p;) {
+        size_t n = strcspn(p, ", ");
+        uint32_t bits = n == 3 && memcmp(p, "all", 3) == 0 ? (UINT32_C(1) << VK_FEATURES) - 1 : 0;
+        for (int i = 0; i < VK_FEATURES; i++) {
+            if (strlen(feature_names[i]) == n && memcmp(feature_names[i], p, n) == 0)
+                bits = UINT32_C(1) << i;
+        }
+        if (n && !bits) {
+            char known[128];
+            features_text(UINT32_MAX, true, known, sizeof(known));
+            return err_set(err, -EINVAL, "gpu.without: no feature '%.*s'; known are all, %s", (int)MIN(n, (size_t)40), p, known);
+        }
+        *ret |= bits;
+        p += n + (p[n] != '\0');
+    }
+    return 0;
 }
 
 static VKAPI_ATTR VkBool32 VKAPI_CALL complain(VkDebugUtilsMessageSeverityFlagBitsEXT severity,
@@ -332,20 +366,6 @@ void vk_device_close(struct vk_device *d)
         vkDestroyInstance(d->instance, NULL);
     free(d->complaints);
     free(d);
-}
-
-static void features_text(uint32_t features, bool there, char *buf, size_t bytes)
-{
-    size_t at = 0;
-    buf[0] = '\0';
-    for (int i = 0; i < VK_FEATURES; i++) {
-        if ((features >> i & 1) == there && at + 1 < bytes) {
-            int w = snprintf(buf + at, bytes - at, "%s%s", at ? ", " : "", feature_names[i]);
-            at += w > 0 ? (size_t)w : 0;
-        }
-    }
-    if (!at)
-        snprintf(buf, bytes, "nothing");
 }
 
 void vk_device_describe(const struct vk_device *d, char *buf, size_t bytes)

@@ -10,7 +10,9 @@
 #include <stdint.h>
 #include <stdio.h>
 
+#ifndef VK_NO_PROTOTYPES
 #define VK_NO_PROTOTYPES
+#endif
 #include <volk.h>
 
 struct err;
@@ -28,6 +30,8 @@ enum vk_feature {
     VK_FEATURES
 };
 const char *vk_feature_name(enum vk_feature f); /* "int_dot" */
+/* "int_dot,coopmat" or "all" -> bits 1 << enum vk_feature; NULL and "": 0. -EINVAL names what is not known, and what is. */
+int vk_features_parse(const char *names, uint32_t *ret, struct err *err);
 
 struct vk_options {
     const char *device;  /* "auto", a number as --list-devices shows it, or part of a name; borrowed during open */

@@ -38,14 +38,20 @@ static int choose_type(const struct vk_device *d, uint32_t bits, enum vk_memory_
     return t;
 }
 
-static int charge(struct vk_memory *m, uint64_t bytes, const char *what, struct err *err)
+/* A device's own memory is no memory of this process: it counts against gpu.memory alone. */
+static bool is_ours(const struct vk_memory *m, enum vk_memory_kind kind)
+{
+    return m->device->unified || kind != VK_MEMORY_DEVICE;
+}
+
+static int charge(struct vk_memory *m, enum vk_memory_kind kind, uint64_t bytes, const char *what, struct err *err)
 {
     char a[16], b[16], c[16];
     if (m->limit && bytes > m->limit - MIN(m->used, m->limit))
         return err_set(err, -ENOMEM, "%s: %s of device memory for %s do not fit: %s are used of %s (gpu.memory)",
                        m->budget->process, util_format_bytes(a, sizeof(a), bytes), what, util_format_bytes(b, sizeof(b), m->used),
                        util_format_bytes(c, sizeof(c), m->limit));
-    int r = budget_take(m->budget, BUDGET_DEVICE, bytes, err);
+    int r = is_ours(m, kind) ? budget_take(m->budget, BUDGET_DEVICE, bytes, err) : 0;
     if (r < 0)
         return err_wrap(err, r, "device memory for %s", what);
     m->used += bytes;
@@ -53,9 +59,10 @@ static int charge(struct vk_memory *m, uint64_t bytes, const char *what, struct 
     return 0;
 }
 
-static void refund(struct vk_memory *m, uint64_t bytes)
+static void refund(struct vk_memory *m, enum vk_memory_kind kind, uint64_t bytes)
 {
-    budget_give(m->budget, BUDGET_DEVICE, bytes);
+    if (is_ours(m, kind))
+        budget_give(m->budget, BUDGET_DEVICE, bytes);
     m->used -= bytes;
 }
 
@@ -99,7 +106,7 @@ int vk_buffer_make(struct vk_memory *m, enum vk_memory_kind kind, uint64_t bytes
     if (type < 0)
         r = err_set(err, -ENOTSUP, "device '%s' has no memory for %s", d->name, what);
     if (r == 0)
-        r = charge(m, need.size, what, err);
+        r = charge(m, kind, need.size, what, err);
     if (r < 0) {
         destroy(d, ret);
         return r;
@@ -108,13 +115,14 @@ int vk_buffer_make(struct vk_memory *m, enum vk_memory_kind kind, uint64_t bytes
     if (v == VK_SUCCESS && d->memory.memoryTypes[type].propertyFlags & VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT)
         v = vkMapMemory(d->device, ret->memory, 0, VK_WHOLE_SIZE, 0, &ret->map);
     if (v != VK_SUCCESS) {
-        refund(m, need.size);
+        refund(m, kind, need.size);
         destroy(d, ret);
         r = vk_fail(d, v, "vkAllocateMemory", err);
         return err_wrap(err, r, "%s for %s", util_format_bytes(a, sizeof(a), need.size), what);
     }
     ret->bytes = bytes;
     ret->taken = need.size;
+    ret->kind = kind;
     return 0;
 }
 
@@ -151,6 +159,6 @@ void vk_buffer_free(struct vk_memory *m, struct vk_buffer *b)
     if (!b->buffer)
         return;
     if (b->taken)
-        refund(m, b->taken);
+        refund(m, b->kind, b->taken);
     destroy(m->device, b);
 }

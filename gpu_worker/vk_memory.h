@@ -23,7 +23,8 @@ struct vk_buffer {
     VkDeviceMemory memory;
     void *map;      /* NULL: the host does not see it */
     uint64_t bytes; /* that may be used */
-    uint64_t taken; /* from the budget */
+    uint64_t taken; /* counted */
+    enum vk_memory_kind kind;
 };
 
 struct vk_memory {

@@ -205,6 +205,8 @@ int vk_run(struct vk_queue *q, VkCommandBuffer cmd, struct err *err)
     if (r == VK_SUCCESS && now < value)
         r = wait_value(q, q->first ? VK_WAIT_FIRST_NS : VK_WAIT_NS);
     q->first = false;
+    if (r == VK_SUCCESS && *d->complaints)
+        return err_set(err, -EPROTO, "device '%s': the validation layer complained %u times; see the log", d->name, *d->complaints);
     return r == VK_SUCCESS ? 0 : vk_fail(d, r, "vkWaitSemaphores", err);
 }
 

@@ -25,16 +25,32 @@
 struct raw_memory {
     char *coordinator, *loader, *npu_worker, *gpu_worker;
 };
+struct raw_gpu {
+    char *backend, *memory, *threads;
+    char *device, *allow_cpu_device, *without, *max_buffer, *subgroup, *validate;
+};
 struct raw_worker {
     char *backend, *memory, *threads;
 };
 struct raw {
     char *model, *context, *sequences, *chunk_tokens, *kv_type, *pin_threads, *memory_word;
     struct raw_memory memory;
-    struct raw_worker npu, gpu;
+    struct raw_worker npu;
+    struct raw_gpu gpu;
 };
 
-enum kind { KIND_MODEL, KIND_U32, KIND_KV_TYPE, KIND_PIN, KIND_ALL_CAPS, KIND_BYTES, KIND_BACKEND };
+enum kind {
+    KIND_MODEL,
+    KIND_U32,
+    KIND_KV_TYPE,
+    KIND_PIN,
+    KIND_ALL_CAPS,
+    KIND_BYTES,
+    KIND_BACKEND,
+    KIND_GPU_BACKEND,
+    KIND_TEXT,
+    KIND_BOOL
+};
 
 struct key {
     const char *name; /* "npu.memory" */
@@ -70,9 +86,16 @@ static const struct key keys[] = {
     KEY("npu.backend", KIND_BACKEND, false, 0, 0, npu.backend, npu.backend, "auto or cpu"),
     KEY("npu.memory", KIND_BYTES, true, 0, 0, npu.memory, npu.memory, EXPECT_SIZE),
     KEY("npu.threads", KIND_U32, true, 1, 1024, npu.threads, npu.threads, EXPECT_THREADS),
-    KEY("gpu.backend", KIND_BACKEND, false, 0, 0, gpu.backend, gpu.backend, "auto or cpu"),
+    KEY("gpu.backend", KIND_GPU_BACKEND, false, 0, 0, gpu.backend, gpu.backend, "auto, vulkan or cpu"),
     KEY("gpu.memory", KIND_BYTES, true, 0, 0, gpu.memory, gpu.memory, EXPECT_SIZE),
     KEY("gpu.threads", KIND_U32, true, 1, 1024, gpu.threads, gpu.threads, EXPECT_THREADS),
+    KEY("gpu.device", KIND_TEXT, false, 1, 127, gpu.device, device.name,
+        "auto, a number of gpu_worker --list-devices, or part of a name"),
+    KEY("gpu.allow_cpu_device", KIND_BOOL, false, 0, 0, gpu.allow_cpu_device, device.allow_cpu, "true or false"),
+    KEY("gpu.without", KIND_TEXT, false, 0, 127, gpu.without, device.without, "names of features, such as int_dot,coopmat"),
+    KEY("gpu.max_buffer", KIND_BYTES, true, 0, 0, gpu.max_buffer, device.max_buffer, EXPECT_SIZE),
+    KEY("gpu.subgroup", KIND_U32, true, 4, 128, gpu.subgroup, device.subgroup, "auto or a number of lanes from 4 to 128"),
+    KEY("gpu.validate", KIND_BOOL, false, 0, 0, gpu.validate, device.validate, "true or false"),
 };
 #define N_KEYS ARRAY_LEN(keys)
 enum { KEY_MEMORY = 6 };
@@ -83,11 +106,10 @@ static const struct {
 } absent_keys[] = {
     {"http", "it serves no HTTP; remove the key and use the command line"},
     {"loader", "the loader is always started by the coordinator; remove the key ('memory.loader' sets its cap)"},
-    {"gpu.device", "gpu_worker has only its cpu backend; remove the key"},
     {"npu.spawn", "stages are always started by the coordinator; remove the key"},
     {"gpu.spawn", "stages are always started by the coordinator; remove the key"},
 };
-static const char *const absent_values[] = {"xrt", "vulkan", "q8_0"};
+static const char *const absent_values[] = {"xrt", "q8_0"};
 
 /* clang-format off */
 #define LEAF(type, name, member) \
@@ -100,11 +122,17 @@ static const cyaml_schema_field_t memory_fields[] = {
 static const cyaml_schema_field_t worker_fields[] = {
     LEAF(raw_worker, "backend", backend), LEAF(raw_worker, "memory", memory), LEAF(raw_worker, "threads", threads), CYAML_FIELD_END,
 };
+static const cyaml_schema_field_t gpu_fields[] = {
+    LEAF(raw_gpu, "backend", backend), LEAF(raw_gpu, "memory", memory), LEAF(raw_gpu, "threads", threads),
+    LEAF(raw_gpu, "device", device), LEAF(raw_gpu, "allow_cpu_device", allow_cpu_device), LEAF(raw_gpu, "without", without),
+    LEAF(raw_gpu, "max_buffer", max_buffer), LEAF(raw_gpu, "subgroup", subgroup), LEAF(raw_gpu, "validate", validate),
+    CYAML_FIELD_END,
+};
 /* `memory` is a word or a mapping, which a schema cannot say: one schema for each. */
 #define TOP_FIELDS(memory_field) {                                                                                            \
     LEAF(raw, "model", model), LEAF(raw, "context", context), LEAF(raw, "sequences", sequences),                              \
     LEAF(raw, "chunk_tokens", chunk_tokens), LEAF(raw, "kv_type", kv_type), LEAF(raw, "pin_threads", pin_threads), memory_field,                                     \
-    GROUP("npu", npu, worker_fields), GROUP("gpu", gpu, worker_fields), CYAML_FIELD_END                                       \
+    GROUP("npu", npu, worker_fields), GROUP("gpu", gpu, gpu_fields), CYAML_FIELD_END                                       \
 }
 static const cyaml_schema_field_t fields_memory_word[] = TOP_FIELDS(LEAF(raw, "memory", memory_word));
 static const cyaml_schema_field_t fields_memory_mapping[] = TOP_FIELDS(GROUP("memory", memory, memory_fields));
@@ -489,6 +517,24 @@ static int apply(struct config *c, const struct key *k, const char *value, const
             return 0;
         }
         break;
+    case KIND_GPU_BACKEND:
+        if (strcmp(value, "auto") == 0 || strcmp(value, "vulkan") == 0 || strcmp(value, "cpu") == 0) {
+            snprintf(out, sizeof(c->gpu.backend), "%s", value);
+            return 0;
+        }
+        break;
+    case KIND_TEXT:
+        if (strlen(value) >= k->min && strlen(value) <= k->max) {
+            memcpy(out, value, strlen(value) + 1);
+            return 0;
+        }
+        break;
+    case KIND_BOOL:
+        if (strcmp(value, "true") == 0 || strcmp(value, "false") == 0) {
+            *(bool *)out = strcmp(value, "true") == 0;
+            return 0;
+        }
+        break;
     default:
         break;
     }
@@ -593,6 +639,7 @@ int config_load(const char *path, const char *const *overrides, int n_overrides,
     c->pin_threads = true;
     c->npu = (struct config_worker){.backend = "auto", .memory = 2ull << 30};
     c->gpu = (struct config_worker){.backend = "auto", .memory = 16ull << 30};
+    c->device = (struct config_device){.name = "auto"};
     int r = load_file(c, err);
     for (int i = 0; r == 0 && i < n_overrides; i++)
         r = apply_override(c, overrides[i], err);
@@ -641,6 +688,7 @@ void config_sample(const char *model, char *buf, unsigned long buf_size)
              "memory: auto\n"
              "# backend: auto or cpu; memory: the device pool, a size or auto; threads: auto, or 1 to 1024\n"
              "npu: {backend: auto, memory: 2GiB, threads: auto}\n"
-             "gpu: {backend: auto, memory: 16GiB, threads: auto}\n",
+             "# backend: auto, vulkan or cpu; device: auto, a number of `gpu_worker --list-devices`, or part of a name\n"
+             "gpu: {backend: auto, device: auto, memory: 16GiB, threads: auto}\n",
              quoted);
 }

@@ -18,6 +18,15 @@ struct config_worker {
     uint32_t threads; /* 0 = auto */
 };
 
+struct config_device {   /* of a gpu backend that has one; what is said here of features is said in gpu_worker/vk_device.h */
+    char name[128];      /* "auto", a number of gpu_worker --list-devices, or part of a name */
+    char without[128];   /* features treated as absent, "int_dot,coopmat"; "" = none */
+    bool allow_cpu;      /* auto may take a Vulkan device that is the processor itself */
+    bool validate;       /* with the validation layer */
+    uint32_t subgroup;   /* lanes; 0 = as the driver likes */
+    uint64_t max_buffer; /* bytes of a buffer at most; 0 = as the device says */
+};
+
 struct config {
     char *path;                      /* of the file */
     char *model;                     /* absolute */
@@ -28,6 +37,7 @@ struct config {
     bool pin_threads;                /* where both workers together have more threads than there are cores; default true */
     uint64_t caps[CONFIG_PROCESSES]; /* memory: bytes per process, 0 = auto */
     struct config_worker npu, gpu;
+    struct config_device device; /* keys gpu.device, gpu.without, ... */
 };
 
 /* overrides: "key=value" or "key.sub=value" strings as of --set, applied in order on top of the file. */

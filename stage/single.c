@@ -33,7 +33,11 @@ enum {
     OPT_DUMP,
     OPT_POSITIONS,
     OPT_HEAD,
-    OPT_IDS
+    OPT_IDS,
+    OPT_BACKEND,
+    OPT_COMPARE,
+    OPT_LIST,
+    OPT_CHOOSE
 };
 
 struct parsed {
@@ -41,7 +45,7 @@ struct parsed {
     const char *overrides[OVERRIDES_MAX];
     int n_overrides;
     int64_t stage_fd;
-    bool help, version;
+    bool help, version, list, choose;
 };
 
 static const struct {
@@ -61,6 +65,19 @@ static const struct {
      "position of each row such as 0,1,2 or 0..15 (both included); default 0, 1, 2, ..."},
     {{"out", required_argument, NULL, OPT_OUT}, 0, "FILE.npy", "where the result goes, f32"},
     {{"dump", required_argument, NULL, OPT_DUMP}, SINGLE_DUMP, "FOLDER", "write every intermediate there as NAME.npy"},
+    {{"backend", required_argument, NULL, OPT_BACKEND}, SINGLE_DEVICE, "NAME", "vulkan or cpu instead of what gpu.backend says"},
+    {{"compare", required_argument, NULL, OPT_COMPARE},
+     SINGLE_DEVICE,
+     "NAME",
+     "compute with that backend as well and print how far both differ"},
+    {{"list-devices", no_argument, NULL, OPT_LIST},
+     SINGLE_DEVICE,
+     NULL,
+     "what devices there are, their limits, and which one is chosen and why"},
+    {{"choose-device", no_argument, NULL, OPT_CHOOSE},
+     SINGLE_DEVICE,
+     NULL,
+     "only the one chosen: kind of memory, free bytes, name, by tabs (used by the coordinator)"},
     {{"stage-fd", required_argument, NULL, OPT_STAGE_FD},
      0,
      "N",
@@ -131,6 +148,17 @@ static int apply(struct parsed *a, int opt, const char *value, struct err *err)
     case OPT_HEAD:
         a->s.head = true;
         return 0;
+    case OPT_BACKEND:
+        a->s.backend = value;
+        return 0;
+    case OPT_COMPARE:
+        a->s.compare = value;
+        return 0;
+    case OPT_LIST:
+    case OPT_CHOOSE:
+        a->list = true;
+        a->choose = opt == OPT_CHOOSE;
+        return 0;
     case OPT_HELP:
         a->help = true;
         return 0;
@@ -145,7 +173,7 @@ static int check_complete(const struct parsed *a, struct err *err)
     const struct single *s = &a->s;
     unsigned can = s->program->options;
     const char *missing = NULL;
-    if (a->help || a->version || a->stage_fd >= 0)
+    if (a->help || a->version || a->list || a->stage_fd >= 0)
         return 0;
     if (!s->config_path)
         missing = "--config";
@@ -237,6 +265,16 @@ static int run_single(struct parsed *a, struct err *err)
     return r;
 }
 
+static int run_list(struct parsed *a, struct err *err)
+{
+    struct single *s = &a->s;
+    int r = s->config_path ? config_load(s->config_path, a->overrides, a->n_overrides, &s->config, err) : 0;
+    if (r == 0)
+        r = s->program->list(s, a->choose, err);
+    config_free(s->config);
+    return r;
+}
+
 static int run_stage(const struct single_program *p, int64_t fd)
 {
     int flags = fcntl((int)fd, F_GETFD);
@@ -268,7 +306,7 @@ int single_main(const struct single_program *p, int argc, char **argv)
     else if (a.stage_fd >= 0)
         return run_stage(p, a.stage_fd);
     else
-        r = run_single(&a, &err);
+        r = a.list ? run_list(&a, &err) : run_single(&a, &err);
     if (r < 0)
         fprintf(stderr, "%s: error: %s\n", p->name, err.text);
     return r < 0 || fflush(stdout) == EOF ? 1 : 0;

@@ -19,7 +19,15 @@ struct single;
 struct stage_ops;
 
 /* Options that not every program has. */
-enum { SINGLE_LAYER = 1, SINGLE_IN = 2, SINGLE_DUMP = 4, SINGLE_POSITIONS = 8, SINGLE_HEAD = 16, SINGLE_IDS = 32 };
+enum {
+    SINGLE_LAYER = 1,
+    SINGLE_IN = 2,
+    SINGLE_DUMP = 4,
+    SINGLE_POSITIONS = 8,
+    SINGLE_HEAD = 16,
+    SINGLE_IDS = 32,
+    SINGLE_DEVICE = 64
+};
 
 struct single_program {
     const char *name;    /* "npu_worker" */
@@ -27,12 +35,14 @@ struct single_program {
     unsigned options;    /* SINGLE_*: accepted */
     const struct stage_ops *ops;
     int (*run)(struct single *s, struct err *err);
+    /* With SINGLE_DEVICE: --list-devices, or --choose-device (choose); s->config is NULL where none was named. */
+    int (*list)(struct single *s, bool choose, struct err *err);
 };
 
 struct single {
     const struct single_program *program;
     /* from the command line; NULL / -1 when absent */
-    const char *config_path, *in, *out, *dump, *positions, *ids;
+    const char *config_path, *in, *out, *dump, *positions, *ids, *backend, *compare;
     int64_t layer;
     bool head;
     /* open while run is called */

@@ -2,7 +2,6 @@
  * Minimal Vulkan for bench_vulkan. Owns what it makes until the matching free or device_close. Everything that the device offers
  * is switched on, but for robust access, which costs time. Called by the one thread of the benchmark; any failing call ends the
  * program, since a benchmark has nothing to fall back to. */
-#define VOLK_IMPLEMENTATION
 #include "bench/vulkan/device.h"
 
 #include <stdio.h>

@@ -165,8 +165,13 @@ static const struct bad {
     {"model: a\nkv_type: f17\n", NULL, "found 'f17'; expected f32 or f16"},
     {"model: a\nnpu: {backend: xrt}\n", NULL,
      "line 2: key 'npu.backend': found 'xrt', which this version does not have; expected auto or cpu"},
-    {"model: a\ngpu: {backend: vulkan}\n", NULL, "key 'gpu.backend': found 'vulkan', which this version does not have"},
-    {"model: a\ngpu: {device: 0}\n", NULL, "key 'gpu.device' is not part of this version"},
+    {"model: a\nnpu: {backend: vulkan}\n", NULL, "key 'npu.backend': found 'vulkan'; expected auto or cpu"},
+    {"model: a\ngpu: {backend: cuda}\n", NULL, "key 'gpu.backend': found 'cuda'; expected auto, vulkan or cpu"},
+    {"model: a\ngpu: {device: ''}\n", NULL, "key 'gpu.device': found ''; expected auto, a number"},
+    {"model: a\ngpu: {allow_cpu_device: maybe}\n", NULL, "found 'maybe'; expected true or false"},
+    {"model: a\ngpu: {subgroup: 3}\n", NULL, "key 'gpu.subgroup': found '3'; expected auto or a number of lanes from 4 to 128"},
+    {"model: a\ngpu: {max_buffer: 1KiB}\n", NULL, "key 'gpu.max_buffer': found '1KiB'; expected a size of at least 1MiB"},
+    {"model: a\nnpu: {device: 0}\n", NULL, "unknown key 'npu.device'; did you mean 'gpu.device'"},
     {"model: a\nnpu: {spawn: true}\n", NULL, "key 'npu.spawn' is not part of this version"},
     {"model: a\nloader: {spawn: true}\n", NULL, "line 2: key 'loader' is not part of this version"},
     {"model: a\nhttp: {listen: none}\n", NULL, "line 2: key 'http' is not part of this version"},
@@ -200,7 +205,7 @@ static const struct bad {
     {"model: a\n", "npu=3", "key 'npu' has keys below it"},
     {"model: a\n", "http.listen=x", "key 'http.listen' is not part of this version"},
     {"model: a\n", "gpu.bakend=cpu", "did you mean 'gpu.backend'"},
-    {"model: a\n", "gpu.backend=vulkan", "found 'vulkan', which this version does not have"},
+    {"model: a\n", "gpu.backend=metal", "found 'metal'; expected auto, vulkan or cpu"},
 };
 
 static void test_refusals(void **state)

@@ -9,12 +9,17 @@ cd "$root"
 read -ra common <<<"$(pkg-config --cflags libuv)"
 common+=(-std=c11 -D_GNU_SOURCE -I. -Wall -Wextra -Wstrict-prototypes -Wno-unused-function -Werror -fsyntax-only)
 
+volk=no
+if echo '#include <volk.h>' | "$cc" -fsyntax-only -x c - 2>/dev/null; then
+    volk=yes
+fi
 count=0 bad=0
 while IFS= read -r -d '' header; do
     header=${header#./}
     flags=("${common[@]}")
     case $(uname -m):$header in
     x86_64:*_avx2.h) flags+=(-mavx2 -mfma -mf16c) ;;
+    *:gpu_worker/vk_* | *:bench/vulkan/*) [ "$volk" = yes ] || continue ;;
     x86_64:*_avx512.h) flags+=(-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni) ;;
     *:*_avx2.h | *:*_avx512.h) continue ;;
     esac

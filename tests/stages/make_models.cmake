@@ -2,7 +2,7 @@
 file(MAKE_DIRECTORY ${OUT})
 foreach(model demo tiny-27b)
     set(in ${SOURCE}/models/demo)
-    set(types f32 f16 bf16 q8_0)
+    set(types f32 f16 bf16 q8_0 q4_0 q4_k_m q6_k)
     if(model STREQUAL "tiny-27b")
         set(in ${SOURCE}/tests/golden/tiny-27b)
         set(types f32 bf16 q8_0 q4_0)

@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: MIT
+ * Runs `gpu_worker --choose-device` and reads its one line. Owns the child until it is reaped, within a bounded time. */
+#include "coordinator/gpu_device.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <poll.h>
+#include <signal.h>
+#include <spawn.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "coordinator/supervise.h"
+#include "proto/config.h"
+#include "proto/err.h"
+#include "proto/util.h"
+
+#define WAIT_MS 20000 /* a driver's first start may compile */
+#define TEXT_BYTES 1024
+
+extern char **environ;
+
+/* What comes until the end, cut at TEXT_BYTES; -ETIMEDOUT. */
+static int read_all(int fd, char *buf, int64_t deadline)
+{
+    size_t n = 0;
+    for (;;) {
+        int64_t left = deadline - (int64_t)(util_now_ns() / 1000000);
+        struct pollfd p = {.fd = fd, .events = POLLIN};
+        char rest[256];
+        if (left <= 0 || poll(&p, 1, (int)left) == 0)
+            return -ETIMEDOUT;
+        size_t room = TEXT_BYTES - 1 - n;
+        ssize_t got = read(fd, room ? buf + n : rest, room ? room : sizeof(rest));
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got <= 0)
+            break;
+        n += room ? (size_t)got : 0;
+    }
+    buf[n] = '\0';
+    return 0;
+}
+
+static int ask(const char *path, const char *const *words, char *text, int *ret_status, struct err *err)
+{
+    int fds[2];
+    pid_t pid;
+    if (pipe2(fds, O_CLOEXEC) < 0)
+        return err_set_errno(err, -errno, "a pipe to '%s'", path);
+    posix_spawn_file_actions_t actions;
+    posix_spawn_file_actions_init(&actions);
+    posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
+    posix_spawn_file_actions_adddup2(&actions, fds[1], 1);
+    posix_spawn_file_actions_adddup2(&actions, fds[1], 2);
+    int e = posix_spawn(&pid, path, &actions, NULL, (char *const *)(uintptr_t)words, environ);
+    posix_spawn_file_actions_destroy(&actions);
+    close(fds[1]);
+    if (e) {
+        close(fds[0]);
+        return err_set_errno(err, -e, "'%s' cannot be started", path);
+    }
+    int r = read_all(fds[0], text, (int64_t)(util_now_ns() / 1000000) + WAIT_MS);
+    close(fds[0]);
+    if (r < 0)
+        kill(pid, SIGKILL);
+    while (waitpid(pid, ret_status, 0) < 0 && errno == EINTR)
+        ;
+    return r < 0 ? err_set(err, r, "its driver did not answer within %d s", WAIT_MS / 1000) : 0;
+}
+
+/* "unified\t123\tname\n", the last line. */
+static bool parse(const char *text, struct gpu_device *d)
+{
+    char kind[16];
+    const char *line = text;
+    for (const char *p = text; (p = strchr(p, '\n')) && p[1]; p++)
+        line = p + 1;
+    if (sscanf(line, "%15[a-z]\t%" SCNu64 "\t%255[^\n]", kind, &d->room, d->name) != 3)
+        return false;
+    d->unified = strcmp(kind, "unified") == 0;
+    return d->unified || strcmp(kind, "own") == 0;
+}
+
+static void say(struct gpu_device *d, const char *text, int status)
+{
+    const char *sentence = strstr(text, "error: ");
+    if (WIFSIGNALED(status))
+        snprintf(d->reason, sizeof(d->reason), "the driver crashed while it was asked (signal %d)", WTERMSIG(status));
+    else
+        snprintf(d->reason, sizeof(d->reason), "%.*s", (int)strcspn(sentence ? sentence + 7 : text, "\n"),
+                 sentence ? sentence + 7 : text);
+}
+
+int gpu_device_find(const struct config *c, const char *stage_dir, struct gpu_device *ret, struct err *err)
+{
+    const struct config_device *o = &c->device;
+    char path[PATH_MAX], device[160], without[160], buffer[64], subgroup[64], allow[64], text[TEXT_BYTES] = "";
+    int status = 0;
+    memset(ret, 0, sizeof(*ret));
+    if (strcmp(c->gpu.backend, "cpu") == 0)
+        return 0;
+    int r = supervise_stage_path(stage_dir, "gpu_worker", path, sizeof(path), err);
+    if (r < 0)
+        return r;
+    snprintf(device, sizeof(device), "gpu.device=%s", o->name);
+    snprintf(without, sizeof(without), "gpu.without=%s", o->without);
+    snprintf(allow, sizeof(allow), "gpu.allow_cpu_device=%s", o->allow_cpu ? "true" : "false");
+    snprintf(subgroup, sizeof(subgroup), o->subgroup ? "gpu.subgroup=%u" : "gpu.subgroup=auto", o->subgroup);
+    snprintf(buffer, sizeof(buffer), o->max_buffer ? "gpu.max_buffer=%" PRIu64 : "gpu.max_buffer=auto", o->max_buffer);
+    const char *const words[] = {path,  "--choose-device", "--config", c->path, "--set", device, "--set", without, "--set",
+                                 allow, "--set",           subgroup,   "--set", buffer,  NULL};
+    struct err said = {0};
+    r = ask(path, words, text, &status, &said);
+    if (r == 0 && WIFEXITED(status) && WEXITSTATUS(status) == 0 && parse(text, ret)) {
+        ret->vulkan = true;
+        return 0;
+    }
+    if (r < 0)
+        snprintf(ret->reason, sizeof(ret->reason), "%.*s", (int)sizeof(ret->reason) - 1, said.text);
+    else
+        say(ret, text, status);
+    if (strcmp(c->gpu.backend, "auto") == 0)
+        return 0;
+    return err_set(err, -ENODEV, "'gpu.backend' is vulkan, but %s; 'gpu_worker --list-devices' shows what is there", ret->reason);
+}
