@@ -194,7 +194,7 @@ int plan_make(const struct config *c, const struct gguf *g, const struct gpu_dev
     if (!gpu->vulkan || strcmp(c->gpu.backend, "auto") == 0) /* auto may end on the processor, when the device fails at start */
         p->process[CONFIG_GPU].bytes[BUDGET_SCRATCH] += work_plan_ffn_bytes(h, p->types, p->chunk_tokens, p->logits_rows);
     if (gpu->vulkan)
-        p->process[CONFIG_GPU].bytes[BUDGET_DEVICE] = work_plan_vulkan_bytes(h, p->chunk_tokens, p->logits_rows);
+        p->process[CONFIG_GPU].bytes[BUDGET_DEVICE] = work_plan_vulkan_bytes(h, p->chunk_tokens);
     if (gpu->vulkan && !gpu->unified)
         p->device_bytes = p->process[CONFIG_GPU].bytes[BUDGET_WEIGHTS] + p->process[CONFIG_GPU].bytes[BUDGET_DEVICE];
     rings(p);

@@ -22,7 +22,11 @@
 
 #define FEW ((uint32_t)WORK_PLAN_VULKAN_GROUP) /* tokens that a matrix-vector shader takes at once */
 #define KERNELS_MAX 96
-#define COMMANDS (4 + 1024 / FEW) /* 1, 2, 4, 8, and whole groups of 8 */
+#define MANY_ROWS 256u                                /* what a workgroup of a matrix-matrix shader may write of y at most: rows, */
+#define MANY_TOKENS ((uint32_t)WORK_PLAN_VULKAN_TILE) /* tokens */
+#define MANY_SHARED 32768u                            /* bytes of shared memory that they take at most */
+#define PARTS_MAX 4u                                  /* of a product that is split along its columns to fill the device */
+#define COMMANDS (4 + 1024 / FEW)                     /* 1, 2, 4, 8, and whole groups of 8 */
 
 struct named_kernel {
     char shader[32];
@@ -46,7 +50,8 @@ struct ffn {
     uint32_t head_group;
     struct vk_weights *layers, head;                                /* [n_layers] */
     VkCommandBuffer (*commands)[COMMANDS], head_commands[COMMANDS]; /* [n_layers] */
-    bool need_floats, need_quants;                                  /* forms of activations that the file's types take */
+    uint32_t many;                 /* from so many tokens on by cooperative matrices; UINT32_MAX: never */
+    bool need_floats, need_quants; /* forms of activations that the file's types take */
     bool said;
     char name[64];
 };
@@ -79,15 +84,26 @@ static uint64_t act_bytes(uint32_t n)
     return 4 * (uint64_t)shaders_act_words(n);
 }
 
+/* Rows of y are padded where cooperative matrices write them. */
+static uint32_t padded(const struct ffn *f, uint32_t rows)
+{
+    return f->many == UINT32_MAX ? rows : (uint32_t)util_round_up(rows, MANY_ROWS);
+}
+
 /* Bytes of a buffer for one token. */
 static uint64_t token_bytes(const struct ffn *f, int which)
 {
     const struct hparams *h = &f->hparams;
-    const uint64_t bytes[BUFFERS] = {[X] = 4 * (uint64_t)h->hidden,     [ACT] = act_bytes(h->hidden),
-                                     [NORM] = 4 * (uint64_t)h->hidden,  [GATE] = 4 * (uint64_t)h->ffn,
-                                     [UP] = 4 * (uint64_t)h->ffn,       [ACT_FFN] = act_bytes(h->ffn),
-                                     [FFN] = 4 * (uint64_t)h->ffn,      [DOWN] = 4 * (uint64_t)h->hidden,
-                                     [LOGITS] = 4 * (uint64_t)h->vocab, [SCALES] = 4};
+    const uint64_t bytes[BUFFERS] = {[X] = 4 * (uint64_t)h->hidden,
+                                     [ACT] = act_bytes(h->hidden),
+                                     [NORM] = 4 * (uint64_t)h->hidden,
+                                     [GATE] = 4 * (uint64_t)padded(f, h->ffn),
+                                     [UP] = 4 * (uint64_t)padded(f, h->ffn),
+                                     [ACT_FFN] = act_bytes(h->ffn),
+                                     [FFN] = 4 * (uint64_t)h->ffn,
+                                     [DOWN] = 4 * (uint64_t)padded(f, h->hidden) * (f->many == UINT32_MAX ? 1 : PARTS_MAX),
+                                     [LOGITS] = 4 * (uint64_t)h->vocab,
+                                     [SCALES] = 4};
     return bytes[which];
 }
 
@@ -106,9 +122,14 @@ static uint32_t fitting(const struct ffn *f, uint64_t bytes, uint32_t want)
 static int make_buffers(struct ffn *f, struct err *err)
 {
     const struct hparams *h = &f->hparams;
-    uint32_t want = (uint32_t)util_round_up(f->chunk_tokens, FEW);
+    uint32_t tile = f->many == UINT32_MAX ? FEW : MANY_TOKENS, want = (uint32_t)util_round_up(f->chunk_tokens, tile);
     uint64_t widest = MAX(token_bytes(f, GATE), act_bytes(h->ffn)), row = 4 * (uint64_t)h->hidden;
-    f->group = fitting(f, MAX(widest, row), want);
+    f->group = fitting(f, MAX(MAX(widest, row), token_bytes(f, DOWN)), want);
+    if (f->many != UINT32_MAX && f->group < MANY_TOKENS) { /* buffers too small for whole workgroups */
+        f->many = UINT32_MAX;
+        return make_buffers(f, err);
+    }
+    f->group = f->group / tile * tile;
     f->head_group = MIN(fitting(f, token_bytes(f, LOGITS), MAX((uint32_t)util_round_up(f->logits_rows, FEW), FEW)), FEW);
     if (f->group < FEW || f->head_group == 0 || fitting(f, row, want) < want)
         return err_set(err, -ENOTSUP,
@@ -204,8 +225,10 @@ static int vulkan_open(const struct ffn_backend_options *o, void **ret, struct e
     }
     if (r == 0)
         r = vk_queue_open(f->device, &f->queue, err);
-    if (r == 0)
+    if (r == 0) {
+        f->many = vk_has(f->device, VK_FEATURE_COOPMAT) && f->device->max_shared >= MANY_SHARED ? 4 * FEW : UINT32_MAX;
         r = make_buffers(f, err);
+    }
     if (r < 0) {
         vulkan_close(f);
         return r;
@@ -239,7 +262,7 @@ static int vulkan_load_segment(void *b, uint32_t layer, const struct segment_lay
 
 /* The kernel of that name with these constants, made at its first use. */
 static int get(struct ffn *f, const char *shader, uint32_t n_bindings, uint32_t push_bytes, const uint32_t *constants, uint32_t n,
-               const struct vk_kernel **ret, struct err *err)
+               uint32_t subgroup, const struct vk_kernel **ret, struct err *err)
 {
     for (uint32_t i = 0; i < f->n_kernels; i++) {
         const struct named_kernel *k = &f->kernels[i];
@@ -251,7 +274,7 @@ static int get(struct ffn *f, const char *shader, uint32_t n_bindings, uint32_t 
     if (f->n_kernels == KERNELS_MAX)
         return err_set(err, -E2BIG, "vulkan: more than %d kernels", KERNELS_MAX);
     struct named_kernel *k = &f->kernels[f->n_kernels];
-    int r = vk_kernel_make(f->device, f->cache, shader, n_bindings, push_bytes, constants, n, &k->kernel, err);
+    int r = vk_kernel_make(f->device, f->cache, shader, n_bindings, push_bytes, constants, n, subgroup, &k->kernel, err);
     if (r < 0)
         return r;
     snprintf(k->shader, sizeof(k->shader), "%s", shader);
@@ -290,11 +313,12 @@ static int norm(const struct step *s, const struct vk_weights *w, bool floats, b
     const uint32_t constants[] = {threads, floats, quants, (n / 4 + threads - 1) / threads};
     const struct shaders_norm push = {
         .n = n, .eps = f->hparams.eps, .x_at = s->at * (n / 4), .w_at = w->norm_at[0], .act_stride = shaders_act_words(n) / 4};
-    int r = get(f, vk_has(f->device, VK_FEATURE_SUBGROUP_SUM) ? "norm" : "norm_plain", 4, sizeof(push), constants, 4, &k, s->err);
+    int r =
+        get(f, vk_has(f->device, VK_FEATURE_SUBGROUP_SUM) ? "norm" : "norm_plain", 4, sizeof(push), constants, 4, 0, &k, s->err);
     if (r == 0)
         r = vk_dispatch(f->queue, s->cmd, k,
                         (struct vk_range[]){s->from, w->norms[0], whole(&f->buffers[NORM]), whole(&f->buffers[ACT])}, &push,
-                        s->tokens, 1, s->err);
+                        s->tokens, 1, 1, s->err);
     vk_barrier(s->cmd);
     return r;
 }
@@ -337,15 +361,15 @@ static int multiply(const struct step *s, const struct vk_matrix *m, const struc
     const struct vk_buffer *act = acts_of(a, m->type, &stride);
     for (uint32_t t = 0, n; r == 0 && t < s->tokens; t += n) {
         n = MIN(s->tokens - t, FEW);
-        r = get(f, shader_of(f, "matvec", m->type, name), 3, sizeof(struct shaders_matvec), (uint32_t[]){threads, n, 1, 1}, 4, &k,
-                s->err);
+        r = get(f, shader_of(f, "matvec", m->type, name), 3, sizeof(struct shaders_matvec), (uint32_t[]){threads, n, 1, 1}, 4, 0,
+                &k, s->err);
         for (uint32_t i = 0; r == 0 && i < m->n_pieces; i++) {
             const struct vk_piece *p = &m->pieces[i];
             struct shaders_matvec push = {
                 .act_at = t * stride, .act_stride = stride, .y_at = t * m->n_rows + p->first_row, .y_stride = m->n_rows};
             set_matrix(&push, m, p);
             r = vk_dispatch(f->queue, s->cmd, k, (struct vk_range[]){p->range, whole(act), whole(y)}, &push, (p->n_rows + 15) / 16,
-                            1, s->err);
+                            1, 1, s->err);
         }
     }
     return r;
@@ -371,7 +395,7 @@ static int fused(const struct step *s, const struct vk_weights *w)
     for (uint32_t t = 0, n; r == 0 && t < s->tokens; t += n) {
         n = MIN(s->tokens - t, FEW);
         r = get(f, shader_of(f, "gate_up", gate->type, name), 4, sizeof(struct shaders_matvec),
-                (uint32_t[]){threads, n, 2, quantize}, 4, &k, s->err);
+                (uint32_t[]){threads, n, 2, quantize}, 4, 0, &k, s->err);
         for (uint32_t i = 0; r == 0 && i < gate->n_pieces; i++) {
             const struct vk_piece *p = &gate->pieces[i];
             uint32_t block = p->first_row / QUANT_BLOCK;
@@ -381,26 +405,26 @@ static int fused(const struct step *s, const struct vk_weights *w)
             push.y_at = t * push.y_stride + (quantize ? 8 * block : p->first_row);
             push.pairs_at = t * (words / 2) + ffn / 8 + block;
             r = vk_dispatch(f->queue, s->cmd, k, (struct vk_range[]){p->range, whole(act), whole(y), up->pieces[i].range}, &push,
-                            ((p->n_rows + 15) / 16 + 1) / 2, 1, s->err);
+                            ((p->n_rows + 15) / 16 + 1) / 2, 1, 1, s->err);
         }
     }
     vk_barrier(s->cmd);
     return r;
 }
 
-static int geglu(const struct step *s, bool floats, bool quants)
+static int geglu(const struct step *s, bool floats, bool quants, uint32_t stride, bool scaled)
 {
     struct ffn *f = s->f;
     const struct vk_kernel *k = NULL;
     uint32_t n = f->hparams.ffn;
-    const uint32_t constants[] = {32, floats, quants, 0};
-    const struct shaders_geglu push = {.n = n, .n_parts = 1, .stride = n / 4, .act_stride = shaders_act_words(n) / 4};
-    int r = get(f, "geglu", 5, sizeof(push), constants, 4, &k, s->err);
+    const uint32_t constants[] = {32, floats, quants, scaled};
+    const struct shaders_geglu push = {.n = n, .n_parts = 1, .stride = stride / 4, .act_stride = shaders_act_words(n) / 4};
+    int r = get(f, "geglu", 5, sizeof(push), constants, 4, 0, &k, s->err);
     if (r == 0)
         r = vk_dispatch(f->queue, s->cmd, k,
                         (struct vk_range[]){whole(&f->buffers[GATE]), whole(&f->buffers[UP]), whole(&f->buffers[FFN]),
                                             whole(&f->buffers[ACT_FFN]), whole(&f->buffers[SCALES])},
-                        &push, (n / 32 + 31) / 32, s->tokens, s->err);
+                        &push, (n / 32 + 31) / 32, s->tokens, 1, s->err);
     vk_barrier(s->cmd);
     return r;
 }
@@ -414,7 +438,7 @@ static int gate_up_apart(const struct step *s, const struct vk_weights *w, bool 
     if (r == 0)
         r = multiply(s, &w->matrices[1], &a, &f->buffers[UP]);
     vk_barrier(s->cmd);
-    return r < 0 ? r : geglu(s, both_forms || !integer, both_forms || integer);
+    return r < 0 ? r : geglu(s, both_forms || !integer, both_forms || integer, f->hparams.ffn, false);
 }
 
 static int down(const struct step *s, const struct vk_weights *w)
@@ -426,24 +450,116 @@ static int down(const struct step *s, const struct vk_weights *w)
     return r;
 }
 
-static int post(const struct step *s, const struct vk_weights *w)
+/* The power of two by which each token's activations are divided on their way to f16. */
+static int scale(const struct step *s, const struct vk_buffer *act, bool floats, uint32_t n, uint32_t stride)
+{
+    struct ffn *f = s->f;
+    const struct vk_kernel *k = NULL;
+    const uint32_t constants[] = {128, floats};
+    const struct shaders_scale push = {.n = n, .act_stride = stride};
+    int r = get(f, "scale", 2, sizeof(push), constants, 2, 0, &k, s->err);
+    if (r == 0)
+        r = vk_dispatch(f->queue, s->cmd, k, (struct vk_range[]){whole(act), whole(&f->buffers[SCALES])}, &push, s->tokens, 1, 1,
+                        s->err);
+    vk_barrier(s->cmd);
+    return r;
+}
+
+/* Parts that fill a large device: about two workgroups for each of its units, which it does not tell. */
+static uint32_t parts_for(uint32_t rows, uint32_t tokens, uint32_t units)
+{
+    uint32_t groups = (rows + 127) / 128 * ((tokens + MANY_TOKENS - 1) / MANY_TOKENS), parts = 1;
+    while (parts < PARTS_MAX && groups * parts < 128 && units / (parts + 1) >= 16)
+        parts++;
+    return parts;
+}
+
+/* y[part][token][padded row] by cooperative matrices, to be multiplied by the token's scale. */
+static int multiply_many(const struct step *s, const struct vk_matrix *m, const struct acts *a, const struct vk_buffer *y,
+                         uint32_t parts)
+{
+    struct ffn *f = s->f;
+    const struct vk_kernel *k = NULL;
+    char name[32];
+    const uint32_t rows = 128, constants[] = {128, rows, MANY_TOKENS, 64, 64, 1};
+    uint32_t stride, tiles = (s->tokens + MANY_TOKENS - 1) / MANY_TOKENS, width = padded(f, m->n_rows),
+                     units = m->n_cols / QUANT_BLOCK;
+    const struct vk_buffer *act = acts_of(a, m->type, &stride);
+    snprintf(name, sizeof(name), "matmul_cm_%s", quant_name(m->type));
+    int r =
+        get(f, name, 4, sizeof(struct shaders_matmul), constants, ARRAY_LEN(constants), f->device->coopmat_subgroup, &k, s->err);
+    for (uint32_t i = 0; r == 0 && i < m->n_pieces; i++) {
+        const struct vk_piece *p = &m->pieces[i];
+        const struct shaders_matmul push = {.n_rows = p->n_rows,
+                                            .n_units = units,
+                                            .tile_vec4 = m->tile_bytes / 16,
+                                            .part_units = (units + parts - 1) / parts,
+                                            .act_stride = stride,
+                                            .y_at = p->first_row,
+                                            .y_stride = width,
+                                            .y_part = width * tiles * MANY_TOKENS,
+                                            .n_tokens = s->tokens};
+        r = vk_dispatch(f->queue, s->cmd, k, (struct vk_range[]){p->range, whole(act), whole(y), whole(&f->buffers[SCALES])}, &push,
+                        tiles, (p->n_rows + rows - 1) / rows, parts, s->err);
+    }
+    return r;
+}
+
+/* Gate, up, GeGLU and down for many tokens; ret: parts that down left. */
+static int many(const struct step *s, const struct vk_weights *w, uint32_t *ret_parts)
+{
+    struct ffn *f = s->f;
+    const struct hparams *h = &f->hparams;
+    const struct acts in = {&f->buffers[ACT], &f->buffers[NORM], h->hidden}, out = {&f->buffers[ACT_FFN], &f->buffers[FFN], h->ffn};
+    uint32_t stride;
+    int r = 0;
+    for (int i = 0; r == 0 && i < 2; i++) {
+        const struct vk_matrix *m = &w->matrices[i];
+        const struct vk_buffer *act = acts_of(&in, m->type, &stride);
+        if (i == 0 || quant_is_integer(m->type) != quant_is_integer(w->matrices[0].type)) {
+            vk_barrier(s->cmd); /* the first product may still read its scales */
+            r = scale(s, act, !quant_is_integer(m->type), h->hidden, stride);
+        }
+        if (r == 0)
+            r = multiply_many(s, m, &in, &f->buffers[i == 0 ? GATE : UP], 1);
+    }
+    vk_barrier(s->cmd);
+    const struct vk_matrix *m = &w->matrices[2];
+    bool integer = quant_is_integer(m->type);
+    if (r == 0)
+        r = geglu(s, !integer, integer, padded(f, h->ffn), true);
+    const struct vk_buffer *act = acts_of(&out, m->type, &stride);
+    if (r == 0)
+        r = scale(s, act, !integer, h->ffn, stride);
+    *ret_parts = parts_for(h->hidden, s->tokens, h->ffn / QUANT_BLOCK);
+    if (r == 0)
+        r = multiply_many(s, m, &out, &f->buffers[DOWN], *ret_parts);
+    vk_barrier(s->cmd);
+    return r;
+}
+
+/* parts 0: down was made for few tokens, whole and without scales. */
+static int post(const struct step *s, const struct vk_weights *w, uint32_t parts)
 {
     struct ffn *f = s->f;
     const struct vk_kernel *k = NULL;
     uint32_t n = f->hparams.hidden, threads = threads_for(f, n);
-    const uint32_t constants[] = {threads, (n / 4 + threads - 1) / threads, 0};
+    const uint32_t constants[] = {threads, (n / 4 + threads - 1) / threads, parts > 0};
+    const uint32_t width = parts ? padded(f, n) : n;
     const struct shaders_post push = {.n = n,
                                       .eps = f->hparams.eps,
-                                      .n_parts = 1,
-                                      .x_stride = n / 4,
+                                      .n_parts = MAX(parts, 1u),
+                                      .x_part = width / 4 * (uint32_t)util_round_up(s->tokens, MANY_TOKENS),
+                                      .x_stride = width / 4,
                                       .w_at = w->norm_at[1],
                                       .r_at = s->at * (n / 4),
                                       .y_at = s->at * (n / 4)};
-    int r = get(f, vk_has(f->device, VK_FEATURE_SUBGROUP_SUM) ? "post" : "post_plain", 5, sizeof(push), constants, 3, &k, s->err);
+    int r =
+        get(f, vk_has(f->device, VK_FEATURE_SUBGROUP_SUM) ? "post" : "post_plain", 5, sizeof(push), constants, 3, 0, &k, s->err);
     if (r == 0)
         r = vk_dispatch(f->queue, s->cmd, k,
                         (struct vk_range[]){whole(&f->buffers[DOWN]), w->norms[1], s->from, s->to, whole(&f->buffers[SCALES])},
-                        &push, s->tokens, 1, s->err);
+                        &push, s->tokens, 1, 1, s->err);
     vk_barrier(s->cmd);
     return r;
 }
@@ -474,12 +590,15 @@ static int record_layer(struct ffn *f, uint32_t layer, uint32_t tokens, VkComman
     for (s.at = 0; r == 0 && s.at < tokens; s.at += s.tokens) {
         s.tokens = MIN(tokens - s.at, f->group);
         r = norm(&s, w, f->need_floats, f->need_quants);
-        if (r == 0)
+        uint32_t parts = 0;
+        if (r == 0 && s.tokens >= f->many) {
+            r = many(&s, w, &parts);
+        } else if (r == 0) {
             r = fuse ? fused(&s, w) : gate_up_apart(&s, w, false);
+            r = r == 0 ? down(&s, w) : r;
+        }
         if (r == 0)
-            r = down(&s, w);
-        if (r == 0)
-            r = post(&s, w);
+            r = post(&s, w, parts);
     }
     if (r == 0)
         r = vk_end(f->queue, s.cmd, err);
@@ -541,7 +660,7 @@ static int dump_layer(struct ffn *f, uint32_t layer, uint32_t n, ffn_dump_fn dum
     if (r == 0)
         r = down(&s, w);
     if (r == 0)
-        r = post(&s, w);
+        r = post(&s, w, 0);
     if (r == 0)
         r = vk_end(f->queue, s.cmd, err);
     if (r == 0)

@@ -24,6 +24,20 @@ struct coopmat_features {
     VkBool32 matrix, robust;
 };
 
+/* VkCooperativeMatrixPropertiesKHR and its function. */
+struct coopmat_shape {
+    VkStructureType type;
+    void *next;
+    uint32_t m, n, k, a, b, c, result;
+    VkBool32 saturating;
+    uint32_t scope;
+};
+typedef VkResult(VKAPI_PTR *coopmat_shapes_fn)(VkPhysicalDevice, uint32_t *, struct coopmat_shape *);
+#define COOPMAT_SHAPE ((VkStructureType)1000506001)
+#define COOPMAT_F16 0u
+#define COOPMAT_F32 1u
+#define SCOPE_SUBGROUP 3u
+
 static const char *const feature_names[VK_FEATURES] = {"int_dot",     "fp16",          "storage16",    "coopmat",
                                                        "host_import", "subgroup_size", "subgroup_sum", "memory_budget"};
 
@@ -250,12 +264,42 @@ static int probe(VkPhysicalDevice device, uint32_t without, struct probe *p, str
     return 0;
 }
 
+/* The one shape that the shaders use. */
+static bool has_shape(const struct vk_device *d)
+{
+    coopmat_shapes_fn get =
+        (coopmat_shapes_fn)vkGetInstanceProcAddr(d->instance, "vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR");
+    struct coopmat_shape s[128];
+    uint32_t n = ARRAY_LEN(s);
+    for (uint32_t i = 0; i < n; i++)
+        s[i] = (struct coopmat_shape){.type = COOPMAT_SHAPE};
+    VkResult r = get ? get(d->physical, &n, s) : VK_ERROR_EXTENSION_NOT_PRESENT;
+    for (uint32_t i = 0; (r == VK_SUCCESS || r == VK_INCOMPLETE) && i < n; i++) {
+        if (s[i].m == 16 && s[i].n == 16 && s[i].k == 16 && s[i].a == COOPMAT_F16 && s[i].b == COOPMAT_F16 &&
+            s[i].c == COOPMAT_F32 && s[i].result == COOPMAT_F32 && s[i].scope == SCOPE_SUBGROUP)
+            return true;
+    }
+    return false;
+}
+
+/* Cooperative matrices need subgroups of 32: by nature, or on request. */
+static bool can_multiply(struct vk_device *d, const struct probe *p)
+{
+    const uint32_t lanes = 32;
+    bool asked = p->subgroup.subgroupSizeControl && p->subgroup_sizes.minSubgroupSize <= lanes &&
+                 p->subgroup_sizes.maxSubgroupSize >= lanes &&
+                 p->subgroup_sizes.requiredSubgroupSizeStages & VK_SHADER_STAGE_COMPUTE_BIT;
+    d->coopmat_subgroup = asked ? lanes : 0;
+    return p->coopmat.matrix && p->v12.shaderFloat16 && p->v12.vulkanMemoryModel &&
+           (asked || p->subgroup_now.subgroupSize == lanes) && has_shape(d);
+}
+
 static void judge(struct vk_device *d, const struct vk_options *o, const struct probe *p)
 {
     const bool there[VK_FEATURES] = {[VK_FEATURE_INT_DOT] = p->int_dot.shaderIntegerDotProduct,
                                      [VK_FEATURE_FP16] = p->v12.shaderFloat16,
                                      [VK_FEATURE_STORAGE16] = p->v11.storageBuffer16BitAccess,
-                                     [VK_FEATURE_COOPMAT] = p->coopmat.matrix,
+                                     [VK_FEATURE_COOPMAT] = can_multiply(d, p),
                                      [VK_FEATURE_HOST_IMPORT] = p->import.minImportedHostPointerAlignment > 0,
                                      [VK_FEATURE_SUBGROUP_SIZE] = p->subgroup.subgroupSizeControl,
                                      [VK_FEATURE_SUBGROUP_SUM] =
@@ -280,6 +324,7 @@ static void judge(struct vk_device *d, const struct vk_options *o, const struct 
         o->subgroup <= p->subgroup_sizes.maxSubgroupSize)
         d->subgroup = d->subgroup_required = o->subgroup;
     d->max_threads = MIN(l->maxComputeWorkGroupInvocations, l->maxComputeWorkGroupSize[0]);
+    d->max_shared = l->maxComputeSharedMemorySize;
     d->timestamps = l->timestampComputeAndGraphics;
     snprintf(d->name, sizeof(d->name), "%s", d->properties.deviceName);
     snprintf(d->driver, sizeof(d->driver), "%s %s", p->driver.driverName, p->driver.driverInfo);

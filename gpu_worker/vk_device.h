@@ -22,7 +22,7 @@ enum vk_feature {
     VK_FEATURE_INT_DOT,       /* shaderIntegerDotProduct: four 8-bit products in one instruction */
     VK_FEATURE_FP16,          /* shaderFloat16 */
     VK_FEATURE_STORAGE16,     /* storageBuffer16BitAccess */
-    VK_FEATURE_COOPMAT,       /* VK_KHR_cooperative_matrix */
+    VK_FEATURE_COOPMAT,       /* VK_KHR_cooperative_matrix: 16x16x16, f16 x f16 -> f32, in subgroups of 32 */
     VK_FEATURE_HOST_IMPORT,   /* VK_EXT_external_memory_host */
     VK_FEATURE_SUBGROUP_SIZE, /* subgroupSizeControl */
     VK_FEATURE_SUBGROUP_SUM,  /* subgroup arithmetic in compute shaders */
@@ -71,7 +71,9 @@ struct vk_device {
     uint64_t import_align;      /* of imported host memory; 0: none */
     uint32_t subgroup;          /* lanes */
     uint32_t subgroup_required; /* to be asked for in pipelines; 0: none */
+    uint32_t coopmat_subgroup;  /* to be asked for in pipelines of cooperative matrices; 0: nothing to ask */
     uint32_t max_threads;       /* of a workgroup */
+    uint32_t max_shared;        /* bytes of shared memory of a workgroup */
     bool timestamps;
     uint32_t *complaints; /* of the validation layer, counted; owned */
 };

@@ -189,7 +189,7 @@ static VkResult make_layouts(const struct vk_device *d, struct vk_kernel *k)
 }
 
 static VkResult make_pipeline(const struct vk_device *d, VkPipelineCache cache, const struct shaders_code *code,
-                              const uint32_t *constants, uint32_t n, struct vk_kernel *k)
+                              const uint32_t *constants, uint32_t n, uint32_t lanes, struct vk_kernel *k)
 {
     VkSpecializationMapEntry map[VK_KERNEL_CONSTANTS];
     VkShaderModule module;
@@ -202,11 +202,10 @@ static VkResult make_pipeline(const struct vk_device *d, VkPipelineCache cache, 
     if (r != VK_SUCCESS)
         return r;
     const VkPipelineShaderStageRequiredSubgroupSizeCreateInfo subgroup = {
-        .sType = VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_REQUIRED_SUBGROUP_SIZE_CREATE_INFO,
-        .requiredSubgroupSize = d->subgroup_required};
+        .sType = VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_REQUIRED_SUBGROUP_SIZE_CREATE_INFO, .requiredSubgroupSize = lanes};
     const VkComputePipelineCreateInfo pipeline = {.sType = VK_STRUCTURE_TYPE_COMPUTE_PIPELINE_CREATE_INFO,
                                                   .stage = {.sType = VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_CREATE_INFO,
-                                                            .pNext = d->subgroup_required ? &subgroup : NULL,
+                                                            .pNext = lanes ? &subgroup : NULL,
                                                             .stage = VK_SHADER_STAGE_COMPUTE_BIT,
                                                             .module = module,
                                                             .pName = "main",
@@ -218,7 +217,7 @@ static VkResult make_pipeline(const struct vk_device *d, VkPipelineCache cache, 
 }
 
 int vk_kernel_make(const struct vk_device *d, struct vk_cache *c, const char *shader, uint32_t n_bindings, uint32_t push_bytes,
-                   const uint32_t *constants, uint32_t n_constants, struct vk_kernel *ret, struct err *err)
+                   const uint32_t *constants, uint32_t n_constants, uint32_t subgroup, struct vk_kernel *ret, struct err *err)
 {
     const struct shaders_code *code = shaders_find(shader);
     *ret = (struct vk_kernel){.n_bindings = n_bindings, .push_bytes = push_bytes};
@@ -226,7 +225,7 @@ int vk_kernel_make(const struct vk_device *d, struct vk_cache *c, const char *sh
         return err_set(err, -EINVAL, "vulkan: no shader '%s' with %u bindings and %u constants", shader, n_bindings, n_constants);
     VkResult r = make_layouts(d, ret);
     if (r == VK_SUCCESS)
-        r = make_pipeline(d, c->cache, code, constants, n_constants, ret);
+        r = make_pipeline(d, c->cache, code, constants, n_constants, subgroup ? subgroup : d->subgroup_required, ret);
     if (r != VK_SUCCESS) {
         vk_kernel_free(d, ret);
         int e = vk_fail(d, r, "vkCreateComputePipelines", err);

@@ -31,9 +31,10 @@ bool vk_cache_warm(const struct vk_cache *c);
 /* Writes the file when pipelines were made since it was read (to a temporary name, then renamed), and frees. NULL is fine. */
 void vk_cache_close(struct vk_cache *c);
 
-/* shader: a name of shaders.h; constants by number from 0 (constant 0 is the workgroup's size). */
+/* shader: a name of shaders.h; constants by number from 0 (constant 0 is the workgroup's size). subgroup: lanes to ask for; 0:
+ * those of the device. */
 int vk_kernel_make(const struct vk_device *d, struct vk_cache *c, const char *shader, uint32_t n_bindings, uint32_t push_bytes,
-                   const uint32_t *constants, uint32_t n_constants, struct vk_kernel *ret, struct err *err);
+                   const uint32_t *constants, uint32_t n_constants, uint32_t subgroup, struct vk_kernel *ret, struct err *err);
 void vk_kernel_free(const struct vk_device *d, struct vk_kernel *k); /* a zeroed one is fine */
 
 #endif

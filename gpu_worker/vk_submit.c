@@ -151,7 +151,7 @@ static VkResult make_set(struct vk_queue *q, const struct vk_kernel *k, const st
 }
 
 int vk_dispatch(struct vk_queue *q, VkCommandBuffer cmd, const struct vk_kernel *k, const struct vk_range *ranges, const void *push,
-                uint32_t x, uint32_t y, struct err *err)
+                uint32_t x, uint32_t y, uint32_t z, struct err *err)
 {
     VkDescriptorSet set;
     VkResult r = make_set(q, k, ranges, &set);
@@ -161,7 +161,7 @@ int vk_dispatch(struct vk_queue *q, VkCommandBuffer cmd, const struct vk_kernel 
     vkCmdBindDescriptorSets(cmd, VK_PIPELINE_BIND_POINT_COMPUTE, k->layout, 0, 1, &set, 0, NULL);
     if (k->push_bytes)
         vkCmdPushConstants(cmd, k->layout, VK_SHADER_STAGE_COMPUTE_BIT, 0, k->push_bytes, push);
-    vkCmdDispatch(cmd, x, y, 1);
+    vkCmdDispatch(cmd, x, y, z);
     return 0;
 }
 

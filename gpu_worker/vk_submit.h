@@ -30,7 +30,7 @@ int vk_begin(struct vk_queue *q, VkCommandBuffer *ret, struct err *err);
 int vk_end(struct vk_queue *q, VkCommandBuffer cmd, struct err *err);
 /* ranges: [kernel->n_bindings]; push: kernel->push_bytes. */
 int vk_dispatch(struct vk_queue *q, VkCommandBuffer cmd, const struct vk_kernel *k, const struct vk_range *ranges, const void *push,
-                uint32_t x, uint32_t y, struct err *err);
+                uint32_t x, uint32_t y, uint32_t z, struct err *err);
 /* What was written by shaders and copies before is seen by shaders, copies and the host after. */
 void vk_barrier(VkCommandBuffer cmd);
 void vk_copy(VkCommandBuffer cmd, VkBuffer from, uint64_t from_at, VkBuffer to, uint64_t to_at, uint64_t bytes);

@@ -11,7 +11,7 @@
 #include "proto/err.h"
 #include "proto/util.h"
 
-#define PIECE_ROWS 64 /* four tiles: a piece then begins at a multiple of 256 bytes */
+#define PIECE_ROWS 256 /* whole workgroups of every shader; a piece then begins at a multiple of 256 bytes */
 
 static bool is_norm(const struct segment_tensor *t)
 {

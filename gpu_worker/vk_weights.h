@@ -10,7 +10,7 @@
 
 struct vk_piece {
     struct vk_range range;
-    uint32_t first_row, n_rows; /* first_row: a multiple of 64 */
+    uint32_t first_row, n_rows; /* first_row: a multiple of 256 */
 };
 
 struct vk_matrix {

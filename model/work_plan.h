@@ -23,9 +23,10 @@ uint64_t work_plan_ffn_bytes(const struct hparams *h, const uint8_t *types, uint
 uint64_t work_plan_last_bytes(const struct hparams *h, uint32_t chunk_tokens, uint32_t logits_rows);
 
 /* gpu_worker on a Vulkan device: staging, rows and logits in and out, and what passes between shaders; at most. */
-uint64_t work_plan_vulkan_bytes(const struct hparams *h, uint32_t chunk_tokens, uint32_t logits_rows);
+uint64_t work_plan_vulkan_bytes(const struct hparams *h, uint32_t chunk_tokens);
 #define WORK_PLAN_VULKAN_STAGING (UINT64_C(16) << 20)
-#define WORK_PLAN_VULKAN_GROUP 8 /* chunks are rounded up to it; rows of logits at once */
+#define WORK_PLAN_VULKAN_GROUP 8  /* tokens of a matrix-vector shader, rows of logits at once */
+#define WORK_PLAN_VULKAN_TILE 128 /* tokens of a matrix-matrix shader: chunks are rounded up to it */
 
 /* Loader: bounce buffer for the largest segment, row cache. */
 uint64_t work_plan_loader_bytes(const struct hparams *h, uint64_t bounce_bytes);

@@ -177,7 +177,7 @@ static bool use_cache(const struct vk_device *d, const char *folder)
     struct err err = {0};
     assert_int_equal(vk_cache_open(d, folder, &c, &err), 0);
     bool warm = vk_cache_warm(c);
-    assert_int_equal(vk_kernel_make(d, c, "copy", 2, 0, (uint32_t[]){64}, 1, &k, &err), 0);
+    assert_int_equal(vk_kernel_make(d, c, "copy", 2, 0, (uint32_t[]){64}, 1, 0, &k, &err), 0);
     vk_kernel_free(d, &k);
     vk_cache_close(c);
     return warm;
@@ -237,8 +237,8 @@ static void test_copy(void **state)
     struct vk_memory m = {.device = d, .budget = &budget};
     assert_int_equal(vk_queue_open(d, &q, &err), 0);
     assert_int_equal(vk_cache_open(d, "", &c, &err), 0);
-    assert_int_equal(vk_kernel_make(d, c, "nothing", 2, 0, NULL, 0, &k, &err), -EINVAL);
-    assert_int_equal(vk_kernel_make(d, c, "copy", 2, 0, (uint32_t[]){64}, 1, &k, &err), 0);
+    assert_int_equal(vk_kernel_make(d, c, "nothing", 2, 0, NULL, 0, 0, &k, &err), -EINVAL);
+    assert_int_equal(vk_kernel_make(d, c, "copy", 2, 0, (uint32_t[]){64}, 1, 0, &k, &err), 0);
     assert_int_equal(vk_buffer_make(&m, VK_MEMORY_DEVICE, 65536, "a", &a, &err), 0);
     assert_int_equal(vk_buffer_make(&m, VK_MEMORY_READBACK, 65536, "b", &b, &err), 0);
     assert_int_equal(vk_buffer_make(&m, VK_MEMORY_STAGING, 4096, "staging", &s, &err), 0);
@@ -247,7 +247,7 @@ static void test_copy(void **state)
         data[i] = (uint8_t)(i * 7 + i / 256);
     assert_int_equal(vk_upload(q, &s, a.buffer, 0, data, sizeof(data), &err), 0); /* in sixteen pieces */
     assert_int_equal(vk_begin(q, &cmd, &err), 0);
-    assert_int_equal(vk_dispatch(q, cmd, &k, (struct vk_range[]){{a.buffer, 0, 0}, {b.buffer, 0, 0}}, NULL, 16, 1, &err), 0);
+    assert_int_equal(vk_dispatch(q, cmd, &k, (struct vk_range[]){{a.buffer, 0, 0}, {b.buffer, 0, 0}}, NULL, 16, 1, 1, &err), 0);
     assert_int_equal(vk_end(q, cmd, &err), 0);
     for (int i = 0; i < 3; i++) { /* recorded once, run again and again */
         memset(b.map, 0, sizeof(data));
