@@ -156,7 +156,7 @@ static double compare_dumps(const struct model *m, void *cpu, void *gpu, const f
     if (ffn_cpu.run(cpu, 0, n, h, x, keep, &a, &err) < 0 || ffn_vulkan.run(gpu, 0, n, h, x, keep, &b, &err) < 0)
         stop("dump", &err);
     if (a.n != ARRAY_LEN(widths) || b.n != a.n)
-        worst = INFINITY;
+        worst = HUGE_VAL;
     for (size_t i = 0; i < a.n && i < b.n; i++)
         worst = fmax(worst, difference(b.rows[i], a.rows[i], n, widths[i]));
     for (size_t i = 0; i < a.n; i++)
