@@ -67,11 +67,11 @@ int vk_choose(const struct vk_candidate *c, uint32_t n, const char *wanted, bool
     char known[512];
     if (n == 0)
         return err_set(err, -ENODEV, "no Vulkan device: no driver found one (Debian: mesa-vulkan-drivers, or the vendor's)");
-    if (strcmp(wanted, "auto") == 0)
+    if (wanted[0] == '\0' || strcmp(wanted, "auto") == 0)
         return choose_auto(c, n, allow_cpu, why, why_bytes, err);
     list(c, n, known, sizeof(known));
     int found = -1;
-    if (wanted[0] && wanted[strspn(wanted, "0123456789")] == '\0') {
+    if (wanted[strspn(wanted, "0123456789")] == '\0') {
         unsigned long i = strtoul(wanted, NULL, 10);
         if (i >= n)
             return err_set(err, -ENODEV, "gpu.device %s: there are %u devices: %s", wanted, n, known);

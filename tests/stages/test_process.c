@@ -130,7 +130,8 @@ static void make_config(const char *model)
     config.kv_type = QUANT_F32;
     config.logits_rows = LOGITS_ROWS;
     config.threads = 2;
-    strcpy(config.backend, "auto");
+    strcpy(config.backend, "cpu");
+    strcpy(config.device, "auto");
     strcpy(config.variant, "auto");
     snprintf(config.model, sizeof(config.model), "%s", rig_model_path(model));
     uint8_t *types = rig_types(g, &h);
