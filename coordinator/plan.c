@@ -98,7 +98,7 @@ static void rings(struct plan *p)
 static void fixed(struct plan *p)
 {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-    const uint64_t sanitizer = 512u << 20; /* shadow and quarantine, or the kernel's cap would end instrumented stages */
+    const uint64_t sanitizer = 1u << 30; /* shadow and quarantine, or the kernel's cap would end instrumented stages */
 #else
     const uint64_t sanitizer = 0;
 #endif
