@@ -38,8 +38,8 @@ typedef VkResult(VKAPI_PTR *coopmat_shapes_fn)(VkPhysicalDevice, uint32_t *, str
 #define COOPMAT_F32 1u
 #define SCOPE_SUBGROUP 3u
 
-static const char *const feature_names[VK_FEATURES] = {"int_dot",     "fp16",          "storage16",    "coopmat",
-                                                       "host_import", "subgroup_size", "subgroup_sum", "memory_budget"};
+static const char *const feature_names[VK_FEATURES] = {"int_dot",       "fp16",         "storage16",     "coopmat",   "host_import",
+                                                       "subgroup_size", "subgroup_sum", "memory_budget", "timestamps"};
 
 const char *vk_feature_name(enum vk_feature f)
 {
@@ -158,6 +158,15 @@ static int queue_family(VkPhysicalDevice p)
             break;
     }
     return found;
+}
+
+static uint32_t stamp_bits(VkPhysicalDevice p)
+{
+    VkQueueFamilyProperties f[32];
+    uint32_t n = ARRAY_LEN(f);
+    int family = queue_family(p);
+    vkGetPhysicalDeviceQueueFamilyProperties(p, &n, f);
+    return family < 0 ? 0 : f[family].timestampValidBits;
 }
 
 static int find_devices(const struct vk_device *d, VkPhysicalDevice *all, struct vk_candidate *c, uint32_t *ret_n, struct err *err)
@@ -305,7 +314,8 @@ static void judge(struct vk_device *d, const struct vk_options *o, const struct 
                                      [VK_FEATURE_SUBGROUP_SUM] =
                                          p->subgroup_now.supportedOperations & VK_SUBGROUP_FEATURE_ARITHMETIC_BIT &&
                                          p->subgroup_now.supportedStages & VK_SHADER_STAGE_COMPUTE_BIT,
-                                     [VK_FEATURE_BUDGET] = p->budget};
+                                     [VK_FEATURE_BUDGET] = p->budget,
+                                     [VK_FEATURE_TIMESTAMPS] = stamp_bits(d->physical) > 0};
     const VkPhysicalDeviceLimits *l = &p->properties.properties.limits;
     for (int i = 0; i < VK_FEATURES; i++)
         d->features |= there[i] && !(o->without >> i & 1) ? UINT32_C(1) << i : 0;
@@ -325,7 +335,7 @@ static void judge(struct vk_device *d, const struct vk_options *o, const struct 
         d->subgroup = d->subgroup_required = o->subgroup;
     d->max_threads = MIN(l->maxComputeWorkGroupInvocations, l->maxComputeWorkGroupSize[0]);
     d->max_shared = l->maxComputeSharedMemorySize;
-    d->timestamps = l->timestampComputeAndGraphics;
+    d->stamp_bits = vk_has(d, VK_FEATURE_TIMESTAMPS) ? stamp_bits(d->physical) : 0;
     snprintf(d->name, sizeof(d->name), "%s", d->properties.deviceName);
     snprintf(d->driver, sizeof(d->driver), "%s %s", p->driver.driverName, p->driver.driverInfo);
     vkGetPhysicalDeviceMemoryProperties(d->physical, &d->memory);

@@ -27,6 +27,7 @@ enum vk_feature {
     VK_FEATURE_SUBGROUP_SIZE, /* subgroupSizeControl */
     VK_FEATURE_SUBGROUP_SUM,  /* subgroup arithmetic in compute shaders */
     VK_FEATURE_BUDGET,        /* VK_EXT_memory_budget */
+    VK_FEATURE_TIMESTAMPS,    /* the queue can write them */
     VK_FEATURES
 };
 const char *vk_feature_name(enum vk_feature f); /* "int_dot" */
@@ -74,8 +75,8 @@ struct vk_device {
     uint32_t coopmat_subgroup;  /* to be asked for in pipelines of cooperative matrices; 0: nothing to ask */
     uint32_t max_threads;       /* of a workgroup */
     uint32_t max_shared;        /* bytes of shared memory of a workgroup */
-    bool timestamps;
-    uint32_t *complaints; /* of the validation layer, counted; owned */
+    uint32_t stamp_bits;        /* of a time stamp that count; 0: none */
+    uint32_t *complaints;       /* of the validation layer, counted; owned */
 };
 
 int vk_device_open(const struct vk_options *o, struct vk_device **ret, struct err *err);

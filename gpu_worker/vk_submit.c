@@ -210,6 +210,12 @@ int vk_run(struct vk_queue *q, VkCommandBuffer cmd, struct err *err)
     return r == VK_SUCCESS ? 0 : vk_fail(d, r, "vkWaitSemaphores", err);
 }
 
+bool vk_idle(const struct vk_queue *q)
+{
+    uint64_t now = 0;
+    return vkGetSemaphoreCounterValue(q->device->device, q->done, &now) == VK_SUCCESS && now == q->value;
+}
+
 int vk_upload(struct vk_queue *q, const struct vk_buffer *staging, VkBuffer to, uint64_t at, const void *data, uint64_t bytes,
               struct err *err)
 {
@@ -234,19 +240,23 @@ int vk_stamps_make(struct vk_queue *q, uint32_t count, struct err *err)
 {
     const VkQueryPoolCreateInfo info = {
         .sType = VK_STRUCTURE_TYPE_QUERY_POOL_CREATE_INFO, .queryType = VK_QUERY_TYPE_TIMESTAMP, .queryCount = count};
-    if (!q->device->timestamps)
-        return err_set(err, -ENOTSUP, "device '%s' has no time stamps", q->device->name);
+    if (!q->device->stamp_bits)
+        return err_set(err, -ENOTSUP, "device '%s' has no time stamps on its queue", q->device->name);
     VkResult r = vkCreateQueryPool(q->device->device, &info, NULL, &q->stamps);
     q->n_stamps = r == VK_SUCCESS ? count : 0;
     return r == VK_SUCCESS ? 0 : vk_fail(q->device, r, "vkCreateQueryPool", err);
 }
 
+void vk_stamps_reset(struct vk_queue *q, VkCommandBuffer cmd)
+{
+    if (q->n_stamps)
+        vkCmdResetQueryPool(cmd, q->stamps, 0, q->n_stamps);
+}
+
 void vk_stamp(struct vk_queue *q, VkCommandBuffer cmd, uint32_t number)
 {
-    if (number >= q->n_stamps)
-        return;
-    vkCmdResetQueryPool(cmd, q->stamps, number, 1);
-    vkCmdWriteTimestamp(cmd, VK_PIPELINE_STAGE_BOTTOM_OF_PIPE_BIT, q->stamps, number);
+    if (number < q->n_stamps)
+        vkCmdWriteTimestamp(cmd, VK_PIPELINE_STAGE_BOTTOM_OF_PIPE_BIT, q->stamps, number);
 }
 
 double vk_stamp_seconds(struct vk_queue *q, uint32_t from, uint32_t to)
@@ -257,5 +267,6 @@ double vk_stamp_seconds(struct vk_queue *q, uint32_t from, uint32_t to)
         vkGetQueryPoolResults(q->device->device, q->stamps, from, 1, 8, &t[0], 8, flags) != VK_SUCCESS ||
         vkGetQueryPoolResults(q->device->device, q->stamps, to, 1, 8, &t[1], 8, flags) != VK_SUCCESS)
         return -1.0;
-    return (double)(t[1] - t[0]) * (double)q->device->properties.limits.timestampPeriod * 1e-9;
+    return (double)((t[1] - t[0]) & UINT64_MAX >> (64 - q->device->stamp_bits)) *
+           (double)q->device->properties.limits.timestampPeriod * 1e-9;
 }

@@ -37,13 +37,17 @@ void vk_copy(VkCommandBuffer cmd, VkBuffer from, uint64_t from_at, VkBuffer to, 
 
 /* Runs it and waits. -ENODEV: the device was lost, -ETIMEDOUT: no answer within the time, -ENOMEM, -EIO. */
 int vk_run(struct vk_queue *q, VkCommandBuffer cmd, struct err *err);
+/* Whether all that was submitted is done; false when the device does not say, or was lost. */
+bool vk_idle(const struct vk_queue *q);
 
 /* Copies host bytes to a device buffer in pieces of the size of `staging` (mapped), and waits for the last. at: a multiple of 4. */
 int vk_upload(struct vk_queue *q, const struct vk_buffer *staging, VkBuffer to, uint64_t at, const void *data, uint64_t bytes,
               struct err *err);
 
-/* Time stamps for profiling: reserve [count] numbers at open, write them while recording, read after vk_run. */
+/* Time stamps for profiling: reserve [count] numbers at open; while recording, take all of them back once and write some; read
+ * after vk_run. */
 int vk_stamps_make(struct vk_queue *q, uint32_t count, struct err *err);
+void vk_stamps_reset(struct vk_queue *q, VkCommandBuffer cmd);
 void vk_stamp(struct vk_queue *q, VkCommandBuffer cmd, uint32_t number);
 /* Seconds between two stamps of the last run; < 0: not available. */
 double vk_stamp_seconds(struct vk_queue *q, uint32_t from, uint32_t to);
