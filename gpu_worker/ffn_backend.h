@@ -19,6 +19,7 @@ struct ffn_device_options {
     const char *name;    /* "auto", a number, or part of a name; borrowed during open */
     bool allow_cpu;      /* auto may take a device that is the processor itself */
     bool validate;       /* ask the API's validation layer */
+    bool profile;        /* keep the times of kernels, for ffn_backend.profile */
     const char *without; /* names of features treated as absent, separated by commas, or "all"; NULL: none; borrowed */
     uint32_t subgroup;   /* lanes asked for; 0: as the driver likes */
     uint64_t max_buffer; /* bytes of a buffer at most; 0: as the device says */
@@ -38,6 +39,8 @@ struct ffn_backend_options {
 /* Names: pre_ffn_norm, gate, up, act, down, post_ffn_norm; final_norm (head). NULL in the pipeline. rows: [n_tokens][width]. */
 typedef void (*ffn_dump_fn)(void *ctx, const char *name, const float *rows, uint32_t n_tokens, uint32_t width);
 
+typedef void (*ffn_line_fn)(void *ctx, const char *line);
+
 struct ffn_backend {
     const char *name;
     int (*open)(const struct ffn_backend_options *o, void **ret, struct err *err);
@@ -51,6 +54,9 @@ struct ffn_backend {
                struct err *err);
     /* Final norm and output matrix of n_rows <= logits_rows rows x[n_rows][hidden] -> logits [n_rows][vocab]. */
     int (*head)(void *b, uint32_t n_rows, const float *x, float *logits, ffn_dump_fn dump, void *dump_ctx, struct err *err);
+    /* A table of the device's time by kernels, line by line; the device was opened with `profile`. Weights are let go: only close
+     * may follow. NULL: the backend keeps no times. */
+    int (*profile)(void *b, ffn_line_fn line, void *ctx, struct err *err);
     void (*close)(void *b); /* NULL is fine */
 };
 

@@ -12,6 +12,7 @@
 
 #include "gpu_worker/ffn_backend.h"
 #include "gpu_worker/shaders.h"
+#include "gpu_worker/vk_profile.h"
 #include "gpu_worker/vk_weights.h"
 #include "kernels/quant.h"
 #include "model/work_plan.h"
@@ -27,6 +28,7 @@
 #define MANY_SHARED 32768u                            /* bytes of shared memory that they take at most */
 #define PARTS_MAX 4u                                  /* of a product that is split along its columns to fill the device */
 #define COMMANDS (4 + 1024 / FEW)                     /* 1, 2, 4, 8, and whole groups of 8 */
+#define MARKS_FEW 12u                                 /* kernels for FEW tokens at most */
 
 struct named_kernel {
     char shader[32];
@@ -43,6 +45,7 @@ struct ffn {
     struct vk_memory memory;
     struct vk_cache *cache;
     struct vk_queue *queue;
+    struct vk_profile *profile; /* NULL: nobody asked */
     struct named_kernel kernels[KERNELS_MAX];
     uint32_t n_kernels;
     struct vk_buffer staging, in, out, out_logits, buffers[BUFFERS];
@@ -56,14 +59,8 @@ struct ffn {
     char name[64];
 };
 
-static void vulkan_close(void *b)
+static void free_buffers(struct ffn *f)
 {
-    struct ffn *f = b;
-    if (!f)
-        return;
-    vk_queue_close(f->queue);
-    for (uint32_t i = 0; f->device && i < f->n_kernels; i++)
-        vk_kernel_free(f->device, &f->kernels[i].kernel);
     for (uint32_t i = 0; f->layers && i < f->hparams.n_layers; i++)
         vk_weights_free(&f->memory, &f->layers[i]);
     vk_weights_free(&f->memory, &f->head);
@@ -72,6 +69,18 @@ static void vulkan_close(void *b)
         vk_buffer_free(&f->memory, own[i]);
     for (size_t i = 0; i < BUFFERS; i++)
         vk_buffer_free(&f->memory, &f->buffers[i]);
+}
+
+static void vulkan_close(void *b)
+{
+    struct ffn *f = b;
+    if (!f)
+        return;
+    vk_profile_close(f->profile);
+    vk_queue_close(f->queue);
+    for (uint32_t i = 0; f->device && i < f->n_kernels; i++)
+        vk_kernel_free(f->device, &f->kernels[i].kernel);
+    free_buffers(f);
     vk_cache_close(f->cache);
     vk_device_close(f->device);
     free(f->layers);
@@ -229,6 +238,8 @@ static int vulkan_open(const struct ffn_backend_options *o, void **ret, struct e
         f->many = vk_has(f->device, VK_FEATURE_COOPMAT) && f->device->max_shared >= MANY_SHARED ? 4 * FEW : UINT32_MAX;
         r = make_buffers(f, err);
     }
+    if (r == 0 && o->device.profile)
+        r = vk_profile_open(f->device, f->queue, MARKS_FEW * (f->chunk_tokens / FEW + 2), &f->profile, err);
     if (r < 0) {
         vulkan_close(f);
         return r;
@@ -299,6 +310,36 @@ static struct vk_range whole(const struct vk_buffer *b)
     return (struct vk_range){b->buffer, 0, 0};
 }
 
+static void mark(const struct step *s, enum vk_profile_kernel kernel, uint64_t weights, uint64_t rows)
+{
+    const struct vk_profile_work w = {.weights = weights, .rows = rows};
+    vk_profile_mark(s->f->profile, s->cmd, kernel, &w);
+}
+
+static uint64_t matrix_bytes(const struct vk_matrix *m)
+{
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < m->n_pieces; i++)
+        bytes += m->pieces[i].range.bytes;
+    return bytes;
+}
+
+/* y = m times activations of in_bytes a token. */
+static void mark_product(const struct step *s, const struct vk_matrix *m, const struct vk_buffer *y, uint32_t tokens,
+                         uint64_t in_bytes, uint32_t parts)
+{
+    const struct vk_buffer *b = s->f->buffers;
+    const struct vk_profile_work w = {.weights = matrix_bytes(m),
+                                      .rows = tokens * (in_bytes + 4 * (uint64_t)m->n_rows * parts),
+                                      .flops = 2 * (uint64_t)m->n_rows * m->n_cols * tokens};
+    vk_profile_mark(s->f->profile, s->cmd,
+                    y == &b[GATE]   ? VK_PROFILE_GATE
+                    : y == &b[UP]   ? VK_PROFILE_UP
+                    : y == &b[DOWN] ? VK_PROFILE_DOWN
+                                    : VK_PROFILE_HEAD,
+                    &w);
+}
+
 static uint32_t threads_for(const struct ffn *f, uint32_t n)
 {
     uint32_t t = (uint32_t)util_round_up((n / 4 + 1) / 2, 32);
@@ -319,6 +360,7 @@ static int norm(const struct step *s, const struct vk_weights *w, bool floats, b
         r = vk_dispatch(f->queue, s->cmd, k,
                         (struct vk_range[]){s->from, w->norms[0], whole(&f->buffers[NORM]), whole(&f->buffers[ACT])}, &push,
                         s->tokens, 1, 1, s->err);
+    mark(s, VK_PROFILE_NORM, 4 * (uint64_t)n, s->tokens * (4 * (uint64_t)n * (1 + floats) + quants * act_bytes(n)));
     vk_barrier(s->cmd);
     return r;
 }
@@ -371,6 +413,7 @@ static int multiply(const struct step *s, const struct vk_matrix *m, const struc
             r = vk_dispatch(f->queue, s->cmd, k, (struct vk_range[]){p->range, whole(act), whole(y)}, &push, (p->n_rows + 15) / 16,
                             1, 1, s->err);
         }
+        mark_product(s, m, y, n, 16 * (uint64_t)stride, 1);
     }
     return r;
 }
@@ -407,6 +450,10 @@ static int fused(const struct step *s, const struct vk_weights *w)
             r = vk_dispatch(f->queue, s->cmd, k, (struct vk_range[]){p->range, whole(act), whole(y), up->pieces[i].range}, &push,
                             ((p->n_rows + 15) / 16 + 1) / 2, 1, 1, s->err);
         }
+        const struct vk_profile_work work = {.weights = matrix_bytes(gate) + matrix_bytes(up),
+                                             .rows = n * (16 * (uint64_t)stride + (quantize ? act_bytes(ffn) : 4 * (uint64_t)ffn)),
+                                             .flops = 4 * (uint64_t)ffn * gate->n_cols * n};
+        vk_profile_mark(f->profile, s->cmd, VK_PROFILE_GATE_UP, &work);
     }
     vk_barrier(s->cmd);
     return r;
@@ -425,6 +472,7 @@ static int geglu(const struct step *s, bool floats, bool quants, uint32_t stride
                         (struct vk_range[]){whole(&f->buffers[GATE]), whole(&f->buffers[UP]), whole(&f->buffers[FFN]),
                                             whole(&f->buffers[ACT_FFN]), whole(&f->buffers[SCALES])},
                         &push, (n / 32 + 31) / 32, s->tokens, 1, s->err);
+    mark(s, VK_PROFILE_GEGLU, 0, s->tokens * (4 * (uint64_t)n * (2 + floats) + quants * act_bytes(n)));
     vk_barrier(s->cmd);
     return r;
 }
@@ -461,6 +509,7 @@ static int scale(const struct step *s, const struct vk_buffer *act, bool floats,
     if (r == 0)
         r = vk_dispatch(f->queue, s->cmd, k, (struct vk_range[]){whole(act), whole(&f->buffers[SCALES])}, &push, s->tokens, 1, 1,
                         s->err);
+    mark(s, VK_PROFILE_SCALE, 0, s->tokens * (16 * (uint64_t)stride + 4));
     vk_barrier(s->cmd);
     return r;
 }
@@ -502,6 +551,7 @@ static int multiply_many(const struct step *s, const struct vk_matrix *m, const 
         r = vk_dispatch(f->queue, s->cmd, k, (struct vk_range[]){p->range, whole(act), whole(y), whole(&f->buffers[SCALES])}, &push,
                         tiles, (p->n_rows + rows - 1) / rows, parts, s->err);
     }
+    mark_product(s, m, y, s->tokens, 16 * (uint64_t)stride, parts);
     return r;
 }
 
@@ -560,6 +610,7 @@ static int post(const struct step *s, const struct vk_weights *w, uint32_t parts
         r = vk_dispatch(f->queue, s->cmd, k,
                         (struct vk_range[]){whole(&f->buffers[DOWN]), w->norms[1], s->from, s->to, whole(&f->buffers[SCALES])},
                         &push, s->tokens, 1, 1, s->err);
+    mark(s, VK_PROFILE_POST, 4 * (uint64_t)n, s->tokens * 4 * (uint64_t)n * (MAX(parts, 1u) + 2));
     vk_barrier(s->cmd);
     return r;
 }
@@ -574,6 +625,7 @@ static int bring(struct step *s, uint32_t tokens)
         return 0;
     }
     vk_copy(s->cmd, f->in.buffer, 0, f->buffers[X].buffer, 0, tokens * row);
+    mark(s, VK_PROFILE_COPY, 0, 2 * tokens * row);
     vk_barrier(s->cmd);
     s->from = whole(&f->buffers[X]);
     return 0;
@@ -585,6 +637,8 @@ static int record_layer(struct ffn *f, uint32_t layer, uint32_t tokens, VkComman
     struct step s = {.f = f, .to = whole(&f->out), .err = err};
     bool fuse = same_cuts(&w->matrices[0], &w->matrices[1]);
     int r = vk_begin(f->queue, &s.cmd, err);
+    if (r == 0)
+        r = vk_profile_begin(f->profile, s.cmd, err);
     if (r == 0)
         r = bring(&s, tokens);
     for (s.at = 0; r == 0 && s.at < tokens; s.at += s.tokens) {
@@ -704,7 +758,7 @@ static int vulkan_run(void *b, uint32_t layer, uint32_t n_tokens, const float *h
     else if (!*cmd)
         r = record_layer(f, layer, tokens, cmd, err);
     if (r == 0 && !dump)
-        r = vk_run(f->queue, *cmd, err);
+        r = vk_profile_run(f->profile, f->queue, *cmd, err);
     if (r == 0)
         memcpy(x, f->out.map, bytes);
     return r < 0 ? err_wrap(err, r, "FFN of layer %u", layer) : 0;
@@ -718,14 +772,18 @@ static int record_head(struct ffn *f, uint32_t tokens, VkCommandBuffer *ret, str
     bool integer = quant_is_integer(m->type);
     int r = vk_begin(f->queue, &s.cmd, err);
     if (r == 0)
+        r = vk_profile_begin(f->profile, s.cmd, err);
+    if (r == 0)
         r = bring(&s, tokens);
     if (r == 0)
         r = norm(&s, &f->head, true, integer);
     if (r == 0)
         r = multiply(&s, m, &a, f->device->unified ? &f->out_logits : &f->buffers[LOGITS]);
     vk_barrier(s.cmd);
-    if (r == 0 && !f->device->unified)
+    if (r == 0 && !f->device->unified) {
         vk_copy(s.cmd, f->buffers[LOGITS].buffer, 0, f->out_logits.buffer, 0, tokens * token_bytes(f, LOGITS));
+        mark(&s, VK_PROFILE_COPY, 0, 2 * tokens * token_bytes(f, LOGITS));
+    }
     if (r == 0)
         r = vk_end(f->queue, s.cmd, err);
     if (r == 0)
@@ -742,7 +800,7 @@ static int head_rows(struct ffn *f, uint32_t n, const float *x, float *logits, f
     if (!*cmd)
         r = record_head(f, tokens, cmd, err);
     if (r == 0)
-        r = vk_run(f->queue, *cmd, err);
+        r = vk_profile_run(f->profile, f->queue, *cmd, err);
     if (r == 0)
         memcpy(logits, f->out_logits.map, (size_t)n * f->hparams.vocab * sizeof(float));
     if (r == 0 && dump)
@@ -767,10 +825,19 @@ static int vulkan_head(void *b, uint32_t n_rows, const float *x, float *logits, 
     return r < 0 ? err_wrap(err, r, "output matrix") : 0;
 }
 
+static int vulkan_profile(void *b, ffn_line_fn line, void *ctx, struct err *err)
+{
+    struct ffn *f = b;
+    if (vk_idle(f->queue)) /* room for the copy */
+        free_buffers(f);
+    return vk_profile_print(f->profile, &f->memory, f->cache, line, ctx, err);
+}
+
 const struct ffn_backend ffn_vulkan = {.name = "vulkan",
                                        .open = vulkan_open,
                                        .describe = vulkan_describe,
                                        .load_segment = vulkan_load_segment,
                                        .run = vulkan_run,
                                        .head = vulkan_head,
+                                       .profile = vulkan_profile,
                                        .close = vulkan_close};
