@@ -116,7 +116,7 @@ static int send_configure(struct stage *st, struct err *err)
     if (st->role == MSG_ROLE_GPU) {
         memcpy(q->device, c->device.name, sizeof(q->device));
         memcpy(q->device_without, c->device.without, sizeof(q->device_without));
-        q->device_flags = (c->device.allow_cpu ? 1u : 0) | (c->device.validate ? 2u : 0);
+        q->device_flags = (c->device.allow_cpu ? 1u : 0) | (c->device.validate ? 2u : 0) | (c->device.profile ? 4u : 0);
         q->device_subgroup = c->device.subgroup;
         q->device_max_buffer = c->device.max_buffer;
         q->device_memory = c->gpu.memory;

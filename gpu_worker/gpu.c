@@ -17,6 +17,7 @@
 #include "proto/budget.h"
 #include "proto/chunk.h"
 #include "proto/err.h"
+#include "proto/log.h"
 #include "proto/util.h"
 
 #define OUTPUT_NPU 0
@@ -31,6 +32,7 @@ struct gpu {
     size_t rows_bytes;
     const struct ffn_backend *backend;
     void *device;
+    bool profile;              /* of the device's time, logged at the end */
     double *_Atomic collected; /* where the squares of what enters matrices are summed, or NULL */
 };
 
@@ -73,6 +75,7 @@ static int gpu_configure(void *state, struct stage_io *io, const struct msg_conf
                                           .device = {.name = c->device,
                                                      .allow_cpu = c->device_flags & 1,
                                                      .validate = c->device_flags & 2,
+                                                     .profile = c->device_flags & 4,
                                                      .without = c->device_without,
                                                      .subgroup = c->device_subgroup,
                                                      .max_buffer = c->device_max_buffer,
@@ -81,6 +84,9 @@ static int gpu_configure(void *state, struct stage_io *io, const struct msg_conf
     r = ffn_open(c->backend, &o, &opened, err);
     g->backend = opened.backend;
     g->device = opened.device;
+    g->profile = r == 0 && o.device.profile && g->backend->profile;
+    if (r == 0 && o.device.profile && !g->profile)
+        log_warn("gpu", "gpu.profile: backend '%s' keeps no times of kernels; vulkan does", g->backend->name);
     for (uint32_t layer = 0; r == 0 && layer <= g->hparams.n_layers; layer++) {
         bool head = layer == g->hparams.n_layers;
         enum segment_kind kind = head ? SEGMENT_HEAD : SEGMENT_FFN;
@@ -190,11 +196,20 @@ static const char *gpu_backend(void *state)
     return g->backend->describe(g->device);
 }
 
+static void log_profile(void *ctx, const char *line)
+{
+    (void)ctx;
+    log_info("profile", "%s", line);
+}
+
 static void gpu_close(void *state)
 {
+    struct err err = {0};
     struct gpu *g = state;
     if (!g)
         return;
+    if (g->profile && g->backend->profile(g->device, log_profile, NULL, &err) < 0)
+        log_warn("gpu", "%s", err.text);
     if (g->backend)
         g->backend->close(g->device);
     budget_free(g->budget, BUDGET_SCRATCH, g->rows, g->rows_bytes);

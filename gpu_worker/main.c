@@ -13,6 +13,7 @@
 
 #define CHUNK 128
 #define LOGITS_ROWS 4
+#define PROFILE_RUNS 10 /* of each chunk: the first finds caches cold */
 
 static struct ffn_device_options device_options(const struct config_device *d, uint64_t memory)
 {
@@ -31,11 +32,14 @@ struct work {
     const struct segment_layout *layout;
     const void *segment;
     uint32_t layer, chunk;
+    bool profile;
 };
 
 static int open_backend(struct work *w, const char *name, struct err *err)
 {
     struct single *s = w->s;
+    struct ffn_device_options device = device_options(&s->config->device, s->config->gpu.memory);
+    device.profile = w->profile;
     const struct ffn_backend_options o = {.hparams = &s->hparams,
                                           .budget = &s->budget,
                                           .types = s->types,
@@ -43,8 +47,11 @@ static int open_backend(struct work *w, const char *name, struct err *err)
                                           .chunk_tokens = w->chunk,
                                           .logits_rows = w->chunk,
                                           .variant = s->variant,
-                                          .device = device_options(&s->config->device, s->config->gpu.memory)};
+                                          .device = device};
     int r = ffn_open(name, &o, &w->opened, err);
+    if (r == 0 && w->profile && !w->opened.backend->profile)
+        r = err_set(err, -ENOTSUP, "--profile: backend '%s' keeps no times of kernels; expected a Vulkan device (--backend vulkan)",
+                    w->opened.backend->name);
     return r < 0 ? r : w->opened.backend->load_segment(w->opened.device, w->layer, w->layout, w->segment, err);
 }
 
@@ -96,7 +103,8 @@ static int all_rows(struct work *w, struct work *other, const float *rows, size_
     int r = npy_writer_open(s->out, n, out, &writer, err);
     for (size_t at = 0; r == 0 && at < n; at += w->chunk) {
         uint32_t m = (uint32_t)MIN(w->chunk, n - at);
-        r = compute(w, rows + at * in, m, y, s->dump ? single_dump : NULL, err);
+        for (int i = 0; r == 0 && i < (w->profile ? PROFILE_RUNS : 1); i++)
+            r = compute(w, rows + at * in, m, y, s->dump ? single_dump : NULL, err);
         if (r == 0 && other)
             r = compute(other, rows + at * in, m, z, NULL, err);
         if (r == 0 && other)
@@ -112,6 +120,11 @@ static int all_rows(struct work *w, struct work *other, const float *rows, size_
         return npy_writer_finish(writer, err);
     npy_writer_abort(writer);
     return r;
+}
+
+static void print_line(void *ctx, const char *line)
+{
+    fprintf(ctx, "%s\n", line);
 }
 
 static int run(struct single *s, struct err *err)
@@ -132,12 +145,15 @@ static int run(struct single *s, struct err *err)
     r = single_segment(s, s->head ? SEGMENT_HEAD : SEGMENT_FFN, w.layer, &l, &data, err);
     w.segment = data;
     other = w;
+    w.profile = s->profile;
     if (r == 0)
         r = open_backend(&w, s->backend ? s->backend : s->config->gpu.backend, err);
     if (r == 0 && s->compare)
         r = open_backend(&other, s->compare, err);
     if (r == 0)
         r = all_rows(&w, s->compare ? &other : NULL, rows, n, err);
+    if (r == 0 && w.profile)
+        r = w.opened.backend->profile(w.opened.device, print_line, stdout, err);
     if (other.opened.backend)
         other.opened.backend->close(other.opened.device);
     if (w.opened.backend)

@@ -27,7 +27,7 @@ struct raw_memory {
 };
 struct raw_gpu {
     char *backend, *memory, *threads;
-    char *device, *allow_cpu_device, *without, *max_buffer, *subgroup, *validate;
+    char *device, *allow_cpu_device, *without, *max_buffer, *subgroup, *validate, *profile;
 };
 struct raw_worker {
     char *backend, *memory, *threads;
@@ -96,6 +96,7 @@ static const struct key keys[] = {
     KEY("gpu.max_buffer", KIND_BYTES, true, 0, 0, gpu.max_buffer, device.max_buffer, EXPECT_SIZE),
     KEY("gpu.subgroup", KIND_U32, true, 4, 128, gpu.subgroup, device.subgroup, "auto or a number of lanes from 4 to 128"),
     KEY("gpu.validate", KIND_BOOL, false, 0, 0, gpu.validate, device.validate, "true or false"),
+    KEY("gpu.profile", KIND_BOOL, false, 0, 0, gpu.profile, device.profile, "true or false"),
 };
 #define N_KEYS ARRAY_LEN(keys)
 enum { KEY_MEMORY = 6 };
@@ -126,6 +127,7 @@ static const cyaml_schema_field_t gpu_fields[] = {
     LEAF(raw_gpu, "backend", backend), LEAF(raw_gpu, "memory", memory), LEAF(raw_gpu, "threads", threads),
     LEAF(raw_gpu, "device", device), LEAF(raw_gpu, "allow_cpu_device", allow_cpu_device), LEAF(raw_gpu, "without", without),
     LEAF(raw_gpu, "max_buffer", max_buffer), LEAF(raw_gpu, "subgroup", subgroup), LEAF(raw_gpu, "validate", validate),
+    LEAF(raw_gpu, "profile", profile),
     CYAML_FIELD_END,
 };
 /* `memory` is a word or a mapping, which a schema cannot say: one schema for each. */

@@ -23,6 +23,7 @@ struct config_device {   /* of a gpu backend that has one; what is said here of 
     char without[128];   /* features treated as absent, "int_dot,coopmat"; "" = none */
     bool allow_cpu;      /* auto may take a Vulkan device that is the processor itself */
     bool validate;       /* with the validation layer */
+    bool profile;        /* gpu_worker logs the times of kernels at its end */
     uint32_t subgroup;   /* lanes; 0 = as the driver likes */
     uint64_t max_buffer; /* bytes of a buffer at most; 0 = as the device says */
 };

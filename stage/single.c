@@ -36,6 +36,7 @@ enum {
     OPT_IDS,
     OPT_BACKEND,
     OPT_COMPARE,
+    OPT_PROFILE,
     OPT_LIST,
     OPT_CHOOSE
 };
@@ -70,6 +71,10 @@ static const struct {
      SINGLE_DEVICE,
      "NAME",
      "compute with that backend as well and print how far both differ"},
+    {{"profile", no_argument, NULL, OPT_PROFILE},
+     SINGLE_DEVICE,
+     NULL,
+     "compute ten times and print where the device's time goes, kernel by kernel (vulkan)"},
     {{"list-devices", no_argument, NULL, OPT_LIST},
      SINGLE_DEVICE,
      NULL,
@@ -154,6 +159,9 @@ static int apply(struct parsed *a, int opt, const char *value, struct err *err)
     case OPT_COMPARE:
         a->s.compare = value;
         return 0;
+    case OPT_PROFILE:
+        a->s.profile = true;
+        return 0;
     case OPT_LIST:
     case OPT_CHOOSE:
         a->list = true;
@@ -191,6 +199,8 @@ static int check_complete(const struct parsed *a, struct err *err)
         return err_set(err, -EINVAL, "option %s is missing; see '%s --help'", missing, s->program->name);
     if (s->head && s->layer >= 0)
         return err_set(err, -EINVAL, "--head and --layer cannot be given together");
+    if (s->profile && s->dump)
+        return err_set(err, -EINVAL, "--profile and --dump cannot be given together: what is dumped is computed step by step");
     return 0;
 }
 

@@ -44,7 +44,7 @@ struct single {
     /* from the command line; NULL / -1 when absent */
     const char *config_path, *in, *out, *dump, *positions, *ids, *backend, *compare;
     int64_t layer;
-    bool head;
+    bool head, profile;
     /* open while run is called */
     struct config *config;
     struct gguf *gguf;
