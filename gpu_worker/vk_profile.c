@@ -53,6 +53,7 @@ struct vk_profile {
 /* What the device's memory gives. */
 struct rate {
     uint64_t bytes; /* of a buffer; 0: not measured */
+    bool small;     /* caches may hold it */
     double best;    /* bytes a second, read and written */
 };
 
@@ -193,17 +194,18 @@ static int measure_copy(struct vk_profile *p, struct vk_memory *m, struct vk_cac
 {
     const struct vk_device *d = p->device;
     uint32_t threads = MIN(256u, d->max_threads / 32 * 32);
-    uint64_t bytes = d->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU ? COPY_BYTES_CPU : COPY_BYTES;
+    uint64_t want = d->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU ? COPY_BYTES_CPU : COPY_BYTES;
     struct vk_buffer b[2] = {0};
     struct vk_kernel k = {0};
     int r = -ENOMEM;
-    for (bytes = MIN(bytes, MIN(d->max_range, d->max_bytes)); r == -ENOMEM && bytes >= COPY_BYTES_LEAST; bytes /= 2) {
+    for (uint64_t bytes = MIN(want, MIN(d->max_range, d->max_bytes)); r == -ENOMEM && bytes >= COPY_BYTES_LEAST; bytes /= 2) {
         r = vk_buffer_make(m, VK_MEMORY_DEVICE, bytes, "a copy", &b[0], err);
         if (r == 0)
             r = vk_buffer_make(m, VK_MEMORY_DEVICE, bytes, "a copy", &b[1], err);
         if (r < 0)
             vk_buffer_free(m, &b[0]);
     }
+    rate->small = b[0].bytes < want;
     if (r == 0)
         r = vk_kernel_make(d, c, "copy", 2, 0, &threads, 1, 0, &k, err);
     if (r == 0)
@@ -232,7 +234,7 @@ static void print_kernel(const char *name, const struct sum *s, const struct rat
 
 static void print_kernels(const struct vk_profile *p, const struct rate *rate, vk_profile_line_fn line, void *ctx)
 {
-    char text[200];
+    char text[200], bytes[16];
     snprintf(text, sizeof(text), "%-11s %7s %12s %10s %10s %14s %14s %8s %8s %9s", "kernel", "calls", "total us", "mean us",
              "least us", "weight bytes", "row bytes", "GB/s", "of copy", "GFLOP/s");
     line(ctx, text);
@@ -241,10 +243,12 @@ static void print_kernels(const struct vk_profile *p, const struct rate *rate, v
             print_kernel(names[i], &p->sums[i], rate, line, ctx);
     }
     if (rate->bytes)
-        snprintf(text, sizeof(text), "copy: %.2f GB/s read and written, from one buffer of %.3g MB to another", rate->best * 1e-9,
-                 (double)rate->bytes * 1e-6);
+        snprintf(text, sizeof(text), "copy: %.2f GB/s read and written, from one buffer of %s to another%s", rate->best * 1e-9,
+                 util_format_bytes(bytes, sizeof(bytes), rate->bytes),
+                 rate->small ? ": limits or memory give no more, and caches may hold that" : "");
     else
-        snprintf(text, sizeof(text), "copy: not measured: no memory for two buffers of %.3g MB", (double)COPY_BYTES_LEAST * 1e-6);
+        snprintf(text, sizeof(text), "copy: not measured: no memory for two buffers of %s",
+                 util_format_bytes(bytes, sizeof(bytes), COPY_BYTES_LEAST));
     line(ctx, text);
 }
 
@@ -259,6 +263,8 @@ int vk_profile_print(struct vk_profile *p, struct vk_memory *m, struct vk_cache 
         r = measure_copy(p, m, c, &rate, err);
     if (r < 0 && r != -ENOMEM)
         return r;
+    snprintf(text, sizeof(text), "profile of device '%s'", p->device->name);
+    line(ctx, text);
     if (p->most)
         print_kernels(p, &rate, line, ctx);
     for (int i = 0; i < VK_PROFILE_KERNELS; i++)
@@ -267,8 +273,8 @@ int vk_profile_print(struct vk_profile *p, struct vk_memory *m, struct vk_cache 
         snprintf(text, sizeof(text), "device: %.1f us of %.1f us from submit to wake (%.1f%%), %llu runs", device * 1e6,
                  p->wall * 1e6, p->wall > 0 ? 100 * device / p->wall : 0.0, (unsigned long long)p->runs);
     else
-        snprintf(text, sizeof(text), "device '%s' has no time stamps on its queue: %.1f us from submit to wake, %llu runs",
-                 p->device->name, p->wall * 1e6, (unsigned long long)p->runs);
+        snprintf(text, sizeof(text), "its queue has no time stamps: %.1f us from submit to wake, %llu runs", p->wall * 1e6,
+                 (unsigned long long)p->runs);
     line(ctx, text);
     if (p->lost) {
         snprintf(text, sizeof(text), "%llu kernels have no time of their own", (unsigned long long)p->lost);

@@ -112,6 +112,80 @@ def test_single_stage():
     close(rows, np.load(y), 1e-5, "residual")
 
 
+def tensor_bytes(path):
+    lines = [line.split() for line in run("quantizer", "info", path).stdout.splitlines()]
+    return {words[0]: int(words[-1]) for words in lines if len(words) > 4 and words[-1].isdigit() and words[0].endswith("weight")}
+
+
+COLUMNS = ("calls", "total us", "mean us", "least us", "weight bytes", "row bytes", "GB/s")
+
+
+def profile(text):
+    """{kernel: {column: number}} of the table, and the line of the copy and of the sum."""
+    lines = text.splitlines()
+    head = [i for i, line in enumerate(lines) if line.split()[:1] == ["kernel"]]
+    check(len(head) == 1 and all(c in lines[head[0]] for c in (*COLUMNS, "of copy", "GFLOP/s")), text)
+    rows, rest = {}, lines[head[0] + 1:]
+    while rest and not rest[0].startswith("copy: "):
+        name, *words = rest.pop(0).split()
+        check(len(words) == len(COLUMNS) + 2 and name not in rows, text)
+        rows[name] = {c: float(w) for c, w in zip(COLUMNS, words)}
+        check(all(rows[name][c] > 0 for c in ("calls", "total us", "mean us", "row bytes")), text)
+        check(rows[name]["least us"] <= rows[name]["mean us"] + 0.01, text)
+        check(words[-2].endswith("%") and (words[-1] == "-" or float(words[-1]) > 0), text)
+    check(len(rest) == 2 and float(rest[0].split()[1]) > 0, text)
+    used, wall = (float(part.split()[-1]) for part in rest[1].split(" us")[:2])
+    check(rest[1].startswith("device: ") and 0 < used <= wall, text)
+    check(abs(used - sum(r["total us"] for r in rows.values())) <= 0.1 * len(rows) + 0.1, text)
+    return rows
+
+
+def test_profile():
+    keys = validated(device())
+    x, y, z = tandem.scratch("x.npy"), tandem.scratch("y.npy"), tandem.scratch("z.npy")
+    apart = tandem.scratch("apart.gguf")
+    run("quantizer", "--in", tandem.DEMO, "--out", apart, "--type", "q8_0", "--tensor-type", "ffn_up=q4_0")
+    for path in (model("demo", "q8_0"), model("demo", "bf16"), apart):
+        cfg, t = config(path, **keys), tensor_bytes(path)
+        run("loader", "--config", cfg, "--ids", "2,17,300,5,9,11,2", "--out", x)
+        gate, up, down, norm, post = (t[f"blk.3.{n}.weight"] for n in ("ffn_gate", "ffn_up", "ffn_down", "ffn_norm", "post_ffw_norm"))
+        products = {"gate": gate, "up": up, "geglu": 0} if path == apart else {"gate_up": gate + up}
+        layer = {"norm": norm, **products, "down": down, "post": post}
+        head = {"norm": t["output_norm.weight"], "head_matrix": t.get("output.weight") or t["token_embd.weight"]}
+        for what, want in ((("--layer", "3"), layer), (("--head",), head)):
+            run("gpu_worker", "--config", cfg, *what, "--in", x, "--out", y)
+            r = run("gpu_worker", "--config", cfg, *what, "--in", x, "--out", z, "--profile")
+            with open(y, "rb") as a, open(z, "rb") as b:
+                check(a.read() == b.read(), "--profile changes the result", path, what)
+            rows = profile(r.stdout)
+            check(set(rows) - {"copies"} == set(want), set(rows), r.stdout)
+            for name, weights in want.items():
+                check(rows[name]["weight bytes"] == weights * rows[name]["calls"], name, weights, r.stdout)
+                check(rows[name]["calls"] == (10 if what[0] == "--layer" else 20), name, r.stdout)  # the head takes 4 rows at once
+    r = run("gpu_worker", "--config", cfg, "--layer", "3", "--in", x, "--out", z, "--profile", "--set", "gpu.without=timestamps")
+    check("no time stamps" in r.stdout and "kernel" not in r.stdout, r.stdout)
+    r = run("gpu_worker", "--config", cfg, "--layer", "3", "--in", x, "--out", z, "--profile", "--backend", "cpu", status=None)
+    tandem.one_line_error(r, "--profile", "backend 'cpu' keeps no times")
+    r = run("gpu_worker", "--config", cfg, "--layer", "3", "--in", x, "--out", z, "--profile", "--dump", tandem.WORK, status=2)
+    tandem.one_line_error(r, "--profile and --dump")
+
+
+def test_profile_of_the_pipeline():
+    keys = device()
+    ids = golden_json("demo_greedy.json")["prompts"][0]["prompt_ids"]
+    want, _ = greedy(config(model("demo", "q8_0"), **keys), ids, 8)
+    cfg = config(model("demo", "q8_0"), **keys, gpu__profile="true")
+    r = run("coordinator", "--config", cfg, "generate", "--ids", tandem.ids_text(ids), "--temperature", "0", "--max-tokens", 8, "--json",
+            env=tandem.environment(TANDEM_LOG="warn,profile:info"))
+    check(json.loads(r.stdout)["output_ids"] == want, r.stdout)
+    lines = [line.split(" info profile: ")[1] for line in r.stderr.splitlines() if " info profile: " in line]
+    rows = profile("\n".join(lines))
+    check({"norm", "gate_up", "down", "post", "head_matrix"} <= set(rows), rows)
+    check(rows["post"]["calls"] >= 12 * 8, rows)
+    r = run("coordinator", "--config", cfg, "--set", "gpu.backend=cpu", "generate", "--prompt", "Once", "--max-tokens", 1)
+    check("gpu.profile: backend 'cpu' keeps no times" in r.stderr, r.stderr)
+
+
 def test_no_driver():
     """auto computes on the processor and says why; vulkan is an error; a driver that crashes while it is asked ends nobody else."""
     device()
