@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "proto/budget.h"
 #include "proto/err.h"
 #include "proto/util.h"
 
@@ -190,6 +191,14 @@ static int time_copy(struct vk_profile *p, const struct vk_kernel *k, const stru
     return r;
 }
 
+/* Under a cap no more than buffers held before: what the plan leaves besides belongs to libraries and driver, and the kernel would
+ * end the process. */
+static uint64_t copy_bytes_most(const struct vk_device *d, const struct vk_memory *m)
+{
+    uint64_t most = MIN(d->max_range, d->max_bytes);
+    return d->unified && m->budget->limit ? MIN(most, (m->peak - m->used) / 2) : most;
+}
+
 static int measure_copy(struct vk_profile *p, struct vk_memory *m, struct vk_cache *c, struct rate *rate, struct err *err)
 {
     const struct vk_device *d = p->device;
@@ -198,7 +207,7 @@ static int measure_copy(struct vk_profile *p, struct vk_memory *m, struct vk_cac
     struct vk_buffer b[2] = {0};
     struct vk_kernel k = {0};
     int r = -ENOMEM;
-    for (uint64_t bytes = MIN(want, MIN(d->max_range, d->max_bytes)); r == -ENOMEM && bytes >= COPY_BYTES_LEAST; bytes /= 2) {
+    for (uint64_t bytes = MIN(want, copy_bytes_most(d, m)); r == -ENOMEM && bytes >= COPY_BYTES_LEAST; bytes /= 2) {
         r = vk_buffer_make(m, VK_MEMORY_DEVICE, bytes, "a copy", &b[0], err);
         if (r == 0)
             r = vk_buffer_make(m, VK_MEMORY_DEVICE, bytes, "a copy", &b[1], err);
