@@ -25,7 +25,8 @@
 #define KERNELS_MAX 96
 #define MANY_ROWS 256u                                /* what a workgroup of a matrix-matrix shader may write of y at most: rows, */
 #define MANY_TOKENS ((uint32_t)WORK_PLAN_VULKAN_TILE) /* tokens */
-#define MANY_SHARED 32768u                            /* bytes of shared memory that they take at most */
+#define MANY_ROW(blocks) ((4u * (blocks) + 1) * 16)   /* bytes of shared memory of a row or a token, of so many blocks in a step */
+#define MANY_SHARED(blocks) (256u * MANY_ROW(blocks)) /* of a workgroup at most */
 #define PARTS_MAX 4u                                  /* of a product that is split along its columns to fill the device */
 #define COMMANDS (4 + 1024 / FEW)                     /* 1, 2, 4, 8, and whole groups of 8 */
 #define MARKS_FEW 12u                                 /* kernels for FEW tokens at most */
@@ -37,7 +38,7 @@ struct named_kernel {
 };
 
 /* Buffers of `group` tokens. */
-enum { X, ACT, NORM, GATE, UP, ACT_FFN, FFN, DOWN, LOGITS, SCALES, BUFFERS };
+enum { X, ACT, NORM, GATE, UP, ACT_FFN, FFN, DOWN, LOGITS, SCALES, HALVES, BUFFERS };
 
 struct ffn {
     struct hparams hparams;
@@ -112,7 +113,8 @@ static uint64_t token_bytes(const struct ffn *f, int which)
                                      [FFN] = 4 * (uint64_t)h->ffn,
                                      [DOWN] = 4 * (uint64_t)padded(f, h->hidden) * (f->many == UINT32_MAX ? 1 : PARTS_MAX),
                                      [LOGITS] = 4 * (uint64_t)h->vocab,
-                                     [SCALES] = 4};
+                                     [SCALES] = 4,
+                                     [HALVES] = f->many == UINT32_MAX ? 4 : 2 * (uint64_t)MAX(h->hidden, h->ffn)};
     return bytes[which];
 }
 
@@ -235,7 +237,7 @@ static int vulkan_open(const struct ffn_backend_options *o, void **ret, struct e
     if (r == 0)
         r = vk_queue_open(f->device, &f->queue, err);
     if (r == 0) {
-        f->many = vk_has(f->device, VK_FEATURE_COOPMAT) && f->device->max_shared >= MANY_SHARED ? 4 * FEW : UINT32_MAX;
+        f->many = vk_has(f->device, VK_FEATURE_COOPMAT) && f->device->max_shared >= MANY_SHARED(1) ? 4 * FEW : UINT32_MAX;
         r = make_buffers(f, err);
     }
     if (r == 0 && o->device.profile)
@@ -498,18 +500,22 @@ static int down(const struct step *s, const struct vk_weights *w)
     return r;
 }
 
-/* The power of two by which each token's activations are divided on their way to f16. */
-static int scale(const struct step *s, const struct vk_buffer *act, bool floats, uint32_t n, uint32_t stride)
+/* Activations as f16 and the power of two by which each token was divided. */
+static int scale(const struct step *s, const struct acts *a, int type)
 {
     struct ffn *f = s->f;
     const struct vk_kernel *k = NULL;
-    const uint32_t constants[] = {128, floats};
-    const struct shaders_scale push = {.n = n, .act_stride = stride};
-    int r = get(f, "scale", 2, sizeof(push), constants, 2, 0, &k, s->err);
+    bool floats = !quant_is_integer(type);
+    uint32_t stride;
+    const struct vk_buffer *act = acts_of(a, type, &stride);
+    const uint32_t constants[] = {MIN(256u, f->device->max_threads), floats};
+    const struct shaders_scale push = {.n = a->n, .act_stride = stride};
+    int r = get(f, "scale", 3, sizeof(push), constants, 2, 0, &k, s->err);
     if (r == 0)
-        r = vk_dispatch(f->queue, s->cmd, k, (struct vk_range[]){whole(act), whole(&f->buffers[SCALES])}, &push, s->tokens, 1, 1,
-                        s->err);
-    mark(s, VK_PROFILE_SCALE, 0, s->tokens * (16 * (uint64_t)stride + 4));
+        r = vk_dispatch(f->queue, s->cmd, k,
+                        (struct vk_range[]){whole(act), whole(&f->buffers[SCALES]), whole(&f->buffers[HALVES])}, &push, s->tokens,
+                        1, 1, s->err);
+    mark(s, VK_PROFILE_SCALE, 0, s->tokens * (16 * (uint64_t)stride + 4 + 2 * (uint64_t)a->n));
     vk_barrier(s->cmd);
     return r;
 }
@@ -523,36 +529,39 @@ static uint32_t parts_for(uint32_t rows, uint32_t tokens, uint32_t units)
     return parts;
 }
 
-/* y[part][token][padded row] by cooperative matrices, to be multiplied by the token's scale. */
-static int multiply_many(const struct step *s, const struct vk_matrix *m, const struct acts *a, const struct vk_buffer *y,
-                         uint32_t parts)
+/* y[part][token][padded row] by cooperative matrices, of what scale() left; to be multiplied by the token's scale. */
+static int multiply_many(const struct step *s, const struct vk_matrix *m, const struct vk_buffer *y, uint32_t parts)
 {
     struct ffn *f = s->f;
     const struct vk_kernel *k = NULL;
     char name[32];
-    const uint32_t rows = 128, constants[] = {128, rows, MANY_TOKENS, 64, 64, 1};
-    uint32_t stride, tiles = (s->tokens + MANY_TOKENS - 1) / MANY_TOKENS, width = padded(f, m->n_rows),
-                     units = m->n_cols / QUANT_BLOCK;
-    const struct vk_buffer *act = acts_of(a, m->type, &stride);
+    const uint32_t blocks = f->device->max_shared >= MANY_SHARED(2) ? 2 : 1, rows = 128;
+    const uint32_t constants[] = {128, rows, MANY_TOKENS, 64, 64, blocks};
+    uint32_t tiles = (s->tokens + MANY_TOKENS - 1) / MANY_TOKENS, width = padded(f, m->n_rows), units = m->n_cols / QUANT_BLOCK;
     snprintf(name, sizeof(name), "matmul_cm_%s", quant_name(m->type));
     int r =
-        get(f, name, 4, sizeof(struct shaders_matmul), constants, ARRAY_LEN(constants), f->device->coopmat_subgroup, &k, s->err);
+        get(f, name, 3, sizeof(struct shaders_matmul), constants, ARRAY_LEN(constants), f->device->coopmat_subgroup, &k, s->err);
     for (uint32_t i = 0; r == 0 && i < m->n_pieces; i++) {
         const struct vk_piece *p = &m->pieces[i];
         const struct shaders_matmul push = {.n_rows = p->n_rows,
                                             .n_units = units,
                                             .tile_vec4 = m->tile_bytes / 16,
-                                            .part_units = (units + parts - 1) / parts,
-                                            .act_stride = stride,
+                                            .part_units = (uint32_t)util_round_up((units + parts - 1) / parts, blocks),
                                             .y_at = p->first_row,
                                             .y_stride = width,
                                             .y_part = width * tiles * MANY_TOKENS,
                                             .n_tokens = s->tokens};
-        r = vk_dispatch(f->queue, s->cmd, k, (struct vk_range[]){p->range, whole(act), whole(y), whole(&f->buffers[SCALES])}, &push,
-                        tiles, (p->n_rows + rows - 1) / rows, parts, s->err);
+        r = vk_dispatch(f->queue, s->cmd, k, (struct vk_range[]){p->range, whole(&f->buffers[HALVES]), whole(y)}, &push, tiles,
+                        (p->n_rows + rows - 1) / rows, parts, s->err);
     }
-    mark_product(s, m, y, s->tokens, 16 * (uint64_t)stride, parts);
+    mark_product(s, m, y, s->tokens, 2 * (uint64_t)m->n_cols, parts);
     return r;
+}
+
+/* Both take activations of one form, so that one set of scales serves both. */
+static bool alike(const struct vk_weights *w)
+{
+    return quant_is_integer(w->matrices[0].type) == quant_is_integer(w->matrices[1].type);
 }
 
 /* Gate, up, GeGLU and down for many tokens; ret: parts that down left. */
@@ -561,29 +570,20 @@ static int many(const struct step *s, const struct vk_weights *w, uint32_t *ret_
     struct ffn *f = s->f;
     const struct hparams *h = &f->hparams;
     const struct acts in = {&f->buffers[ACT], &f->buffers[NORM], h->hidden}, out = {&f->buffers[ACT_FFN], &f->buffers[FFN], h->ffn};
-    uint32_t stride;
-    int r = 0;
-    for (int i = 0; r == 0 && i < 2; i++) {
-        const struct vk_matrix *m = &w->matrices[i];
-        const struct vk_buffer *act = acts_of(&in, m->type, &stride);
-        if (i == 0 || quant_is_integer(m->type) != quant_is_integer(w->matrices[0].type)) {
-            vk_barrier(s->cmd); /* the first product may still read its scales */
-            r = scale(s, act, !quant_is_integer(m->type), h->hidden, stride);
-        }
-        if (r == 0)
-            r = multiply_many(s, m, &in, &f->buffers[i == 0 ? GATE : UP], 1);
-    }
+    bool integer = quant_is_integer(w->matrices[2].type);
+    int r = scale(s, &in, w->matrices[0].type);
+    if (r == 0)
+        r = multiply_many(s, &w->matrices[0], &f->buffers[GATE], 1);
+    if (r == 0)
+        r = multiply_many(s, &w->matrices[1], &f->buffers[UP], 1);
     vk_barrier(s->cmd);
-    const struct vk_matrix *m = &w->matrices[2];
-    bool integer = quant_is_integer(m->type);
     if (r == 0)
         r = geglu(s, !integer, integer, padded(f, h->ffn), true);
-    const struct vk_buffer *act = acts_of(&out, m->type, &stride);
     if (r == 0)
-        r = scale(s, act, !integer, h->ffn, stride);
+        r = scale(s, &out, w->matrices[2].type);
     *ret_parts = parts_for(h->hidden, s->tokens, h->ffn / QUANT_BLOCK);
     if (r == 0)
-        r = multiply_many(s, m, &out, &f->buffers[DOWN], *ret_parts);
+        r = multiply_many(s, &w->matrices[2], &f->buffers[DOWN], *ret_parts);
     vk_barrier(s->cmd);
     return r;
 }
@@ -645,7 +645,7 @@ static int record_layer(struct ffn *f, uint32_t layer, uint32_t tokens, VkComman
         s.tokens = MIN(tokens - s.at, f->group);
         r = norm(&s, w, f->need_floats, f->need_quants);
         uint32_t parts = 0;
-        if (r == 0 && s.tokens >= f->many) {
+        if (r == 0 && s.tokens >= f->many && alike(w)) {
             r = many(&s, w, &parts);
         } else if (r == 0) {
             r = fuse ? fused(&s, w) : gate_up_apart(&s, w, false);

@@ -57,17 +57,16 @@ struct shaders_post {
 struct shaders_geglu {
     uint32_t n, n_parts, part, stride, gate_at, up_at, y_at, act_at, act_stride, scales_at;
 };
-/* Bindings: activations, scales. Constants: threads, floats. Dispatch: tokens. */
+/* Bindings: activations, scales, halves [tokens][n]. Constants: threads, floats. Dispatch: tokens. */
 struct shaders_scale {
     uint32_t n, act_at, act_stride, scales_at;
 };
-/* matmul_cm_T (VK_KHR_cooperative_matrix), matmul_nv_T (VK_NV_cooperative_matrix). Bindings: weights, activations, y, scales.
- * Constants: threads, rows and tokens of a workgroup, of a subgroup, stages; threads = 32 for each subgroup.
+/* matmul_cm_T (VK_KHR_cooperative_matrix), matmul_nv_T (VK_NV_cooperative_matrix). Bindings: weights, halves, y.
+ * Constants: threads, rows and tokens of a workgroup, of a subgroup, blocks of a step; threads = 32 for each subgroup.
  * n_units counts blocks of 32 columns for all types. Dispatch: tiles of tokens, tiles of rows, parts. y: [tokens][rows], both
  * padded to whole tiles; to be multiplied by the token's scale. */
 struct shaders_matmul {
     uint32_t n_rows, n_units, tile_vec4, part_units;
-    uint32_t act_at, act_stride;
     uint32_t y_at, y_stride, y_part;
     uint32_t n_tokens;
 };

@@ -81,7 +81,7 @@ int main(int argc, char **argv)
     double seconds = 130;
     bool validate = false;
     struct speed_options o = {
-        .bytes = (size_t)1200 << 20, .layers = 8, .repeats = 3, .settle = 0.05, .hidden = 5376, .ffn = 21504, .vocab = 262144};
+        .bytes = (size_t)1200 << 20, .layers = 8, .repeats = 3, .settle = 0.2, .hidden = 5376, .ffn = 21504, .vocab = 262144};
     const char *type = NULL;
     for (int c; (c = getopt_long(argc, argv, "", long_options, NULL)) != -1;) {
         if (c == 'd')

@@ -25,12 +25,11 @@ static const int types[] = {QUANT_Q4_0, QUANT_Q8_0, QUANT_BF16, QUANT_F16,  QUAN
                             QUANT_Q5_0, QUANT_Q5_1, QUANT_Q4_K, QUANT_Q5_K, QUANT_Q6_K};
 
 struct shape {
-    uint32_t threads, bm, bn, wm, wn, stages;
+    uint32_t threads, bm, bn, wm, wn, blocks;
 };
 static const struct shape shapes[] = {
-    {128, 128, 128, 64, 64, 2}, {128, 128, 128, 64, 64, 1}, {256, 128, 128, 64, 32, 2}, {256, 128, 128, 32, 64, 2},
-    {256, 128, 128, 64, 32, 1}, {256, 256, 128, 64, 64, 1}, {256, 128, 256, 64, 64, 1}, {128, 64, 128, 32, 64, 2},
-    {128, 128, 64, 64, 32, 2},  {128, 128, 64, 64, 32, 1},  {64, 64, 64, 32, 64, 2},    {512, 256, 128, 64, 32, 1},
+    {128, 128, 128, 64, 64, 2}, {128, 128, 128, 64, 64, 1}, {256, 128, 256, 64, 64, 1}, {256, 256, 128, 64, 64, 1},
+    {256, 128, 128, 64, 32, 2}, {128, 128, 64, 64, 32, 2},  {128, 64, 128, 32, 64, 2},  {64, 64, 64, 32, 64, 2},
 };
 
 static uint32_t round_up(uint32_t x, uint32_t n)
@@ -41,25 +40,26 @@ static uint32_t round_up(uint32_t x, uint32_t n)
 /* Bytes of shared memory as in matmul_cm.comp. */
 static uint32_t shared_bytes(int type, const struct shape *s)
 {
-    uint32_t a = quant_is_integer(type) ? s->bm * 5 : 32 * (s->bm / 8 + 1);
-    return s->stages * 16 * (a + s->bn * 5);
+    uint32_t row = 4 * s->blocks + 1, a = quant_is_integer(type) ? s->bm * row : 32 * s->blocks * (s->bm / 8 + 1);
+    return 16 * (a + s->bn * row);
 }
 
 static struct pipeline make(struct device *d, const char *family, int type, const struct shape *s)
 {
     char name[64];
     snprintf(name, sizeof(name), "matmul_%s_%s", family, quant_name(type));
-    return device_pipeline(d, name, 4, sizeof(struct shaders_matmul),
-                           (uint32_t[]){s->threads, s->bm, s->bn, s->wm, s->wn, s->stages}, 6);
+    return device_pipeline(d, name, 3, sizeof(struct shaders_matmul),
+                           (uint32_t[]){s->threads, s->bm, s->bn, s->wm, s->wn, s->blocks}, 6);
 }
 
-static void scales(struct device *d, int type, uint32_t cols, uint32_t tokens, const struct buffer *act, const struct buffer *out)
+static void scales(struct device *d, int type, uint32_t cols, uint32_t tokens, const struct buffer *act, const struct buffer *out,
+                   const struct buffer *halves)
 {
-    uint32_t constants[] = {128, !quant_is_integer(type)};
-    struct pipeline p = device_pipeline(d, "scale", 2, sizeof(struct shaders_scale), constants, 2);
+    uint32_t constants[] = {256, !quant_is_integer(type)};
+    struct pipeline p = device_pipeline(d, "scale", 3, sizeof(struct shaders_scale), constants, 2);
     struct shaders_scale args = {.n = cols, .act_stride = data_act_words(type, cols) / 4};
     device_reset_sets(d);
-    VkDescriptorSet set = device_set(d, &p, (struct range[]){{act, 0, 0}, {out, 0, 0}});
+    VkDescriptorSet set = device_set(d, &p, (struct range[]){{act, 0, 0}, {out, 0, 0}, {halves, 0, 0}});
     device_begin(d);
     device_dispatch(d, &p, set, &args, tokens, 1);
     device_submit(d);
@@ -69,7 +69,7 @@ static void scales(struct device *d, int type, uint32_t cols, uint32_t tokens, c
 struct product {
     struct data_matrix w;
     float *x, *y;
-    struct buffer weights, act, scales;
+    struct buffer weights, act, scales, halves;
 };
 
 static struct product product_make(struct device *d, int type, uint32_t rows, uint32_t cols, uint32_t tokens)
@@ -95,7 +95,8 @@ static struct product product_make(struct device *d, int type, uint32_t rows, ui
     p.scales = device_buffer(d, 4 * (size_t)tokens, false);
     device_upload(d, &p.weights, 0, p.w.tiles, p.w.bytes);
     device_upload(d, &p.act, 0, all, 4 * (size_t)words * tokens);
-    scales(d, type, cols, tokens, &p.act, &p.scales);
+    p.halves = device_buffer(d, 2 * (size_t)tokens * cols, false);
+    scales(d, type, cols, tokens, &p.act, &p.scales, &p.halves);
     free(act);
     free(all);
     return p;
@@ -109,6 +110,7 @@ static void product_free(struct device *d, struct product *p)
     device_free(d, &p->weights);
     device_free(d, &p->act);
     device_free(d, &p->scales);
+    device_free(d, &p->halves);
 }
 
 static double magnitudes(const struct product *p, const float *row, uint32_t t)
@@ -152,14 +154,12 @@ static double check_one(struct device *d, const char *family, int type, const st
     struct shaders_matmul args = {.n_rows = rows,
                                   .n_units = cols / 32,
                                   .tile_vec4 = (uint32_t)(repack_tile_bytes(type, cols) / 16),
-                                  .part_units = (cols / 32 + parts - 1) / parts,
-                                  .act_stride = data_act_words(type, cols) / 4,
+                                  .part_units = round_up((cols / 32 + parts - 1) / parts, s->blocks),
                                   .y_stride = y_stride,
                                   .y_part = (uint32_t)y_part,
                                   .n_tokens = tokens};
     device_reset_sets(d);
-    VkDescriptorSet set =
-        device_set(d, &pipe, (struct range[]){{&p->weights, 0, 0}, {&p->act, 0, 0}, {&out, 0, 0}, {&p->scales, 0, 0}});
+    VkDescriptorSet set = device_set(d, &pipe, (struct range[]){{&p->weights, 0, 0}, {&p->halves, 0, 0}, {&out, 0, 0}});
     device_begin(d);
     device_dispatch3(d, &pipe, set, &args, y_tokens / s->bn, y_stride / s->bm, parts);
     device_submit(d);
@@ -183,7 +183,7 @@ static int check_family(struct device *d, const char *family, const char *type)
         uint32_t tokens = 150;
         struct product p = product_make(d, types[i], 200, 1280, tokens);
         double worst = check_one(d, family, types[i], &shapes[0], &p, tokens, 1);
-        double other = check_one(d, family, types[i], &shapes[4], &p, tokens - 100, 3);
+        double other = check_one(d, family, types[i], &shapes[1], &p, tokens - 100, 3);
         int bad = !(worst <= 1 && other <= 1);
         printf("check matmul_%s_%-8s worst error %.2f, %.2f of its bound%s\n", family, quant_name(types[i]), worst, other,
                bad ? "  FAILED" : "");
@@ -222,15 +222,13 @@ static int by_rate(const void *a, const void *b)
 }
 
 static double measure(struct device *d, const struct speed_options *o, const struct speed_weights *w, const struct pipeline *p,
-                      const struct shape *s, uint32_t parts, const struct buffer *act, const struct buffer *scale,
-                      const struct buffer *out)
+                      const struct shape *s, uint32_t parts, const struct buffer *halves, const struct buffer *out)
 {
     uint32_t units = w->cols / 32, y_stride = round_up(w->rows, s->bm);
     struct shaders_matmul args = {.n_rows = w->rows,
                                   .n_units = units,
                                   .tile_vec4 = w->tile_vec4,
-                                  .part_units = (units + parts - 1) / parts,
-                                  .act_stride = data_act_words(w->type, w->cols) / 4,
+                                  .part_units = round_up((units + parts - 1) / parts, s->blocks),
                                   .y_stride = y_stride,
                                   .y_part = y_stride * TOKENS,
                                   .n_tokens = TOKENS};
@@ -239,7 +237,7 @@ static double measure(struct device *d, const struct speed_options *o, const str
     double best = 1e9;
     device_reset_sets(d);
     for (uint32_t i = 0; i < n; i++)
-        sets[i] = device_set(d, p, (struct range[]){{&w->buffer, i * w->bytes, w->bytes}, {act, 0, 0}, {out, 0, 0}, {scale, 0, 0}});
+        sets[i] = device_set(d, p, (struct range[]){{&w->buffer, i * w->bytes, w->bytes}, {halves, 0, 0}, {out, 0, 0}});
     double begin = speed_now();
     for (uint32_t r = 0; speed_more(o, begin, r); r++) {
         device_begin(d);
@@ -261,28 +259,30 @@ static void shape_speed(struct device *d, const struct speed_options *o, const c
     struct result r[ARRAY_LEN(shapes) * MAX_PARTS];
     size_t n = 0;
     struct speed_weights w = speed_weights_make(d, type, rows, cols, 3 * repack_bytes(type, rows, cols));
-    struct buffer act = speed_tokens(d, type, cols, TOKENS), scale = device_buffer(d, 4 * TOKENS, false);
+    struct buffer act = speed_tokens(d, type, cols, TOKENS), scale = device_buffer(d, 4 * TOKENS, false),
+                  halves = device_buffer(d, (size_t)2 * TOKENS * cols, false);
     struct buffer out = device_buffer(d, (size_t)4 * (rows + 256) * TOKENS * MAX_PARTS, false);
-    scales(d, type, cols, TOKENS, &act, &scale);
+    scales(d, type, cols, TOKENS, &act, &scale, &halves);
     for (size_t i = 0; i < n_shapes; i++) {
         if (shared_bytes(type, &shapes[i]) > d->properties.limits.maxComputeSharedMemorySize)
             continue;
         struct pipeline p = make(d, family, type, &shapes[i]);
         for (uint32_t parts = 1; parts <= (rows < cols ? MAX_PARTS : 1u); parts++)
-            r[n++] = (struct result){&shapes[i], parts, measure(d, o, &w, &p, &shapes[i], parts, &act, &scale, &out)};
+            r[n++] = (struct result){&shapes[i], parts, measure(d, o, &w, &p, &shapes[i], parts, &halves, &out)};
         device_free_pipeline(d, &p);
     }
     qsort(r, n, sizeof(*r), by_rate);
-    printf("matmul_%s %s %ux%u, %d tokens, TFLOP/s (threads/BM/BN/WM/WN/stages/parts):", family, quant_name(type), rows, cols,
+    printf("matmul_%s %s %ux%u, %d tokens, TFLOP/s (threads/BM/BN/WM/WN/blocks/parts):", family, quant_name(type), rows, cols,
            TOKENS);
     for (size_t i = 0; i < MIN(n, 6); i++)
         printf(" %.0f (%u/%u/%u/%u/%u/%u/%u)", r[i].rate * 1e-12, r[i].shape->threads, r[i].shape->bm, r[i].shape->bn,
-               r[i].shape->wm, r[i].shape->wn, r[i].shape->stages, r[i].parts);
+               r[i].shape->wm, r[i].shape->wn, r[i].shape->blocks, r[i].parts);
     printf("; worst %.0f\n", n ? r[n - 1].rate * 1e-12 : 0);
     fflush(stdout);
     device_free(d, &w.buffer);
     device_free(d, &act);
     device_free(d, &scale);
+    device_free(d, &halves);
     device_free(d, &out);
 }
 
@@ -295,7 +295,7 @@ void matmul_speed(struct device *d, const struct speed_options *o)
     for (size_t i = 0; i < ARRAY_LEN(some); i++) {
         if (o->type && strcmp(o->type, quant_name(some[i])) != 0)
             continue;
-        shape_speed(d, o, family, some[i], o->ffn, o->hidden, i < 2 ? ARRAY_LEN(shapes) : 5);
+        shape_speed(d, o, family, some[i], o->ffn, o->hidden, i < 2 ? ARRAY_LEN(shapes) : 4);
         if (i == 0) {
             shape_speed(d, o, family, some[i], o->hidden, o->ffn, ARRAY_LEN(shapes));
             if (d->coopmat_nv && d->coopmat)
