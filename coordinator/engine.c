@@ -197,10 +197,10 @@ int engine_open(const struct config *c, const struct gguf *g, const struct engin
     e->config = c;
     struct gpu_device gpu;
     int r = gpu_device_find(c, o ? o->stage_dir : NULL, &gpu, err);
-    if (r == 0 && gpu.reason[0])
-        log_info("engine", "gpu_worker computes on the processor: %s", gpu.reason);
     if (r == 0)
         r = plan_make(c, g, &gpu, o ? o->command_bytes : 0, &e->plan, err);
+    if (r == 0 && e->plan.gpu.reason[0]) /* a device that was found and cannot be used is worth a warning */
+        log_line(gpu.vulkan ? LOG_WARN : LOG_INFO, "engine", "gpu_worker computes on the processor: %s", e->plan.gpu.reason);
     if (r == 0)
         r = open_handles(e, err);
     if (r == 0)

@@ -15,7 +15,7 @@ struct gpu_device {
     bool unified;  /* its memory is the processor's */
     uint64_t room; /* bytes free */
     char name[256];
-    char reason[512]; /* why not vulkan; "" where the config says cpu */
+    char reason[768]; /* why not vulkan; "" where the config says cpu */
 };
 
 /* By gpu.backend: cpu asks nobody; auto takes what there is, and says in `reason` why not; vulkan without a device is an error.

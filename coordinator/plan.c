@@ -123,6 +123,19 @@ static void totals(const struct config *c, struct plan *p)
     }
 }
 
+/* What the device lacks, in the words of an error; a device that shares the processor's memory lacks nothing here. */
+static int room(const struct plan *p, struct err *err)
+{
+    char need[32], have[32];
+    if (p->device_bytes <= p->gpu.room)
+        return 0;
+    return err_set(err, -ENOMEM,
+                   "weights and scratch need %s on device '%s', where %s are free; close what uses it, or set "
+                   "'gpu.backend' to cpu",
+                   util_format_bytes(need, sizeof(need), p->device_bytes), p->gpu.name,
+                   util_format_bytes(have, sizeof(have), p->gpu.room));
+}
+
 static int caps(const struct config *c, const struct plan *p, struct err *err)
 {
     char need[32], have[32], raise[32];
@@ -147,12 +160,6 @@ static int caps(const struct config *c, const struct plan *p, struct err *err)
                        (pool + (1u << 20) - 1) >> 20);
     const uint64_t *g = p->process[CONFIG_GPU].bytes;
     pool = g[BUDGET_WEIGHTS] + g[BUDGET_SCRATCH] + g[BUDGET_DEVICE];
-    if (p->device_bytes > p->gpu.room && p->device_bytes)
-        return err_set(err, -ENOMEM,
-                       "weights and scratch need %s on device '%s', where %s are free; close what uses it, or set "
-                       "'gpu.backend' to cpu",
-                       util_format_bytes(need, sizeof(need), p->device_bytes), p->gpu.name,
-                       util_format_bytes(have, sizeof(have), p->gpu.room));
     if (c->gpu.memory && pool > c->gpu.memory)
         return err_set(err, -ENOMEM, "gpu_worker's weights and scratch need %s but 'gpu.memory' is %s; raise it to %" PRIu64 " MiB",
                        util_format_bytes(need, sizeof(need), pool), util_format_bytes(raise, sizeof(raise), c->gpu.memory),
@@ -160,10 +167,9 @@ static int caps(const struct config *c, const struct plan *p, struct err *err)
     return 0;
 }
 
-int plan_make(const struct config *c, const struct gguf *g, const struct gpu_device *gpu, uint64_t command_bytes, struct plan *ret,
-              struct err *err)
+static int with_device(const struct config *c, const struct gguf *g, const struct gpu_device *gpu, uint64_t command_bytes,
+                       struct plan *p, struct err *err)
 {
-    struct plan *p = ret;
     memset(p, 0, sizeof(*p));
     p->gpu = *gpu;
     int r = gemma3_hparams(g, &p->hparams, err);
@@ -201,7 +207,22 @@ int plan_make(const struct config *c, const struct gguf *g, const struct gpu_dev
     fixed(p);
     p->process[CONFIG_COORDINATOR].fixed += command_bytes;
     totals(c, p);
-    return caps(c, p, err);
+    return room(p, err);
+}
+
+int plan_make(const struct config *c, const struct gguf *g, const struct gpu_device *gpu, uint64_t command_bytes, struct plan *ret,
+              struct err *err)
+{
+    struct err lacks = {0};
+    int r = with_device(c, g, gpu, command_bytes, ret, &lacks);
+    if (r == -ENOMEM && strcmp(c->gpu.backend, "auto") == 0) {
+        struct gpu_device none = {.vulkan = false};
+        snprintf(none.reason, sizeof(none.reason), "%s", lacks.text);
+        r = with_device(c, g, &none, command_bytes, ret, &lacks);
+    }
+    if (r < 0)
+        return err_set(err, r, "%s", lacks.text);
+    return caps(c, ret, err);
 }
 
 void plan_print(const struct plan *p, FILE *f)

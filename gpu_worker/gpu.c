@@ -2,12 +2,17 @@
  * The stage: FFN of one chunk at one layer, and after the last layer the logits that were asked for and the completion. Owns the
  * backend and the rows gathered for the head. configure, segment and close run on the main thread, process on the data thread.
  *
+ * A device that fails while it loads, for want of memory or otherwise, gives way to the processor, if the configuration leaves the
+ * choice ("auto"): the segments are the same ones.
+ *
  * After the last layer only tokens that want logits matter, so the last FFN runs for those alone; a chunk that wants none is done
  * at once. Logits leave in blocks of logits_rows rows, written by the backend into the ring slot. */
 #include "gpu_worker/gpu.h"
 
 #include <errno.h>
 #include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "gpu_worker/ffn_backend.h"
@@ -32,7 +37,11 @@ struct gpu {
     size_t rows_bytes;
     const struct ffn_backend *backend;
     void *device;
-    bool profile;              /* of the device's time, logged at the end */
+    bool profile;                       /* of the device's time, logged at the end */
+    struct ffn_backend_options options; /* for the processor, should the device fail while it loads */
+    char variant[sizeof(((struct msg_configure *)0)->variant)];
+    bool choose;               /* the backend is ours to choose */
+    const void **segments;     /* [n_layers + 1], as they came; borrowed */
     double *_Atomic collected; /* where the squares of what enters matrices are summed, or NULL */
 };
 
@@ -50,6 +59,15 @@ static int layout(const struct gpu *g, enum segment_kind kind, uint32_t layer, s
     return segment_layout_init(ret, &g->hparams, kind, types, err);
 }
 
+static int open_backend(struct gpu *g, const char *name, const struct ffn_backend_options *o, struct err *err)
+{
+    struct ffn_open opened = {0};
+    int r = ffn_open(name, o, &opened, err);
+    g->backend = opened.backend;
+    g->device = opened.device;
+    return r;
+}
+
 static int gpu_configure(void *state, struct stage_io *io, const struct msg_configure *c, struct err *err)
 {
     struct gpu *g = state;
@@ -64,26 +82,29 @@ static int gpu_configure(void *state, struct stage_io *io, const struct msg_conf
     int r = budget_alloc(g->budget, BUDGET_SCRATCH, g->rows_bytes, (void **)&g->rows, err);
     if (r < 0)
         return r;
-    const struct ffn_backend_options o = {.hparams = &g->hparams,
-                                          .budget = g->budget,
-                                          .types = g->types,
-                                          .n_threads = c->threads,
-                                          .pin = c->pin,
-                                          .chunk_tokens = c->chunk_tokens,
-                                          .logits_rows = c->logits_rows,
-                                          .variant = c->variant,
-                                          .device = {.name = c->device,
-                                                     .allow_cpu = c->device_flags & 1,
-                                                     .validate = c->device_flags & 2,
-                                                     .profile = c->device_flags & 4,
-                                                     .without = c->device_without,
-                                                     .subgroup = c->device_subgroup,
-                                                     .max_buffer = c->device_max_buffer,
-                                                     .memory = c->device_memory}};
-    struct ffn_open opened = {0};
-    r = ffn_open(c->backend, &o, &opened, err);
-    g->backend = opened.backend;
-    g->device = opened.device;
+    snprintf(g->variant, sizeof(g->variant), "%s", c->variant);
+    g->choose = strcmp(c->backend, "auto") == 0;
+    g->options = (struct ffn_backend_options){.hparams = &g->hparams,
+                                              .budget = g->budget,
+                                              .types = g->types,
+                                              .n_threads = c->threads,
+                                              .pin = c->pin,
+                                              .chunk_tokens = c->chunk_tokens,
+                                              .logits_rows = c->logits_rows,
+                                              .variant = g->variant};
+    struct ffn_backend_options o = g->options;
+    o.device = (struct ffn_device_options){.name = c->device,
+                                           .allow_cpu = c->device_flags & 1,
+                                           .validate = c->device_flags & 2,
+                                           .profile = c->device_flags & 4,
+                                           .without = c->device_without,
+                                           .subgroup = c->device_subgroup,
+                                           .max_buffer = c->device_max_buffer,
+                                           .memory = c->device_memory};
+    g->segments = calloc(g->hparams.n_layers + 1, sizeof(*g->segments));
+    if (!g->segments)
+        return err_set(err, -ENOMEM, "gpu_worker: out of memory");
+    r = open_backend(g, c->backend, &o, err);
     g->profile = r == 0 && o.device.profile && g->backend->profile;
     if (r == 0 && o.device.profile && !g->profile)
         log_warn("gpu", "gpu.profile: backend '%s' keeps no times of kernels; vulkan does", g->backend->name);
@@ -98,6 +119,26 @@ static int gpu_configure(void *state, struct stage_io *io, const struct msg_conf
     return r;
 }
 
+/* index: of the layer, or n_layers for the head. */
+static int load(struct gpu *g, uint32_t index, struct err *err)
+{
+    bool head = index == g->hparams.n_layers;
+    struct segment_layout l;
+    int r = layout(g, head ? SEGMENT_HEAD : SEGMENT_FFN, index, &l, err);
+    return r < 0 ? r : g->backend->load_segment(g->device, head ? 0 : index, &l, g->segments[index], err);
+}
+
+static int fall_back(struct gpu *g, struct err *err)
+{
+    log_warn("gpu", "%s; gpu_worker computes on the processor instead", err->text);
+    g->backend->close(g->device);
+    g->profile = false;
+    int r = open_backend(g, "cpu", &g->options, err);
+    for (uint32_t i = 0; r == 0 && i <= g->hparams.n_layers; i++)
+        r = g->segments[i] ? load(g, i, err) : 0;
+    return r;
+}
+
 static int gpu_segment(void *state, uint32_t kind, uint32_t layer, const void *data, uint64_t bytes, struct err *err)
 {
     struct gpu *g = state;
@@ -108,7 +149,12 @@ static int gpu_segment(void *state, uint32_t kind, uint32_t layer, const void *d
     if (r == 0 && bytes != l.bytes)
         r = err_set(err, -EPROTO, "gpu_worker: segment of kind %u, layer %u has %llu bytes; expected %zu", kind, layer,
                     (unsigned long long)bytes, l.bytes);
-    return r < 0 ? r : g->backend->load_segment(g->device, layer, &l, data, err);
+    if (r < 0)
+        return r;
+    uint32_t index = kind == SEGMENT_HEAD ? g->hparams.n_layers : layer;
+    g->segments[index] = data;
+    r = load(g, index, err);
+    return r < 0 && g->choose && g->backend != &ffn_cpu ? fall_back(g, err) : r;
 }
 
 static int send_done(struct stage_io *io, struct chunk *c)
@@ -213,6 +259,7 @@ static void gpu_close(void *state)
     if (g->backend)
         g->backend->close(g->device);
     budget_free(g->budget, BUDGET_SCRATCH, g->rows, g->rows_bytes);
+    free(g->segments);
     free(g);
 }
 

@@ -17,6 +17,7 @@
 #include "loader/loader.h"
 #include "model/gguf.h"
 #include "model/segment.h"
+#include "model/work_plan.h"
 #include "npu_worker/npu.h"
 #include "proto/chunk.h"
 #include "proto/err.h"
@@ -59,6 +60,8 @@ static struct stage_io stages[STAGES];
 static struct msg_configure config;
 static struct chunk_limits limits;
 static struct chunk *current;
+static bool began_on_device;
+static uint64_t device_memory; /* > 0: gpu_worker begins on a device of so many bytes and has to give it up */
 
 int stage_want_segment(struct stage_io *io, uint32_t kind, uint32_t layer, uint64_t bytes, struct err *err)
 {
@@ -132,6 +135,12 @@ static void make_config(const char *model)
     config.threads = 2;
     strcpy(config.backend, "cpu");
     strcpy(config.device, "auto");
+    if (device_memory) {
+        strcpy(config.backend, "auto");
+        strcpy(config.device_without, "host_import");
+        config.device_flags = 1;
+        config.device_memory = device_memory;
+    }
     strcpy(config.variant, "auto");
     snprintf(config.model, sizeof(config.model), "%s", rig_model_path(model));
     uint8_t *types = rig_types(g, &h);
@@ -186,6 +195,7 @@ static int open_stages(void **state)
         must(io_init(i, 0)->ops->configure(stages[i].state, &stages[i], &config, &err), &err);
     assert_int_equal(stages[NPU].n_segments, config.n_layers);
     assert_int_equal(stages[GPU].n_segments, config.n_layers + 1);
+    began_on_device = strncmp(stages[GPU].ops->backend(stages[GPU].state), "vulkan ", 7) == 0;
     for (int i = NPU; i <= GPU; i++) {
         for (uint32_t k = 0; k < stages[i].n_segments; k++) {
             struct segment *s = &stages[i].segments[k];
@@ -453,8 +463,35 @@ static void test_bad_configurations(void **state)
     assert_non_null(strstr(err.text, "/nonexistent/model.gguf"));
 }
 
-int main(void)
+/* The device has room for the backend's buffers and for some layers, but not for all. */
+static int open_on_device(void **state)
 {
+    make_config("tiny-27b-f32");
+    struct hparams h;
+    hparams_from_msg(&config, &h);
+    device_memory = work_plan_vulkan_bytes(&h, CHUNK) + 100000;
+    return open_stages(state);
+}
+
+static void test_fall_back(void **state)
+{
+    if (!began_on_device) {
+        print_message("left out: no Vulkan device\n");
+        exit(77);
+    }
+    test_logits_equal_goldens(state);
+}
+
+static int run_fall_back(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test_setup_teardown(test_fall_back, open_on_device, close_stages)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc > 1 && strcmp(argv[1], "fall-back") == 0)
+        return run_fall_back();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_logits_equal_goldens, open_stages, close_stages),
         cmocka_unit_test_setup_teardown(test_only_wanted_rows, open_stages, close_stages),
