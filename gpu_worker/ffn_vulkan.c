@@ -55,6 +55,7 @@ struct ffn {
     struct vk_weights *layers, head;                                /* [n_layers] */
     VkCommandBuffer (*commands)[COMMANDS], head_commands[COMMANDS]; /* [n_layers] */
     uint32_t many;                 /* from so many tokens on by cooperative matrices; UINT32_MAX: never */
+    uint32_t tiled;                /* from so many tokens on by the tiled shaders, where there are none; UINT32_MAX: never */
     bool need_floats, need_quants; /* forms of activations that the file's types take */
     bool said;
     char name[64];
@@ -238,6 +239,7 @@ static int vulkan_open(const struct ffn_backend_options *o, void **ret, struct e
         r = vk_queue_open(f->device, &f->queue, err);
     if (r == 0) {
         f->many = vk_has(f->device, VK_FEATURE_COOPMAT) && f->device->max_shared >= MANY_SHARED(1) ? 4 * FEW : UINT32_MAX;
+        f->tiled = f->many == UINT32_MAX ? 2 * FEW : UINT32_MAX;
         r = make_buffers(f, err);
     }
     if (r == 0 && o->device.profile)
@@ -394,13 +396,44 @@ static void set_matrix(struct shaders_matvec *push, const struct vk_matrix *m, c
     push->tile_vec4 = m->tile_bytes / 16;
 }
 
-/* y[token][row] = m times activations, eight tokens at a time. */
+/* y[token][row] = m times activations by tiles, of few tokens where there are few: a tile costs the same full or not. */
+static int multiply_tiled(const struct step *s, const struct vk_matrix *m, const struct acts *a, const struct vk_buffer *y)
+{
+    struct ffn *f = s->f;
+    const struct vk_kernel *k = NULL;
+    char name[32];
+    uint32_t n = s->tokens, units = m->n_cols / QUANT_BLOCK, rows = 64, stride;
+    uint32_t tokens = n <= 16 ? 16 : n < 128 && util_round_up(n, 32) < util_round_up(n, 64) ? 32 : 64;
+    uint32_t fours = tokens == 64 ? 2 : 1; /* of a thread's rows */
+    const uint32_t constants[] = {rows * tokens / 16 / fours, rows, tokens, fours, 1};
+    const struct vk_buffer *act = acts_of(a, m->type, &stride);
+    int r = get(f, shader_of(f, quant_is_integer(m->type) ? "matmul_dot" : "matmul_fma", m->type, name), 3,
+                sizeof(struct shaders_matmul), constants, ARRAY_LEN(constants), 0, &k, s->err);
+    for (uint32_t i = 0; r == 0 && i < m->n_pieces; i++) {
+        const struct vk_piece *p = &m->pieces[i];
+        const struct shaders_matmul push = {.n_rows = p->n_rows,
+                                            .n_units = units,
+                                            .tile_vec4 = m->tile_bytes / 16,
+                                            .part_units = units,
+                                            .act_stride = stride,
+                                            .y_at = p->first_row,
+                                            .y_stride = m->n_rows,
+                                            .n_tokens = n};
+        r = vk_dispatch(f->queue, s->cmd, k, (struct vk_range[]){p->range, whole(act), whole(y)}, &push, (n + tokens - 1) / tokens,
+                        (p->n_rows + rows - 1) / rows, 1, s->err);
+    }
+    return r;
+}
+
+/* y[token][row] = m times activations, eight tokens at a time or by tiles. */
 static int multiply(const struct step *s, const struct vk_matrix *m, const struct acts *a, const struct vk_buffer *y)
 {
     struct ffn *f = s->f;
     const struct vk_kernel *k = NULL;
     char name[32];
     int r = 0;
+    if (s->tokens >= f->tiled)
+        return multiply_tiled(s, m, a, y);
     uint32_t threads = MIN(256u, f->device->max_threads / 32 * 32), stride;
     const struct vk_buffer *act = acts_of(a, m->type, &stride);
     for (uint32_t t = 0, n; r == 0 && t < s->tokens; t += n) {
@@ -547,6 +580,7 @@ static int multiply_many(const struct step *s, const struct vk_matrix *m, const 
                                             .n_units = units,
                                             .tile_vec4 = m->tile_bytes / 16,
                                             .part_units = (uint32_t)util_round_up((units + parts - 1) / parts, blocks),
+                                            .act_stride = m->n_cols / 8,
                                             .y_at = p->first_row,
                                             .y_stride = width,
                                             .y_part = width * tiles * MANY_TOKENS,
@@ -648,7 +682,7 @@ static int record_layer(struct ffn *f, uint32_t layer, uint32_t tokens, VkComman
         if (r == 0 && s.tokens >= f->many && alike(w)) {
             r = many(&s, w, &parts);
         } else if (r == 0) {
-            r = fuse ? fused(&s, w) : gate_up_apart(&s, w, false);
+            r = fuse && s.tokens < f->tiled ? fused(&s, w) : gate_up_apart(&s, w, false);
             r = r == 0 ? down(&s, w) : r;
         }
         if (r == 0)

@@ -3,10 +3,10 @@
  * constants (the order of their `Args`) and how prepared activations lie in memory. Constants only; threads: any.
  *
  * Names: matvec_T, gate_up_T (T = f32 ... q6_K; integer types also as ..._plain, without the integer dot product), norm and post
- * (with subgroup arithmetic; norm_plain, post_plain: without), geglu,
- * read, copy, scale, matmul_cm_T, matmul_nv_T. Descriptor set 0 holds storage buffers, bindings 0, 1, ... as each shader lists
- * them. Constant 0 is always the size of the workgroup. All offsets must keep buffers' ranges; rows of activations are multiples of
- * 32 columns. */
+ * (with subgroup arithmetic; norm_plain, post_plain: without), geglu, read, copy, scale, matmul_cm_T, matmul_nv_T, matmul_dot_T
+ * (integer types, also ..._plain), matmul_fma_T (float types). Descriptor set 0 holds storage buffers, bindings 0, 1, ... as each
+ * shader lists them. Constant 0 is always the size of the workgroup. All offsets must keep buffers' ranges; rows of activations are
+ * multiples of 32 columns. */
 #ifndef TANDEM_GPU_WORKER_SHADERS_H
 #define TANDEM_GPU_WORKER_SHADERS_H
 
@@ -64,9 +64,13 @@ struct shaders_scale {
 /* matmul_cm_T (VK_KHR_cooperative_matrix), matmul_nv_T (VK_NV_cooperative_matrix). Bindings: weights, halves, y.
  * Constants: threads, rows and tokens of a workgroup, of a subgroup, blocks of a step; threads = 32 for each subgroup.
  * n_units counts blocks of 32 columns for all types. Dispatch: tiles of tokens, tiles of rows, parts. y: [tokens][rows], both
- * padded to whole tiles; to be multiplied by the token's scale. */
+ * padded to whole tiles; to be multiplied by the token's scale.
+ * matmul_dot_T, matmul_fma_T. Bindings: weights, activations, y. Constants: threads, rows and tokens of a workgroup (multiples of 16
+ * and 4), fours of rows and of tokens of a thread; threads * 16 * fours * fours = rows * tokens. Dispatch as above. y: neither padded
+ * nor scaled. */
 struct shaders_matmul {
     uint32_t n_rows, n_units, tile_vec4, part_units;
+    uint32_t act_at, act_stride;
     uint32_t y_at, y_stride, y_part;
     uint32_t n_tokens;
 };

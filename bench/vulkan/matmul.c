@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
- * Matrix-matrix shaders against the CPU kernels, and their speed for 512 tokens in every sensible shape of workgroups. Weights and
- * activations are rounded to f16 there, so that the bound is one of these roundings, in units of the sum of magnitudes.
+ * Matrix-matrix shaders against the CPU kernels, and their speed for 512 tokens in every sensible shape of workgroups. Those of
+ * cooperative matrices round weights and activations to f16, so that the bound is one of these roundings, in units of the sum of
+ * magnitudes; the tiled ones (families dot and fma) sum as the CPU does and have the bound of check.c.
  * Owns its buffers for one case at a time. */
 #include "bench/vulkan/matmul.h"
 
@@ -20,6 +21,7 @@
 
 /* Each term errs by up to 2^-10 of itself (two roundings to f16), at random. */
 #define HALF_BOUND 2e-4
+#define SUM_BOUND 3e-7 /* of check.c */
 
 static const int types[] = {QUANT_Q4_0, QUANT_Q8_0, QUANT_BF16, QUANT_F16,  QUANT_F32, QUANT_Q4_1,
                             QUANT_Q5_0, QUANT_Q5_1, QUANT_Q4_K, QUANT_Q5_K, QUANT_Q6_K};
@@ -31,6 +33,17 @@ static const struct shape shapes[] = {
     {128, 128, 128, 64, 64, 2}, {128, 128, 128, 64, 64, 1}, {256, 128, 256, 64, 64, 1}, {256, 256, 128, 64, 64, 1},
     {256, 128, 128, 64, 32, 2}, {128, 128, 64, 64, 32, 2},  {128, 64, 128, 32, 64, 2},  {64, 64, 64, 32, 64, 2},
 };
+
+/* Of the tiled family: wm and wn are fours of rows and of tokens of a thread. */
+static const struct shape tiled_shapes[] = {
+    {256, 64, 64, 1, 1, 0}, {128, 64, 64, 2, 1, 0}, {64, 64, 64, 2, 2, 0},    {256, 128, 64, 2, 1, 0},
+    {128, 64, 32, 1, 1, 0}, {64, 64, 16, 1, 1, 0},  {256, 128, 128, 2, 2, 0}, {128, 32, 64, 1, 1, 0},
+};
+
+static bool is_tiled(const char *family)
+{
+    return strcmp(family, "cm") != 0 && strcmp(family, "nv") != 0;
+}
 
 static uint32_t round_up(uint32_t x, uint32_t n)
 {
@@ -47,9 +60,10 @@ static uint32_t shared_bytes(int type, const struct shape *s)
 static struct pipeline make(struct device *d, const char *family, int type, const struct shape *s)
 {
     char name[64];
-    snprintf(name, sizeof(name), "matmul_%s_%s", family, quant_name(type));
+    bool tiled = is_tiled(family), plain = strcmp(family, "dot_plain") == 0;
+    snprintf(name, sizeof(name), "matmul_%s_%s%s", plain ? "dot" : family, quant_name(type), plain ? "_plain" : "");
     return device_pipeline(d, name, 3, sizeof(struct shaders_matmul),
-                           (uint32_t[]){s->threads, s->bm, s->bn, s->wm, s->wn, s->blocks}, 6);
+                           (uint32_t[]){s->threads, s->bm, s->bn, s->wm, s->wn, s->blocks}, tiled ? 5 : 6);
 }
 
 static void scales(struct device *d, int type, uint32_t cols, uint32_t tokens, const struct buffer *act, const struct buffer *out,
@@ -121,8 +135,8 @@ static double magnitudes(const struct product *p, const float *row, uint32_t t)
     return sum;
 }
 
-/* Worst error in units of the bound. */
-static double compare(const struct product *p, const float *y, const float *scale, uint32_t tokens, uint32_t y_stride,
+/* Worst error in units of the bound. scale: NULL when y has none. */
+static double compare(const struct product *p, const float *y, const float *scale, double bound, uint32_t tokens, uint32_t y_stride,
                       uint32_t parts, size_t y_part)
 {
     int type = p->w.m.type;
@@ -135,7 +149,8 @@ static double compare(const struct product *p, const float *y, const float *scal
             double got = 0;
             for (uint32_t q = 0; q < parts; q++)
                 got += (double)y[q * y_part + (size_t)t * y_stride + r];
-            double e = fabs(got * (double)scale[t] - (double)p->y[(size_t)t * rows + r]) / (HALF_BOUND * magnitudes(p, row, t));
+            got *= scale ? (double)scale[t] : 1.0;
+            double e = fabs(got - (double)p->y[(size_t)t * rows + r]) / (bound * magnitudes(p, row, t));
             if (!(e <= worst))
                 worst = e;
         }
@@ -155,6 +170,7 @@ static double check_one(struct device *d, const char *family, int type, const st
                                   .n_units = cols / 32,
                                   .tile_vec4 = (uint32_t)(repack_tile_bytes(type, cols) / 16),
                                   .part_units = round_up((cols / 32 + parts - 1) / parts, s->blocks),
+                                  .act_stride = cols / 8,
                                   .y_stride = y_stride,
                                   .y_part = (uint32_t)y_part,
                                   .n_tokens = tokens};
@@ -166,12 +182,75 @@ static double check_one(struct device *d, const char *family, int type, const st
     float *y = data_alloc(4 * y_part * parts), *scale = data_alloc(4 * (size_t)tokens);
     device_download(d, &out, 0, y, 4 * y_part * parts);
     device_download(d, &p->scales, 0, scale, 4 * (size_t)tokens);
-    double worst = compare(p, y, scale, tokens, y_stride, parts, y_part);
+    double worst = compare(p, y, scale, HALF_BOUND, tokens, y_stride, parts, y_part);
     free(y);
     free(scale);
     device_free_pipeline(d, &pipe);
     device_free(d, &out);
     return worst;
+}
+
+/* y has room after each row and after the last token, which must stay as it is: infinity where something was written. */
+static double check_tiled(struct device *d, const char *family, int type, const struct shape *s, const struct product *p,
+                          uint32_t tokens, uint32_t parts)
+{
+    uint32_t rows = p->w.m.n_rows, cols = p->w.m.n_cols, y_stride = rows + 5;
+    size_t y_part = (size_t)y_stride * (tokens + 1), bytes = 4 * y_part * parts;
+    const uint32_t untouched = 0x7fc12345;
+    uint32_t *y = data_alloc(bytes);
+    for (size_t i = 0; i < y_part * parts; i++)
+        y[i] = untouched;
+    struct buffer out = device_buffer(d, bytes, false);
+    device_upload(d, &out, 0, y, bytes);
+    struct pipeline pipe = make(d, family, type, s);
+    struct shaders_matmul args = {.n_rows = rows,
+                                  .n_units = cols / 32,
+                                  .tile_vec4 = (uint32_t)(repack_tile_bytes(type, cols) / 16),
+                                  .part_units = (cols / 32 + parts - 1) / parts,
+                                  .act_stride = data_act_words(type, cols) / 4,
+                                  .y_stride = y_stride,
+                                  .y_part = (uint32_t)y_part,
+                                  .n_tokens = tokens};
+    device_reset_sets(d);
+    VkDescriptorSet set = device_set(d, &pipe, (struct range[]){{&p->weights, 0, 0}, {&p->act, 0, 0}, {&out, 0, 0}});
+    device_begin(d);
+    device_dispatch3(d, &pipe, set, &args, (tokens + s->bn - 1) / s->bn, (rows + s->bm - 1) / s->bm, parts);
+    device_submit(d);
+    device_download(d, &out, 0, y, bytes);
+    double worst = compare(p, (const float *)y, NULL, SUM_BOUND, tokens, y_stride, parts, y_part);
+    for (size_t i = 0; i < y_part * parts; i++) {
+        if ((i % y_part >= (size_t)tokens * y_stride || i % y_part % y_stride >= rows) && y[i] != untouched)
+            worst = (double)INFINITY;
+    }
+    free(y);
+    device_free_pipeline(d, &pipe);
+    device_free(d, &out);
+    return worst;
+}
+
+static int check_tiled_type(struct device *d, const char *family, int type)
+{
+    /* columns: an odd number of blocks too, where blocks are of 32 */
+    static const struct {
+        uint32_t rows, cols, tokens, shape, parts;
+    } cases[] = {{200, 1280, 150, 0, 1}, {70, 256, 3, 0, 1}, {129, 768, 65, 1, 1},  {33, 512, 41, 2, 3}, {16, 256, 64, 3, 1},
+                 {100, 1056, 33, 4, 3},  {48, 288, 9, 5, 1}, {130, 256, 129, 6, 1}, {31, 2304, 70, 7, 4}};
+    double worst = 0;
+    int n = 0;
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        if (cases[i].cols % quant_block_elems(type) ||
+            tiled_shapes[cases[i].shape].threads > d->properties.limits.maxComputeWorkGroupInvocations)
+            continue;
+        struct product p = product_make(d, type, cases[i].rows, cases[i].cols, cases[i].tokens);
+        double e = check_tiled(d, family, type, &tiled_shapes[cases[i].shape], &p, cases[i].tokens, cases[i].parts);
+        worst = !(e <= worst) ? e : worst;
+        product_free(d, &p);
+        n++;
+    }
+    printf("check matmul_%s %-6s %d cases, worst error %.2f of its bound%s\n", family, quant_name(type), n, worst,
+           worst <= 1 ? "" : "  FAILED");
+    fflush(stdout);
+    return !(worst <= 1);
 }
 
 static int check_family(struct device *d, const char *family, const char *type)
@@ -197,6 +276,15 @@ static int check_family(struct device *d, const char *family, const char *type)
 int matmul_check(struct device *d, const char *type)
 {
     int failed = 0;
+    for (size_t i = 0; i < ARRAY_LEN(types); i++) {
+        bool integer = quant_is_integer(types[i]);
+        if (type && strcmp(type, quant_name(types[i])) != 0)
+            continue;
+        if (!integer || d->int_dot)
+            failed += check_tiled_type(d, integer ? "dot" : "fma", types[i]);
+        if (integer)
+            failed += check_tiled_type(d, "dot_plain", types[i]);
+    }
     if (d->coopmat && d->memory_model && d->fp16)
         failed += check_family(d, "cm", type);
     if (d->coopmat_nv && d->memory_model && d->fp16)
@@ -229,6 +317,7 @@ static double measure(struct device *d, const struct speed_options *o, const str
                                   .n_units = units,
                                   .tile_vec4 = w->tile_vec4,
                                   .part_units = round_up((units + parts - 1) / parts, s->blocks),
+                                  .act_stride = w->cols / 8,
                                   .y_stride = y_stride,
                                   .y_part = y_stride * TOKENS,
                                   .n_tokens = TOKENS};
@@ -286,10 +375,100 @@ static void shape_speed(struct device *d, const struct speed_options *o, const c
     device_free(d, &out);
 }
 
+/* Seconds of eight tokens at a time by matvec_T, the dispatch of ffn_vulkan.c. */
+static double groups_seconds(struct device *d, const struct speed_options *o, const struct speed_weights *w,
+                             const struct buffer *act, const struct buffer *out, uint32_t tokens)
+{
+    char name[64];
+    bool integer = quant_is_integer(w->type);
+    uint32_t stride = data_act_words(w->type, w->cols) / 4,
+             threads = MIN(256u, d->properties.limits.maxComputeWorkGroupInvocations);
+    snprintf(name, sizeof(name), "matvec_%s%s", quant_name(w->type), integer && !d->int_dot ? "_plain" : "");
+    struct pipeline p = device_pipeline(d, name, 3, sizeof(struct shaders_matvec), (uint32_t[]){threads, 8, 1, 1}, 4);
+    double best = 1e9, begin = speed_now();
+    device_reset_sets(d);
+    VkDescriptorSet set = device_set(d, &p, (struct range[]){{&w->buffer, 0, w->bytes}, {act, 0, 0}, {out, 0, 0}});
+    for (uint32_t r = 0; speed_more(o, begin, r); r++) {
+        device_begin(d);
+        uint32_t from = device_stamp(d);
+        for (uint32_t t = 0; t < tokens; t += 8) {
+            struct shaders_matvec args = {.n_rows = w->rows,
+                                          .n_units = w->units,
+                                          .tile_vec4 = w->tile_vec4,
+                                          .part_units = w->units,
+                                          .act_at = t * stride,
+                                          .act_stride = stride,
+                                          .y_at = t * w->rows,
+                                          .y_stride = w->rows};
+            device_dispatch(d, &p, set, &args, (w->rows + 15) / 16, 1);
+        }
+        uint32_t to = device_stamp(d);
+        device_submit(d);
+        best = MIN(best, device_seconds(d, from, to));
+    }
+    device_free_pipeline(d, &p);
+    return best;
+}
+
+static double tiled_seconds(struct device *d, const struct speed_options *o, const struct speed_weights *w, const struct shape *s,
+                            const struct buffer *act, const struct buffer *out, uint32_t tokens)
+{
+    bool integer = quant_is_integer(w->type);
+    struct pipeline p = make(d, !integer ? "fma" : d->int_dot ? "dot" : "dot_plain", w->type, s);
+    struct shaders_matmul args = {.n_rows = w->rows,
+                                  .n_units = w->cols / 32,
+                                  .tile_vec4 = w->tile_vec4,
+                                  .part_units = w->cols / 32,
+                                  .act_stride = data_act_words(w->type, w->cols) / 4,
+                                  .y_stride = w->rows,
+                                  .n_tokens = tokens};
+    double best = 1e9, begin = speed_now();
+    device_reset_sets(d);
+    VkDescriptorSet set = device_set(d, &p, (struct range[]){{&w->buffer, 0, w->bytes}, {act, 0, 0}, {out, 0, 0}});
+    for (uint32_t r = 0; speed_more(o, begin, r); r++) {
+        device_begin(d);
+        uint32_t from = device_stamp(d);
+        device_dispatch3(d, &p, set, &args, (tokens + s->bn - 1) / s->bn, (w->rows + s->bm - 1) / s->bm, 1);
+        uint32_t to = device_stamp(d);
+        device_submit(d);
+        best = MIN(best, device_seconds(d, from, to));
+    }
+    device_free_pipeline(d, &p);
+    return best;
+}
+
+/* For each number of tokens: groups of eight, and how many times as fast the tiled shapes are. */
+static void tiled_speed(struct device *d, const struct speed_options *o, int type, uint32_t rows, uint32_t cols)
+{
+    static const uint32_t counts[] = {8, 16, 32, 64, 128, 512};
+    struct speed_weights w = speed_weights_make(d, type, rows, cols, repack_bytes(type, rows, cols));
+    struct buffer act = speed_tokens(d, type, cols, TOKENS), out = device_buffer(d, (size_t)4 * rows * TOKENS, false);
+    for (size_t c = 0; c < ARRAY_LEN(counts); c++) {
+        double base = groups_seconds(d, o, &w, &act, &out, counts[c]), ops = 2.0 * rows * cols * counts[c];
+        printf("tiled %s %ux%u, %3u tokens: by eight %.3f ms (%.3f T/s); times as fast (threads/BM/BN/TM/TN):", quant_name(type),
+               rows, cols, counts[c], base * 1e3, ops / base * 1e-12);
+        for (size_t i = 0; i < ARRAY_LEN(tiled_shapes); i++) {
+            const struct shape *s = &tiled_shapes[i];
+            if (s->threads <= d->properties.limits.maxComputeWorkGroupInvocations && speed_now() < o->deadline)
+                printf(" %.2f (%u/%u/%u/%u/%u)", base / tiled_seconds(d, o, &w, s, &act, &out, counts[c]), s->threads, s->bm, s->bn,
+                       s->wm, s->wn);
+        }
+        printf("\n");
+        fflush(stdout);
+    }
+    device_free(d, &w.buffer);
+    device_free(d, &act);
+    device_free(d, &out);
+}
+
 void matmul_speed(struct device *d, const struct speed_options *o)
 {
     static const int some[] = {QUANT_Q4_0, QUANT_Q8_0, QUANT_BF16, QUANT_Q4_K};
     const char *family = d->coopmat ? "cm" : "nv";
+    for (size_t i = 0; i < ARRAY_LEN(some); i++) {
+        if (!o->type || strcmp(o->type, quant_name(some[i])) == 0)
+            tiled_speed(d, o, some[i], o->ffn, o->hidden);
+    }
     if (!(d->coopmat || d->coopmat_nv) || !d->memory_model || !d->fp16)
         return;
     for (size_t i = 0; i < ARRAY_LEN(some); i++) {

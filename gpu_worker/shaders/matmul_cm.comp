@@ -32,6 +32,7 @@ layout(push_constant, std430) uniform Args {
     uint n_units;    // columns / 32
     uint tile_vec4;  // bytes of a tile / 16
     uint part_units; // units of a part, a multiple of BLOCKS
+    uint act_at, act_stride;     // in uvec4: first token, from token to token
     uint y_at, y_stride, y_part; // in floats: row 0 of token 0, from token to token, from part to part
     uint n_tokens;
 } args;
@@ -130,7 +131,7 @@ const uint B_UNITS = BN * 4 * BLOCKS / THREADS; // eight columns of a token each
 uvec4 b_fetch(uint unit, uint token0, uint u, uint end)
 {
     uint t = min(token0 + unit / (4 * BLOCKS), args.n_tokens - 1), c = unit % (4 * BLOCKS);
-    return BLOCKS == 1 || u + c / 4 < end ? act.v[t * (args.n_units * 4) + 4 * u + c] : uvec4(0);
+    return BLOCKS == 1 || u + c / 4 < end ? act.v[args.act_at + t * args.act_stride + 4 * u + c] : uvec4(0);
 }
 
 void b_put(uint unit, uvec4 b)

@@ -18,7 +18,7 @@
 #include "proto/log.h"
 #include "proto/util.h"
 
-#define CHUNK 64u
+#define CHUNK 130u
 #define LAYERS 2u
 
 struct device_case {
@@ -169,7 +169,7 @@ static double compare_dumps(const struct model *m, void *cpu, void *gpu, const f
 /* Worst relative difference of all: layers for several numbers of tokens, intermediates, logits. */
 static double compare(const struct model *m, void *cpu, void *gpu, const char *what)
 {
-    static const uint32_t counts[] = {1, 3, 8, 13, CHUNK, 1};
+    static const uint32_t counts[] = {1, 3, 8, 13, 21, 33, 70, CHUNK, 1};
     size_t width = m->hparams.hidden, vocab = m->hparams.vocab;
     auto_free float *h = malloc(CHUNK * width * sizeof(float)), *x = malloc(CHUNK * width * sizeof(float)),
                     *y = malloc(CHUNK * width * sizeof(float)), *p = malloc(4 * vocab * sizeof(float)),
@@ -187,7 +187,7 @@ static double compare(const struct model *m, void *cpu, void *gpu, const char *w
             worst = fmax(worst, difference(y, x, counts[c], width));
         }
     }
-    worst = fmax(worst, compare_dumps(m, cpu, gpu, h, x, 5));
+    worst = fmax(worst, fmax(compare_dumps(m, cpu, gpu, h, x, 5), compare_dumps(m, cpu, gpu, h, x, 20)));
     for (uint32_t n = 1; n <= 4; n++) {
         if (ffn_cpu.head(cpu, n, h, p, NULL, NULL, &err) < 0 || ffn_vulkan.head(gpu, n, h, q, NULL, NULL, &err) < 0)
             stop(what, &err);
