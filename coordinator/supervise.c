@@ -118,6 +118,7 @@ static int send_configure(struct stage *st, struct err *err)
         memcpy(q->device_without, c->device.without, sizeof(q->device_without));
         q->device_flags = (c->device.allow_cpu ? 1u : 0) | (c->device.validate ? 2u : 0) | (c->device.profile ? 4u : 0);
         q->device_subgroup = c->device.subgroup;
+        q->device_many = c->device.many;
         q->device_max_buffer = c->device.max_buffer;
         q->device_memory = c->gpu.memory;
     }

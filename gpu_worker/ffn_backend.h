@@ -22,6 +22,7 @@ struct ffn_device_options {
     bool profile;        /* keep the times of kernels, for ffn_backend.profile */
     const char *without; /* names of features treated as absent, separated by commas, or "all"; NULL: none; borrowed */
     uint32_t subgroup;   /* lanes asked for; 0: as the driver likes */
+    uint32_t many;       /* tokens from which on shaders for many are used; 0: measured */
     uint64_t max_buffer; /* bytes of a buffer at most; 0: as the device says */
     uint64_t memory;     /* bytes of device memory at most; 0: what is free */
 };

@@ -12,6 +12,7 @@
 
 #include "gpu_worker/ffn_backend.h"
 #include "gpu_worker/shaders.h"
+#include "gpu_worker/vk_crossover.h"
 #include "gpu_worker/vk_profile.h"
 #include "gpu_worker/vk_weights.h"
 #include "kernels/quant.h"
@@ -57,7 +58,7 @@ struct ffn {
     uint32_t many;                 /* from so many tokens on by cooperative matrices; UINT32_MAX: never */
     uint32_t tiled;                /* from so many tokens on by the tiled shaders, where there are none; UINT32_MAX: never */
     bool need_floats, need_quants; /* forms of activations that the file's types take */
-    bool said;
+    bool said, unmeasured;         /* unmeasured: `many` or `tiled` is to be found with the first layer */
     char name[64];
 };
 
@@ -88,6 +89,12 @@ static void vulkan_close(void *b)
     free(f->layers);
     free(f->commands);
     free(f);
+}
+
+/* From so many tokens on those for many. */
+static uint32_t *threshold(struct ffn *f)
+{
+    return f->many == UINT32_MAX ? &f->tiled : &f->many;
 }
 
 static uint64_t act_bytes(uint32_t n)
@@ -239,8 +246,11 @@ static int vulkan_open(const struct ffn_backend_options *o, void **ret, struct e
         r = vk_queue_open(f->device, &f->queue, err);
     if (r == 0) {
         f->many = vk_has(f->device, VK_FEATURE_COOPMAT) && f->device->max_shared >= MANY_SHARED(1) ? 4 * FEW : UINT32_MAX;
-        f->tiled = f->many == UINT32_MAX ? 2 * FEW : UINT32_MAX;
         r = make_buffers(f, err);
+        f->tiled = f->many == UINT32_MAX ? 2 * FEW : UINT32_MAX;
+        f->unmeasured = o->device.many == 0;
+        if (o->device.many)
+            *threshold(f) = o->device.many;
     }
     if (r == 0 && o->device.profile)
         r = vk_profile_open(f->device, f->queue, MARKS_FEW * (f->chunk_tokens / FEW + 2), &f->profile, err);
@@ -257,6 +267,8 @@ static const char *vulkan_describe(void *b)
     return ((struct ffn *)b)->name;
 }
 
+static int find_crossover(struct ffn *f, uint32_t layer, struct err *err);
+
 static int vulkan_load_segment(void *b, uint32_t layer, const struct segment_layout *l, const void *data, struct err *err)
 {
     struct ffn *f = b;
@@ -271,6 +283,10 @@ static int vulkan_load_segment(void *b, uint32_t layer, const struct segment_lay
                  : f->device->unified ? "copied: this driver does not import segments"
                                       : "copied to the device");
         f->said = true;
+    }
+    if (r == 0 && !head && f->unmeasured) {
+        r = find_crossover(f, layer, err);
+        f->unmeasured = r < 0;
     }
     return r;
 }
@@ -422,18 +438,17 @@ static int multiply_tiled(const struct step *s, const struct vk_matrix *m, const
         r = vk_dispatch(f->queue, s->cmd, k, (struct vk_range[]){p->range, whole(act), whole(y)}, &push, (n + tokens - 1) / tokens,
                         (p->n_rows + rows - 1) / rows, 1, s->err);
     }
+    mark_product(s, m, y, n, 16 * (uint64_t)stride, 1);
     return r;
 }
 
-/* y[token][row] = m times activations, eight tokens at a time or by tiles. */
-static int multiply(const struct step *s, const struct vk_matrix *m, const struct acts *a, const struct vk_buffer *y)
+/* y[token][row] = m times activations, eight tokens at a time. */
+static int multiply_few(const struct step *s, const struct vk_matrix *m, const struct acts *a, const struct vk_buffer *y)
 {
     struct ffn *f = s->f;
     const struct vk_kernel *k = NULL;
     char name[32];
     int r = 0;
-    if (s->tokens >= f->tiled)
-        return multiply_tiled(s, m, a, y);
     uint32_t threads = MIN(256u, f->device->max_threads / 32 * 32), stride;
     const struct vk_buffer *act = acts_of(a, m->type, &stride);
     for (uint32_t t = 0, n; r == 0 && t < s->tokens; t += n) {
@@ -451,6 +466,11 @@ static int multiply(const struct step *s, const struct vk_matrix *m, const struc
         mark_product(s, m, y, n, 16 * (uint64_t)stride, 1);
     }
     return r;
+}
+
+static int multiply(const struct step *s, const struct vk_matrix *m, const struct acts *a, const struct vk_buffer *y)
+{
+    return s->tokens >= s->f->tiled ? multiply_tiled(s, m, a, y) : multiply_few(s, m, a, y);
 }
 
 static bool same_cuts(const struct vk_matrix *a, const struct vk_matrix *b)
@@ -695,6 +715,61 @@ static int record_layer(struct ffn *f, uint32_t layer, uint32_t tokens, VkComman
     return r;
 }
 
+#define TIMED_ENOUGH 0.02 /* seconds: no run need be repeated */
+
+struct timed {
+    struct ffn *f;
+    uint32_t layer;
+};
+
+/* The best of three runs after a first, or the first where that is long. */
+static int time_layer(void *ctx, uint32_t tokens, bool by_many, double *ret, struct err *err)
+{
+    const struct timed *t = ctx;
+    struct ffn *f = t->f;
+    VkCommandBuffer cmd;
+    uint32_t kept = *threshold(f);
+    *threshold(f) = by_many ? 1 : VK_CROSSOVER_NEVER;
+    int r = record_layer(f, t->layer, tokens, &cmd, err);
+    *threshold(f) = kept;
+    *ret = 0;
+    for (int i = 0; r == 0 && i < 4; i++) {
+        uint64_t begin = util_now_ns();
+        r = vk_run(f->queue, cmd, err);
+        double seconds = (double)(util_now_ns() - begin) * 1e-9;
+        *ret = i < 2 ? seconds : MIN(*ret, seconds);
+        if (i == 0 && seconds > TIMED_ENOUGH)
+            break;
+    }
+    return r;
+}
+
+static int find_crossover(struct ffn *f, uint32_t layer, struct err *err)
+{
+    const struct vk_matrix *m = f->layers[layer].matrices;
+    uint32_t tokens = MIN(MIN(f->chunk_tokens, f->group), VK_CROSSOVER_LAST), found = 0;
+    while (tokens & (tokens - 1)) /* to a power of two, as all that are measured */
+        tokens &= tokens - 1;
+    const struct vk_crossover c = {.device = f->device,
+                                   .shaders = vk_cache_shaders(f->cache),
+                                   .family = f->many == UINT32_MAX ? "tiled" : "cooperative",
+                                   .hidden = f->hparams.hidden,
+                                   .ffn = f->hparams.ffn,
+                                   .types = {m[0].type, m[1].type, m[2].type},
+                                   .tokens = tokens,
+                                   .fallback = *threshold(f)};
+    struct timed t = {f, layer};
+    float *rows = f->in.map;
+    if (tokens < FEW)
+        return 0;
+    for (size_t i = 0; i < (size_t)tokens * f->hparams.hidden; i++)
+        rows[i] = (float)(i % 251) * 0x1p-7f - 1.0f;
+    int r = vk_crossover_find(&c, vk_cache_folder(f->cache), time_layer, &t, &found, err);
+    if (r == 0)
+        *threshold(f) = found;
+    return r < 0 ? err_wrap(err, r, "measuring layer %u", layer) : 0;
+}
+
 /* 1, 2, 4 or 8 tokens, or a multiple of 8: rows beyond the real ones are computed and dropped. */
 static uint32_t shape_of(uint32_t n, uint32_t *ret_index)
 {
@@ -812,7 +887,7 @@ static int record_head(struct ffn *f, uint32_t tokens, VkCommandBuffer *ret, str
     if (r == 0)
         r = norm(&s, &f->head, true, integer);
     if (r == 0)
-        r = multiply(&s, m, &a, f->device->unified ? &f->out_logits : &f->buffers[LOGITS]);
+        r = multiply_few(&s, m, &a, f->device->unified ? &f->out_logits : &f->buffers[LOGITS]);
     vk_barrier(s.cmd);
     if (r == 0 && !f->device->unified) {
         vk_copy(s.cmd, f->buffers[LOGITS].buffer, 0, f->out_logits.buffer, 0, tokens * token_bytes(f, LOGITS));

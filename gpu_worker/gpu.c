@@ -99,6 +99,7 @@ static int gpu_configure(void *state, struct stage_io *io, const struct msg_conf
                                            .profile = c->device_flags & 4,
                                            .without = c->device_without,
                                            .subgroup = c->device_subgroup,
+                                           .many = c->device_many,
                                            .max_buffer = c->device_max_buffer,
                                            .memory = c->device_memory};
     g->segments = calloc(g->hparams.n_layers + 1, sizeof(*g->segments));

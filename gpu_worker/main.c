@@ -22,6 +22,7 @@ static struct ffn_device_options device_options(const struct config_device *d, u
                                        .validate = d->validate,
                                        .without = d->without,
                                        .subgroup = d->subgroup,
+                                       .many = d->many,
                                        .max_buffer = d->max_buffer,
                                        .memory = memory};
 }

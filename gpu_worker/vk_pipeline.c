@@ -29,8 +29,8 @@ struct cache_header {
 struct vk_cache {
     const struct vk_device *device;
     VkPipelineCache cache;
-    char path[4096];            /* "": none */
-    struct cache_header header; /* expected; bytes and checksum unset */
+    char folder[3500], path[4096]; /* "": none */
+    struct cache_header header;    /* expected; bytes and checksum unset */
     bool warm;
     uint32_t made;
 };
@@ -64,6 +64,7 @@ static void find_path(struct vk_cache *c, const char *folder)
     }
     if (mkdir(base, 0700) < 0 && errno != EEXIST)
         return;
+    memcpy(c->folder, base, sizeof(base));
     snprintf(c->path, sizeof(c->path), "%s/vulkan-%08x-%08x-%08x-%016llx.cache", base, h->vendor, h->device, h->driver,
              (unsigned long long)h->shaders);
 }
@@ -124,6 +125,16 @@ int vk_cache_open(const struct vk_device *d, const char *folder, struct vk_cache
     }
     *ret = c;
     return 0;
+}
+
+const char *vk_cache_folder(const struct vk_cache *c)
+{
+    return c->folder;
+}
+
+uint64_t vk_cache_shaders(const struct vk_cache *c)
+{
+    return c->header.shaders;
 }
 
 bool vk_cache_warm(const struct vk_cache *c)

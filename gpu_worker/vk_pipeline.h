@@ -28,6 +28,10 @@ struct vk_kernel {
 int vk_cache_open(const struct vk_device *d, const char *folder, struct vk_cache **ret, struct err *err);
 /* Whether the file was there and good. */
 bool vk_cache_warm(const struct vk_cache *c);
+/* Where the file lies, for others of its kind; "": nowhere. */
+const char *vk_cache_folder(const struct vk_cache *c);
+/* Checksum of all embedded shaders. */
+uint64_t vk_cache_shaders(const struct vk_cache *c);
 /* Writes the file when pipelines were made since it was read (to a temporary name, then renamed), and frees. NULL is fine. */
 void vk_cache_close(struct vk_cache *c);
 

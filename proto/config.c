@@ -27,7 +27,7 @@ struct raw_memory {
 };
 struct raw_gpu {
     char *backend, *memory, *threads;
-    char *device, *allow_cpu_device, *without, *max_buffer, *subgroup, *validate, *profile;
+    char *device, *allow_cpu_device, *without, *max_buffer, *subgroup, *many, *validate, *profile;
 };
 struct raw_worker {
     char *backend, *memory, *threads;
@@ -95,6 +95,7 @@ static const struct key keys[] = {
     KEY("gpu.without", KIND_TEXT, false, 0, 127, gpu.without, device.without, "names of features, such as int_dot,coopmat"),
     KEY("gpu.max_buffer", KIND_BYTES, true, 0, 0, gpu.max_buffer, device.max_buffer, EXPECT_SIZE),
     KEY("gpu.subgroup", KIND_U32, true, 4, 128, gpu.subgroup, device.subgroup, "auto or a number of lanes from 4 to 128"),
+    KEY("gpu.many", KIND_U32, true, 1, 4096, gpu.many, device.many, "auto or a number of tokens from 1 to 4096"),
     KEY("gpu.validate", KIND_BOOL, false, 0, 0, gpu.validate, device.validate, "true or false"),
     KEY("gpu.profile", KIND_BOOL, false, 0, 0, gpu.profile, device.profile, "true or false"),
 };
@@ -126,9 +127,8 @@ static const cyaml_schema_field_t worker_fields[] = {
 static const cyaml_schema_field_t gpu_fields[] = {
     LEAF(raw_gpu, "backend", backend), LEAF(raw_gpu, "memory", memory), LEAF(raw_gpu, "threads", threads),
     LEAF(raw_gpu, "device", device), LEAF(raw_gpu, "allow_cpu_device", allow_cpu_device), LEAF(raw_gpu, "without", without),
-    LEAF(raw_gpu, "max_buffer", max_buffer), LEAF(raw_gpu, "subgroup", subgroup), LEAF(raw_gpu, "validate", validate),
-    LEAF(raw_gpu, "profile", profile),
-    CYAML_FIELD_END,
+    LEAF(raw_gpu, "max_buffer", max_buffer), LEAF(raw_gpu, "subgroup", subgroup), LEAF(raw_gpu, "many", many),
+    LEAF(raw_gpu, "validate", validate), LEAF(raw_gpu, "profile", profile), CYAML_FIELD_END,
 };
 /* `memory` is a word or a mapping, which a schema cannot say: one schema for each. */
 #define TOP_FIELDS(memory_field) {                                                                                            \

@@ -25,6 +25,7 @@ struct config_device {   /* of a gpu backend that has one; what is said here of 
     bool validate;       /* with the validation layer */
     bool profile;        /* gpu_worker logs the times of kernels at its end */
     uint32_t subgroup;   /* lanes; 0 = as the driver likes */
+    uint32_t many;       /* tokens from which on shaders for many are used; 0 = measured */
     uint64_t max_buffer; /* bytes of a buffer at most; 0 = as the device says */
 };
 

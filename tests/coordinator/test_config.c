@@ -170,6 +170,7 @@ static const struct bad {
     {"model: a\ngpu: {device: ''}\n", NULL, "key 'gpu.device': found ''; expected auto, a number"},
     {"model: a\ngpu: {allow_cpu_device: maybe}\n", NULL, "found 'maybe'; expected true or false"},
     {"model: a\ngpu: {subgroup: 3}\n", NULL, "key 'gpu.subgroup': found '3'; expected auto or a number of lanes from 4 to 128"},
+    {"model: a\ngpu: {many: 5000}\n", NULL, "key 'gpu.many': found '5000'; expected auto or a number of tokens from 1 to 4096"},
     {"model: a\ngpu: {max_buffer: 1KiB}\n", NULL, "key 'gpu.max_buffer': found '1KiB'; expected a size of at least 1MiB"},
     {"model: a\nnpu: {device: 0}\n", NULL, "unknown key 'npu.device'; did you mean 'gpu.device'"},
     {"model: a\nnpu: {spawn: true}\n", NULL, "key 'npu.spawn' is not part of this version"},

@@ -21,7 +21,7 @@ def device():
     r = run("gpu_worker", "--list-devices", status=None)
     if r.returncode or "   driver " not in r.stdout:
         tandem.skip("no Vulkan device: " + (r.stderr.strip() or r.stdout.strip()))
-    return {"gpu__backend": "vulkan", "gpu__allow_cpu_device": "true"}
+    return {"gpu__backend": "vulkan", "gpu__allow_cpu_device": "true", "gpu__many": 16}
 
 
 def validated(keys):
@@ -82,8 +82,9 @@ def test_poor_devices():
     ids = golden_json("demo_greedy.json")["prompts"][0]["prompt_ids"]
     want, _ = greedy(config(model("demo", "q8_0"), gpu__backend="cpu"), ids, 24)
     for less in ({"gpu__without": "int_dot"}, {"gpu__without": '"host_import,fp16,storage16"'}, {"gpu__without": "all"},
-                 {"gpu__max_buffer": "1MiB"}, {"gpu__subgroup": 8}, {"gpu__subgroup": 64}):
-        got, _ = greedy(config(model("demo", "q8_0"), **keys, **less), ids, 24)
+                 {"gpu__max_buffer": "1MiB"}, {"gpu__subgroup": 8}, {"gpu__subgroup": 64},
+                 {"gpu__many": 4096}, {"gpu__many": "auto"}):
+        got, _ = greedy(config(model("demo", "q8_0"), **{**keys, **less}), ids, 24)
         same_text(config(model("demo", "q8_0"), gpu__backend="cpu"), got, want, ids, BESIDE_CPU["q8_0"], less)
     r = run("coordinator", "--config", config(model("demo", "q8_0"), **keys, gpu__without="speed"), "plan", status=None)
     tandem.one_line_error(r, "no feature 'speed'", "int_dot")

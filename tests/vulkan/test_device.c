@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  * Choice of a device by names and types alone; then, where there is a device: features taken away, memory within its limits, the
- * pipeline cache on disk when it is damaged. */
+ * pipeline cache on disk when it is damaged, the crossover by invented times and its file. */
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
@@ -9,11 +9,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
 
 #include "gpu_worker/shaders.h"
+#include "gpu_worker/vk_crossover.h"
 #include "gpu_worker/vk_memory.h"
 #include "gpu_worker/vk_pipeline.h"
 #include "gpu_worker/vk_submit.h"
@@ -222,6 +224,128 @@ static void test_cache(void **state)
     vk_device_close(d);
 }
 
+/* Times that say from where on many win, and how often they were asked for. */
+struct clock {
+    uint32_t from, asked;
+    int fail;
+    uint64_t sleep_ns;
+};
+
+static int tell(void *ctx, uint32_t tokens, bool by_many, double *ret, struct err *err)
+{
+    struct clock *c = ctx;
+    c->asked++;
+    *ret = by_many == (tokens >= c->from) ? 1e-3 : 2e-3;
+    if (c->sleep_ns)
+        nanosleep(&(struct timespec){.tv_nsec = (long)c->sleep_ns}, NULL);
+    return c->fail ? err_set(err, c->fail, "told to fail") : 0;
+}
+
+static uint32_t crossover(const struct vk_crossover *c, const char *folder, uint32_t from, uint32_t *ret_asked)
+{
+    struct clock k = {.from = from};
+    struct err err = {0};
+    uint32_t n = 0;
+    assert_int_equal(vk_crossover_find(c, folder, tell, &k, &n, &err), 0);
+    *ret_asked = k.asked;
+    return n;
+}
+
+static void test_crossover(void **state)
+{
+    (void)state;
+    static const struct {
+        uint32_t from, tokens, want, asked;
+    } cases[] = {{1, 128, 8, 2},
+                 {8, 128, 8, 2},
+                 {9, 128, 16, 4},
+                 {64, 128, 64, 8},
+                 {128, 128, 128, 10},
+                 {129, 128, VK_CROSSOVER_NEVER, 10},
+                 {64, 32, VK_CROSSOVER_NEVER, 6},
+                 {64, 4, VK_CROSSOVER_NEVER, 0}};
+    struct vk_device *d = open_device(0, 0);
+    struct vk_crossover c = {.device = d, .shaders = 1, .family = "tiled", .hidden = 64, .ffn = 128, .types = {2, 8, 0}};
+    struct err err = {0};
+    uint32_t asked, n;
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        c.tokens = cases[i].tokens;
+        assert_int_equal(crossover(&c, "", cases[i].from, &asked), cases[i].want);
+        assert_int_equal(asked, cases[i].asked);
+    }
+    c.tokens = 128;
+    for (c.fallback = 8; c.fallback <= 32; c.fallback *= 4) { /* 8 take 100 ms: 16 are not begun */
+        struct clock slow = {.from = 200, .sleep_ns = 50000000};
+        assert_int_equal(vk_crossover_find(&c, "", tell, &slow, &n, &err), 0);
+        assert_int_equal(n, c.fallback == 8 ? 16 : 32);
+        assert_int_equal(slow.asked, 2);
+    }
+    struct clock fail = {.fail = -ENODEV};
+    char folder[] = "/tmp/tandem-vulkan-XXXXXX", command[2048], file[512], text[4096];
+    assert_non_null(mkdtemp(folder));
+    assert_int_equal(vk_crossover_find(&c, folder, tell, &fail, &n, &err), -ENODEV);
+    snprintf(command, sizeof(command), "ls %s/crossover-*.txt 2>/dev/null", folder);
+    FILE *p = popen(command, "r");
+    assert_null(fgets(file, sizeof(file), p)); /* nothing is kept of a failure */
+    pclose(p);
+    for (uint32_t from = 8; from <= 256; from *= 2) { /* kept, whatever the clock says later */
+        uint32_t want = from > 128 ? VK_CROSSOVER_NEVER : from;
+        c.shaders = from;
+        assert_int_equal(crossover(&c, folder, from, &asked), want);
+        assert_true(asked > 0);
+        assert_int_equal(crossover(&c, folder, 1, &asked), want);
+        assert_int_equal(asked, 0);
+    }
+    snprintf(command, sizeof(command), "rm %s/crossover-*.txt", folder);
+    assert_int_equal(system(command), 0);
+    assert_int_equal(crossover(&c, folder, 32, &asked), 32);
+    snprintf(command, sizeof(command), "ls %s/crossover-*.txt", folder);
+    p = popen(command, "r");
+    assert_non_null(fgets(file, sizeof(file), p));
+    pclose(p);
+    file[strcspn(file, "\n")] = '\0';
+    struct stat st;
+    assert_int_equal(stat(file, &st), 0);
+    assert_int_equal(st.st_mode & 077, 0);
+    int fd = open(file, O_RDONLY);
+    ssize_t bytes = read(fd, text, sizeof(text) - 1);
+    close(fd);
+    assert_int_equal(bytes, st.st_size);
+    text[bytes] = '\0';
+    assert_non_null(strstr(text, d->name));
+    assert_non_null(strstr(text, "many: 32\n"));
+    for (off_t at = 0; at < st.st_size; at += 7) {
+        fd = open(file, O_RDWR);
+        assert_int_equal(pwrite(fd, &(char){text[at] ^ 1}, 1, at), 1);
+        close(fd);
+        assert_int_equal(crossover(&c, folder, 32, &asked), 32);
+        assert_true(asked > 0); /* ignored, and replaced */
+        assert_int_equal(crossover(&c, folder, 1, &asked), 32);
+        assert_int_equal(asked, 0);
+    }
+    for (off_t size = 0; size < 3 * st.st_size; size += st.st_size / 4 + 1) {
+        assert_int_equal(truncate(file, size), 0);
+        crossover(&c, folder, 32, &asked);
+        assert_true(asked > 0);
+    }
+    /* an answer of somebody else's, under this name */
+    struct vk_crossover other = c;
+    other.ffn = 256;
+    assert_int_equal(crossover(&other, folder, 8, &asked), 8);
+    snprintf(command, sizeof(command), "for f in %s/crossover-*.txt; do [ $f = %s ] || mv $f %s; done", folder, file, file);
+    assert_int_equal(system(command), 0);
+    assert_int_equal(crossover(&c, folder, 32, &asked), 32);
+    assert_true(asked > 0);
+    assert_int_equal(unlink(file), 0);
+    assert_int_equal(symlink("/etc/passwd", file), 0);
+    assert_int_equal(crossover(&c, folder, 32, &asked), 32);
+    assert_true(asked > 0);
+    assert_int_equal(unlink(file), 0);
+    assert_int_equal(rmdir(folder), 0);                      /* and no temporary file is left */
+    assert_int_equal(crossover(&c, folder, 32, &asked), 32); /* a folder that is not there */
+    vk_device_close(d);
+}
+
 static void test_copy(void **state)
 {
     (void)state;
@@ -266,9 +390,9 @@ static void test_copy(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_choice),   cmocka_unit_test(test_feature_names), cmocka_unit_test(test_failures),
-        cmocka_unit_test(test_injected), cmocka_unit_test(test_memory),        cmocka_unit_test(test_cache),
-        cmocka_unit_test(test_copy),
+        cmocka_unit_test(test_choice),    cmocka_unit_test(test_feature_names), cmocka_unit_test(test_failures),
+        cmocka_unit_test(test_injected),  cmocka_unit_test(test_memory),        cmocka_unit_test(test_cache),
+        cmocka_unit_test(test_crossover), cmocka_unit_test(test_copy),
     };
     log_init("test", "error");
     return cmocka_run_group_tests(tests, NULL, NULL);
