@@ -65,9 +65,9 @@ struct shaders_scale {
  * Constants: threads, rows and tokens of a workgroup, of a subgroup, blocks of a step; threads = 32 for each subgroup.
  * n_units counts blocks of 32 columns for all types. Dispatch: tiles of tokens, tiles of rows, parts. y: [tokens][rows], both
  * padded to whole tiles; to be multiplied by the token's scale.
- * matmul_dot_T, matmul_fma_T. Bindings: weights, activations, y. Constants: threads, rows and tokens of a workgroup (multiples of 16
- * and 4), fours of rows and of tokens of a thread; threads * 16 * fours * fours = rows * tokens. Dispatch as above. y: neither padded
- * nor scaled. */
+ * matmul_dot_T, matmul_fma_T. Bindings: weights, activations, y. Constants: threads, rows and tokens of a workgroup (multiples of
+ * 16 and 4), fours of rows and of tokens of a thread; threads * 16 * fours * fours = rows * tokens. Dispatch as above. y: neither
+ * padded nor scaled. */
 struct shaders_matmul {
     uint32_t n_rows, n_units, tile_vec4, part_units;
     uint32_t act_at, act_stride;
