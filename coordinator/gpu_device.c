@@ -73,14 +73,14 @@ static int ask(const char *path, const char *const *words, char *text, int *ret_
     return r < 0 ? err_set(err, r, "its driver did not answer within %d s", WAIT_MS / 1000) : 0;
 }
 
-/* "unified\t123\tname\n", the last line. */
+/* "unified\t123\t45\tname\n", the last line. */
 static bool parse(const char *text, struct gpu_device *d)
 {
     char kind[16];
     const char *line = text;
     for (const char *p = text; (p = strchr(p, '\n')) && p[1]; p++)
         line = p + 1;
-    if (sscanf(line, "%15[a-z]\t%" SCNu64 "\t%255[^\n]", kind, &d->room, d->name) != 3)
+    if (sscanf(line, "%15[a-z]\t%" SCNu64 "\t%" SCNu64 "\t%255[^\n]", kind, &d->room, &d->importable, d->name) != 4)
         return false;
     d->unified = strcmp(kind, "unified") == 0;
     return d->unified || strcmp(kind, "own") == 0;

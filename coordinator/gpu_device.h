@@ -11,9 +11,10 @@ struct config;
 struct err;
 
 struct gpu_device {
-    bool vulkan;   /* else the cpu backend */
-    bool unified;  /* its memory is the processor's */
-    uint64_t room; /* bytes free */
+    bool vulkan;         /* else the cpu backend */
+    bool unified;        /* its memory is the processor's */
+    uint64_t room;       /* bytes free */
+    uint64_t importable; /* bytes of a segment that it can use in place; larger ones are copied */
     char name[256];
     char reason[768]; /* why not vulkan; "" where the config says cpu */
 };

@@ -57,12 +57,28 @@ static int collect_types(const struct gguf *g, struct plan *p, struct err *err)
     return r;
 }
 
-static int weights(struct plan *p, const struct gguf *g, struct err *err)
+/* Where gpu_worker's weights are. On a device that copies them a segment goes as soon as it is copied, two at most exist at once;
+ * but with "auto" on a device with memory of its own all must have room here, should the processor have to take over. */
+static void device_weights(const struct config *c, struct plan *p, uint64_t largest, uint64_t pair)
+{
+    uint64_t *bytes = p->process[CONFIG_GPU].bytes, all = bytes[BUDGET_WEIGHTS], fit = 65536;
+    if (!p->gpu.vulkan || largest <= p->gpu.importable)
+        return;
+    uint64_t copies = all + p->hparams.n_layers * fit; /* each tensor in a buffer of its own, rounded up */
+    if (p->gpu.unified)
+        bytes[BUDGET_DEVICE] += copies;
+    else
+        p->device_bytes = copies;
+    if (p->gpu.unified || strcmp(c->gpu.backend, "auto") != 0)
+        bytes[BUDGET_WEIGHTS] = pair;
+}
+
+static int weights(const struct config *c, struct plan *p, const struct gguf *g, struct err *err)
 {
     const struct hparams *h = &p->hparams;
     struct segment_layout l;
     const uint8_t *t = p->types;
-    uint64_t largest_bounce = 0;
+    uint64_t largest_bounce = 0, largest = 0, pair = 0, last = 0; /* of gpu_worker, in the order of loading */
     for (uint32_t layer = 0; layer <= h->n_layers; layer++) {
         for (int kind = SEGMENT_ATTN; kind <= SEGMENT_HEAD; kind++) {
             if ((layer == h->n_layers) != (kind == SEGMENT_HEAD))
@@ -73,9 +89,15 @@ static int weights(struct plan *p, const struct gguf *g, struct err *err)
             t += segment_n_tensors((enum segment_kind)kind);
             p->process[kind == SEGMENT_ATTN ? CONFIG_NPU : CONFIG_GPU].bytes[BUDGET_WEIGHTS] += l.bytes;
             largest_bounce = MAX(largest_bounce, segment_bounce_min(&l));
+            if (kind == SEGMENT_ATTN)
+                continue;
+            largest = MAX(largest, l.bytes);
+            pair = MAX(pair, last + l.bytes);
+            last = l.bytes;
         }
     }
     p->process[CONFIG_LOADER].bytes[BUDGET_SCRATCH] = work_plan_loader_bytes(h, largest_bounce);
+    device_weights(c, p, largest, pair);
     for (uint32_t i = 0; i < gguf_n_tensors(g); i++)
         p->tensor_bytes += gguf_tensor_at(g, i)->bytes;
     return 0;
@@ -190,7 +212,7 @@ static int with_device(const struct config *c, const struct gguf *g, const struc
     p->npu_threads = c->npu.threads ? c->npu.threads : cores;
     p->gpu_threads = c->gpu.threads ? c->gpu.threads : cores;
     p->pin_threads = c->pin_threads && p->npu_threads + p->gpu_threads > cores;
-    if ((r = collect_types(g, p, err)) < 0 || (r = weights(p, g, err)) < 0)
+    if ((r = collect_types(g, p, err)) < 0 || (r = weights(c, p, g, err)) < 0)
         return r;
     p->process[CONFIG_NPU].bytes[BUDGET_KV] =
         work_plan_kv_bytes(h, p->context, p->sequences, p->chunk_tokens, p->ring_slots, p->kv_type);
@@ -200,9 +222,9 @@ static int with_device(const struct config *c, const struct gguf *g, const struc
     if (!gpu->vulkan || strcmp(c->gpu.backend, "auto") == 0) /* auto may end on the processor, when the device fails at start */
         p->process[CONFIG_GPU].bytes[BUDGET_SCRATCH] += work_plan_ffn_bytes(h, p->types, p->chunk_tokens, p->logits_rows);
     if (gpu->vulkan)
-        p->process[CONFIG_GPU].bytes[BUDGET_DEVICE] = work_plan_vulkan_bytes(h, p->chunk_tokens);
+        p->process[CONFIG_GPU].bytes[BUDGET_DEVICE] += work_plan_vulkan_bytes(h, p->chunk_tokens);
     if (gpu->vulkan && !gpu->unified)
-        p->device_bytes = p->process[CONFIG_GPU].bytes[BUDGET_WEIGHTS] + p->process[CONFIG_GPU].bytes[BUDGET_DEVICE];
+        p->device_bytes += work_plan_vulkan_bytes(h, p->chunk_tokens);
     rings(p);
     fixed(p);
     p->process[CONFIG_COORDINATOR].fixed += command_bytes;

@@ -200,15 +200,36 @@ static int on_segment_new(struct stage *st, const struct msg_segment_new *m, int
     return 0;
 }
 
+/* A segment that is held, of whichever worker; NULL. */
+static struct segment_fd *held(struct supervise *s, uint32_t kind, uint32_t layer)
+{
+    for (uint32_t i = 0; i < s->n_segments; i++) {
+        if (s->segments[i].kind == kind && s->segments[i].layer == layer)
+            return &s->segments[i];
+    }
+    return NULL;
+}
+
+static int on_segment_released(struct stage *st, const struct msg_segment_released *m, struct err *err)
+{
+    struct supervise *s = st->owner;
+    struct segment_fd *g = held(s, m->kind, m->layer);
+    if (!g || g->role != st->role)
+        return err_set(err, -EPROTO, "%s: SEGMENT_RELEASED for kind %u layer %u, which it does not hold", msg_role_name(st->role),
+                       m->kind, m->layer);
+    close(g->fd);
+    *g = s->segments[--s->n_segments];
+    return 0;
+}
+
 static int on_segment_filled(struct stage *st, const struct msg_segment_filled *m, struct err *err)
 {
     struct supervise *s = st->owner;
     if (st->role != MSG_ROLE_LOADER)
         return err_set(err, -EPROTO, "%s: unexpected SEGMENT_FILLED", msg_role_name(st->role));
-    for (uint32_t i = 0; i < s->n_segments; i++) {
-        if (s->segments[i].kind != m->kind || s->segments[i].layer != m->layer)
-            continue;
-        struct stage *to = &s->stages[s->segments[i].role];
+    struct segment_fd *g = held(s, m->kind, m->layer);
+    if (g) {
+        struct stage *to = &s->stages[g->role];
         to->n_filled++;
         int r = send_to(to, &(struct msg){.type = MSG_TYPE_segment_filled, .segment_filled = *m}, NULL, 0, err);
         return r < 0 ? r : start_if_complete(to, err);
@@ -246,6 +267,8 @@ static int handle(struct stage *st, const struct msg *m, int *fds, struct err *e
                            m->segment_end.count, st->n_segments);
         st->segments_known = true;
         return start_if_complete(st, err);
+    case MSG_TYPE_segment_released:
+        return on_segment_released(st, &m->segment_released, err);
     case MSG_TYPE_segment_filled:
         return on_segment_filled(st, &m->segment_filled, err);
     case MSG_TYPE_ready:

@@ -42,12 +42,16 @@ typedef void (*ffn_dump_fn)(void *ctx, const char *name, const float *rows, uint
 
 typedef void (*ffn_line_fn)(void *ctx, const char *line);
 
+#define FFN_COPIED 1
+
 struct ffn_backend {
     const char *name;
     int (*open)(const struct ffn_backend_options *o, void **ret, struct err *err);
     /* What runs: "cpu avx2"; lives as long as the backend. */
     const char *(*describe)(void *b);
-    /* data: the segment, 4096-aligned; borrowed until close. */
+    /* Whether load_segment will copy segments of up to `largest` bytes. NULL: it never does. */
+    bool (*copies)(void *b, uint64_t largest);
+    /* data: the segment, 4096-aligned. Returns 0: borrowed until close; FFN_COPIED: needed no longer. */
     int (*load_segment)(void *b, uint32_t layer, const struct segment_layout *l, const void *data,
                         struct err *err); /* FFN or HEAD by l->kind */
     /* h, x: [n_tokens][hidden] f32; may be the same array. */
@@ -73,7 +77,8 @@ extern const struct ffn_backend ffn_cpu;
 extern const struct ffn_backend ffn_vulkan;
 /* Devices with their limits, and which one these options choose and why. */
 int ffn_vulkan_list(const struct ffn_device_options *o, FILE *f, struct err *err);
-/* One line about the chosen one: "unified" or "own", free bytes, name, separated by tabs. -ENODEV: none. */
+/* One line about the chosen one: "unified" or "own", free bytes, bytes of a segment that it can use in place (0: it copies), name,
+ * separated by tabs. -ENODEV: none. */
 int ffn_vulkan_choose(const struct ffn_device_options *o, FILE *f, struct err *err);
 
 #endif

@@ -142,7 +142,8 @@ int ffn_vulkan_choose(const struct ffn_device_options *o, FILE *f, struct err *e
     if (r == 0)
         r = vk_device_open(&vk, &d, err);
     if (r == 0)
-        fprintf(f, "%s\t%llu\t%s\n", d->unified ? "unified" : "own", (unsigned long long)vk_device_room(d), d->name);
+        fprintf(f, "%s\t%llu\t%llu\t%s\n", d->unified ? "unified" : "own", (unsigned long long)vk_device_room(d),
+                (unsigned long long)vk_buffer_importable(d), d->name);
     vk_device_close(d);
     return r;
 }
@@ -199,6 +200,12 @@ static const char *vulkan_describe(void *b)
     return ((struct ffn *)b)->name;
 }
 
+static bool vulkan_copies(void *b, uint64_t largest)
+{
+    const struct ffn *f = b;
+    return vk_buffer_importable(f->device) < largest;
+}
+
 static int find_crossover(struct ffn *f, uint32_t layer, struct err *err);
 
 static int vulkan_load_segment(void *b, uint32_t layer, const struct segment_layout *l, const void *data, struct err *err)
@@ -220,7 +227,7 @@ static int vulkan_load_segment(void *b, uint32_t layer, const struct segment_lay
         r = find_crossover(f, layer, err);
         f->unmeasured = r < 0;
     }
-    return r;
+    return r == 0 && !w->in_place ? FFN_COPIED : r;
 }
 
 #define TIMED_ENOUGH 0.02 /* seconds: no run need be repeated */
@@ -413,6 +420,7 @@ static int vulkan_profile(void *b, ffn_line_fn line, void *ctx, struct err *err)
 const struct ffn_backend ffn_vulkan = {.name = "vulkan",
                                        .open = vulkan_open,
                                        .describe = vulkan_describe,
+                                       .copies = vulkan_copies,
                                        .load_segment = vulkan_load_segment,
                                        .run = vulkan_run,
                                        .head = vulkan_head,

@@ -28,10 +28,16 @@
 #define OUTPUT_NPU 0
 #define OUTPUT_COORDINATOR 1
 
+struct arrived {
+    const void *data; /* borrowed; NULL once the backend has copied it */
+    bool came;
+};
+
 struct gpu {
     struct hparams hparams;
     uint8_t types[sizeof(((struct msg_configure *)0)->types)];
     uint32_t logits_rows;
+    struct stage_io *io;
     struct budget *budget;
     float *rows; /* [chunk_tokens][hidden] */
     size_t rows_bytes;
@@ -41,7 +47,7 @@ struct gpu {
     struct ffn_backend_options options; /* for the processor, should the device fail while it loads */
     char variant[sizeof(((struct msg_configure *)0)->variant)];
     bool choose;               /* the backend is ours to choose */
-    const void **segments;     /* [n_layers + 1], as they came; borrowed */
+    struct arrived *segments;  /* [n_layers + 1] */
     double *_Atomic collected; /* where the squares of what enters matrices are summed, or NULL */
 };
 
@@ -57,6 +63,20 @@ static int layout(const struct gpu *g, enum segment_kind kind, uint32_t layer, s
     const uint8_t *types = kind == SEGMENT_HEAD ? g->types + (size_t)n_layers * GEMMA3_LAYER_TENSORS
                                                 : g->types + (size_t)layer * GEMMA3_LAYER_TENSORS + segment_n_tensors(SEGMENT_ATTN);
     return segment_layout_init(ret, &g->hparams, kind, types, err);
+}
+
+/* index: of the layer, or n_layers for the head. */
+static int want(struct gpu *g, uint32_t index, uint64_t *largest, struct err *err)
+{
+    bool head = index == g->hparams.n_layers;
+    enum segment_kind kind = head ? SEGMENT_HEAD : SEGMENT_FFN;
+    struct segment_layout l;
+    int r = layout(g, kind, index, &l, err);
+    if (r == 0) {
+        *largest = MAX(*largest, l.bytes);
+        r = stage_want_segment(g->io, kind, head ? 0 : index, l.bytes, err);
+    }
+    return r;
 }
 
 static int open_backend(struct gpu *g, const char *name, const struct ffn_backend_options *o, struct err *err)
@@ -77,6 +97,7 @@ static int gpu_configure(void *state, struct stage_io *io, const struct msg_conf
         return err_set(err, -EPROTO, "CONFIGURE lists %u tensor types; expected %u or more", c->types_len, n_types);
     memcpy(g->types, c->types, c->types_len);
     g->logits_rows = c->logits_rows;
+    g->io = io;
     g->budget = stage_budget(io);
     g->rows_bytes = work_plan_gather_bytes(&g->hparams, c->chunk_tokens);
     int r = budget_alloc(g->budget, BUDGET_SCRATCH, g->rows_bytes, (void **)&g->rows, err);
@@ -109,34 +130,39 @@ static int gpu_configure(void *state, struct stage_io *io, const struct msg_conf
     g->profile = r == 0 && o.device.profile && g->backend->profile;
     if (r == 0 && o.device.profile && !g->profile)
         log_warn("gpu", "gpu.profile: backend '%s' keeps no times of kernels; vulkan does", g->backend->name);
-    for (uint32_t layer = 0; r == 0 && layer <= g->hparams.n_layers; layer++) {
-        bool head = layer == g->hparams.n_layers;
-        enum segment_kind kind = head ? SEGMENT_HEAD : SEGMENT_FFN;
-        struct segment_layout l;
-        r = layout(g, kind, layer, &l, err);
-        if (r == 0)
-            r = stage_want_segment(io, kind, head ? 0 : layer, l.bytes, err);
-    }
+    uint64_t largest = 0;
+    for (uint32_t i = 0; r == 0 && i <= g->hparams.n_layers; i++)
+        r = want(g, i, &largest, err);
+    if (r == 0 && g->backend->copies && g->backend->copies(g->device, largest))
+        stage_lease(io, 2); /* one is filled while the other is copied */
     return r;
 }
 
-/* index: of the layer, or n_layers for the head. */
 static int load(struct gpu *g, uint32_t index, struct err *err)
 {
     bool head = index == g->hparams.n_layers;
     struct segment_layout l;
     int r = layout(g, head ? SEGMENT_HEAD : SEGMENT_FFN, index, &l, err);
-    return r < 0 ? r : g->backend->load_segment(g->device, head ? 0 : index, &l, g->segments[index], err);
+    if (r == 0)
+        r = g->backend->load_segment(g->device, head ? 0 : index, &l, g->segments[index].data, err);
+    if (r == FFN_COPIED)
+        g->segments[index].data = NULL;
+    return r;
 }
 
+/* What the device had copied is wanted once more, all of it now. */
 static int fall_back(struct gpu *g, struct err *err)
 {
+    uint64_t largest = 0;
     log_warn("gpu", "%s; gpu_worker computes on the processor instead", err->text);
     g->backend->close(g->device);
     g->profile = false;
     int r = open_backend(g, "cpu", &g->options, err);
-    for (uint32_t i = 0; r == 0 && i <= g->hparams.n_layers; i++)
-        r = g->segments[i] ? load(g, i, err) : 0;
+    stage_lease(g->io, 0);
+    for (uint32_t i = 0; r == 0 && i <= g->hparams.n_layers; i++) {
+        if (g->segments[i].came)
+            r = g->segments[i].data ? load(g, i, err) : want(g, i, &largest, err);
+    }
     return r;
 }
 
@@ -153,9 +179,11 @@ static int gpu_segment(void *state, uint32_t kind, uint32_t layer, const void *d
     if (r < 0)
         return r;
     uint32_t index = kind == SEGMENT_HEAD ? g->hparams.n_layers : layer;
-    g->segments[index] = data;
+    g->segments[index] = (struct arrived){data, true};
     r = load(g, index, err);
-    return r < 0 && g->choose && g->backend != &ffn_cpu ? fall_back(g, err) : r;
+    if (r < 0 && g->choose && g->backend != &ffn_cpu)
+        r = fall_back(g, err);
+    return r == FFN_COPIED ? STAGE_SEGMENT_COPIED : r;
 }
 
 static int send_done(struct stage_io *io, struct chunk *c)

@@ -53,7 +53,9 @@ static int open_backend(struct work *w, const char *name, struct err *err)
     if (r == 0 && w->profile && !w->opened.backend->profile)
         r = err_set(err, -ENOTSUP, "--profile: backend '%s' keeps no times of kernels; expected a Vulkan device (--backend vulkan)",
                     w->opened.backend->name);
-    return r < 0 ? r : w->opened.backend->load_segment(w->opened.device, w->layer, w->layout, w->segment, err);
+    if (r == 0)
+        r = w->opened.backend->load_segment(w->opened.device, w->layer, w->layout, w->segment, err);
+    return MIN(r, 0);
 }
 
 /* One chunk of rows: a layer, or the head. */

@@ -8,6 +8,7 @@
 
 #include "proto/budget.h"
 #include "proto/err.h"
+#include "proto/shm.h"
 #include "proto/util.h"
 
 #define USAGE (VK_BUFFER_USAGE_STORAGE_BUFFER_BIT | VK_BUFFER_USAGE_TRANSFER_SRC_BIT | VK_BUFFER_USAGE_TRANSFER_DST_BIT)
@@ -152,6 +153,28 @@ int vk_buffer_import(struct vk_memory *m, void *p, uint64_t bytes, struct vk_buf
     ret->map = p;
     ret->bytes = bytes;
     return 0;
+}
+
+uint64_t vk_buffer_importable(const struct vk_device *d)
+{
+    struct vk_memory m = {.device = d};
+    struct vk_buffer b = {0};
+    struct err err = {0};
+    void *p = NULL;
+    if (!d->unified || !d->import_align)
+        return 0;
+    size_t bytes = util_round_up(4096, d->import_align);
+    int fd = shm_make("tandem-probe", bytes, true, &err), r = fd;
+    if (r >= 0)
+        r = shm_seal_write(fd, &err);
+    if (r == 0)
+        r = shm_map(fd, bytes, false, &p, &err);
+    if (r == 0)
+        r = vk_buffer_import(&m, p, bytes, &b);
+    vk_buffer_free(&m, &b);
+    shm_unmap(p, bytes);
+    util_close_fd(&fd);
+    return r == 0 ? d->max_bytes : 0;
 }
 
 void vk_buffer_free(struct vk_memory *m, struct vk_buffer *b)

@@ -40,6 +40,8 @@ int vk_buffer_make(struct vk_memory *m, enum vk_memory_kind kind, uint64_t bytes
  * -ENOTSUP where the driver does not take it (that is no error to the user; err is untouched). The memory must outlive the buffer.
  */
 int vk_buffer_import(struct vk_memory *m, void *p, uint64_t bytes, struct vk_buffer *ret);
+/* Bytes of a sealed memfd, mapped read-only, that the device can use in place; 0: none. Tries it with one. */
+uint64_t vk_buffer_importable(const struct vk_device *d);
 void vk_buffer_free(struct vk_memory *m, struct vk_buffer *b); /* a zeroed one is fine */
 
 #endif

@@ -36,8 +36,9 @@ struct segment {
     struct segment *next;
     uint32_t kind, layer;
     uint64_t bytes;
-    int fd;
+    int fd;     /* -1: not made yet, or given back */
     void *data; /* read-only mapping once it is filled */
+    bool made;
 };
 
 struct fill_job {
@@ -69,8 +70,9 @@ struct stage_io {
     int status;
     struct bell *bell;
     struct link inputs[RINGS_MAX], outputs[RINGS_MAX];
-    struct segment *segments;
-    uint32_t n_segments, n_filled;
+    struct segment *segments, **segments_end;       /* in the order in which they are wanted */
+    uint32_t n_segments, n_filled, n_coming, lease; /* n_coming: made, and not yet with the stage */
+    bool all_announced;
     struct fill_job *jobs, **jobs_end;
     void *collected; /* mapping of COLLECT */
     uint64_t collected_bytes;
@@ -113,23 +115,64 @@ struct budget *stage_budget(struct stage_io *io)
 
 int stage_want_segment(struct stage_io *io, uint32_t kind, uint32_t layer, uint64_t bytes, struct err *err)
 {
-    int r = budget_take(&io->budget, BUDGET_WEIGHTS, bytes, err);
-    if (r < 0)
-        return err_wrap(err, r, "weights of layer %u", layer);
     struct segment *s = calloc(1, sizeof(*s));
     if (!s)
         return err_set(err, -ENOMEM, "weights of layer %u: out of memory", layer);
-    *s = (struct segment){.next = io->segments, .kind = kind, .layer = layer, .bytes = bytes};
-    s->fd = shm_make("tandem-weights", bytes, true, err);
-    if (s->fd < 0) {
-        r = s->fd;
-        free(s);
-        return r;
-    }
-    io->segments = s;
+    *s = (struct segment){.kind = kind, .layer = layer, .bytes = bytes, .fd = -1};
+    *io->segments_end = s;
+    io->segments_end = &s->next;
     io->n_segments++;
-    struct msg m = {.type = MSG_TYPE_segment_new, .segment_new = {.kind = kind, .layer = layer, .bytes = bytes}};
+    return 0;
+}
+
+void stage_lease(struct stage_io *io, uint32_t n)
+{
+    io->lease = n;
+}
+
+static int make_segment(struct stage_io *io, struct segment *s, struct err *err)
+{
+    int r = budget_take(&io->budget, BUDGET_WEIGHTS, s->bytes, err);
+    if (r < 0)
+        return err_wrap(err, r, "weights of layer %u", s->layer);
+    s->fd = shm_make("tandem-weights", s->bytes, true, err);
+    if (s->fd < 0)
+        return s->fd;
+    s->made = true;
+    io->n_coming++;
+    struct msg m = {.type = MSG_TYPE_segment_new, .segment_new = {.kind = s->kind, .layer = s->layer, .bytes = s->bytes}};
     return conn_send(io->conn, &m, &s->fd, 1, err);
+}
+
+/* Makes what is wanted, as far as the lease goes, and says so when nothing is left that could follow: under a lease segment() may
+ * still want more. */
+static int make_segments(struct stage_io *io, struct err *err)
+{
+    int r = 0;
+    bool left = false;
+    for (struct segment *s = io->segments; r == 0 && s; s = s->next) {
+        if (s->made)
+            continue;
+        left = io->lease && io->n_coming >= io->lease;
+        if (left)
+            break;
+        r = make_segment(io, s, err);
+    }
+    if (r < 0 || left || io->all_announced || (io->lease && io->n_filled < io->n_segments))
+        return r;
+    io->all_announced = true;
+    struct msg m = {.type = MSG_TYPE_segment_end, .segment_end = {.count = io->n_segments}};
+    return conn_send(io->conn, &m, NULL, 0, err);
+}
+
+static int release_segment(struct stage_io *io, struct segment *s, struct err *err)
+{
+    struct msg m = {.type = MSG_TYPE_segment_released, .segment_released = {.kind = s->kind, .layer = s->layer}};
+    shm_unmap(s->data, s->bytes);
+    s->data = NULL;
+    close(take_fd(&s->fd));
+    budget_give(&io->budget, BUDGET_WEIGHTS, s->bytes);
+    return conn_send(io->conn, &m, NULL, 0, err);
 }
 
 /* ---- data thread ---- */
@@ -315,10 +358,7 @@ static int on_configure(struct stage_io *io, const struct msg_configure *c, int 
     int r = bell_map(bell_fd, &io->bell, err);
     if (r == 0)
         r = io->ops->configure(io->state, io, &io->config, err);
-    if (r < 0)
-        return r;
-    struct msg m = {.type = MSG_TYPE_segment_end, .segment_end = {.count = io->n_segments}};
-    return conn_send(io->conn, &m, NULL, 0, err);
+    return r < 0 ? r : make_segments(io, err);
 }
 
 static int on_attach(struct stage_io *io, const struct msg_attach_ring *m, const int *fds, struct err *err)
@@ -338,16 +378,19 @@ static int on_attach(struct stage_io *io, const struct msg_attach_ring *m, const
 static int on_filled(struct stage_io *io, const struct msg_segment_filled *m, struct err *err)
 {
     for (struct segment *s = io->segments; s; s = s->next) {
-        if (s->kind != m->kind || s->layer != m->layer || s->data)
+        if (s->kind != m->kind || s->layer != m->layer || s->data || s->fd < 0)
             continue;
         int seals = fcntl(s->fd, F_GET_SEALS);
         if (seals < 0 || !(seals & F_SEAL_WRITE))
             return err_set(err, -EPROTO, "segment kind %u layer %u is not sealed against writing", m->kind, m->layer);
         int r = shm_map(s->fd, s->bytes, false, &s->data, err);
+        io->n_filled++;
+        io->n_coming--;
         if (r == 0 && io->ops->segment)
             r = io->ops->segment(io->state, s->kind, s->layer, s->data, s->bytes, err);
-        io->n_filled++;
-        return r;
+        if (r == STAGE_SEGMENT_COPIED)
+            r = release_segment(io, s, err);
+        return r < 0 ? r : make_segments(io, err);
     }
     return err_set(err, -EPROTO, "unexpected SEGMENT_FILLED (kind %u, layer %u)", m->kind, m->layer);
 }
@@ -521,6 +564,7 @@ static int handle(struct stage_io *io, const struct msg *m, int *fds, struct err
     case MSG_NONE:
     case MSG_TYPE_hello:
     case MSG_TYPE_segment_new:
+    case MSG_TYPE_segment_released:
     case MSG_TYPE_segment_end:
     case MSG_TYPE_ready:
     case MSG_TYPE_stats:
@@ -612,7 +656,7 @@ static void stage_close(struct stage_io *io)
         struct segment *s = io->segments;
         io->segments = s->next;
         shm_unmap(s->data, s->bytes);
-        close(s->fd);
+        util_close_fd(&s->fd);
         free(s);
     }
     while (io->jobs) {
@@ -647,6 +691,7 @@ int stage_run(const struct stage_ops *ops, int fd)
     if (!io)
         return 1;
     io->ops = ops;
+    io->segments_end = &io->segments;
     io->jobs_end = &io->jobs;
     if (uv_loop_init(&io->loop) < 0) {
         free(io);

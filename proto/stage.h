@@ -15,7 +15,8 @@ struct stage_io;
 
 /* Segments: a stage that consumes weights lists, in configure, what it wants through stage_want_segment; the skeleton makes the
  * memfds (charged here), sends SEGMENT_NEW, and calls segment() with a read-only mapping when the loader has filled it. A stage
- * that fills segments (the loader) implements fill(). */
+ * that copies them gives each back, and says through stage_lease how many may be on their way. A stage that fills segments (the
+ * loader) implements fill(). */
 struct stage_ops {
     enum msg_role role;
     uint32_t n_inputs; /* input rings, in order of priority: a lower index is drained first */
@@ -24,7 +25,8 @@ struct stage_ops {
     int (*open)(void **ret_state, struct err *err);
     /* configure: main thread, once. Fails with a clear error when the backend or the budget does not allow it. */
     int (*configure)(void *state, struct stage_io *io, const struct msg_configure *c, struct err *err);
-    /* segment: main thread, before START; [bytes] stay mapped and unchanged until close. Optional. */
+    /* segment: main thread, before START. Returns 0: [bytes] stay mapped and unchanged until close; STAGE_SEGMENT_COPIED: they are
+     * needed no longer, and go at once. Optional. */
     int (*segment)(void *state, uint32_t kind, uint32_t layer, const void *data, uint64_t bytes, struct err *err);
     /* fill: a worker thread (one call at a time); fd is borrowed. Optional, loader only. */
     int (*fill)(void *state, uint32_t kind, uint32_t layer, int fd, uint64_t bytes, struct err *err);
@@ -42,8 +44,13 @@ struct stage_ops {
     int (*collect)(void *state, double *area, uint64_t bytes, struct err *err);
 };
 
-/* Main thread, in configure. */
+#define STAGE_SEGMENT_COPIED 1
+
+/* Main thread, in configure and in segment: what is wanted comes in this order, and may come more than once. */
 int stage_want_segment(struct stage_io *io, uint32_t kind, uint32_t layer, uint64_t bytes, struct err *err);
+/* At most n segments exist at once, so that the loader fills one while another is copied; 0 (default): all. Main thread, likewise.
+ */
+void stage_lease(struct stage_io *io, uint32_t n);
 struct budget *stage_budget(struct stage_io *io);
 
 /* Data thread. Wait for a free slot of output ring `output`; returns where the payload goes after writing c's header and tables

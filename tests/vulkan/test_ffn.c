@@ -108,7 +108,7 @@ static int backend_open(const struct ffn_backend *b, const struct model *m, cons
                                           .device = *device};
     int r = b->open(&o, ret, err);
     for (uint32_t i = 0; r == 0 && i <= LAYERS; i++)
-        r = b->load_segment(*ret, i == LAYERS ? 0 : i, &m->layouts[i], m->segments[i], err);
+        r = MIN(b->load_segment(*ret, i == LAYERS ? 0 : i, &m->layouts[i], m->segments[i], err), 0);
     return r;
 }
 
