@@ -4,6 +4,7 @@ devices, no device, and a driver that crashes. The device is the first that ther
 the validation layer where that is installed."""
 import json
 import os
+import signal
 
 import numpy as np
 
@@ -92,6 +93,28 @@ def test_poor_devices():
     tandem.one_line_error(r, "nobody's", "there are: 0 '")
     r = run("coordinator", "--config", config(model("demo", "q8_0"), **keys, gpu__memory="2MiB"), "generate", "--prompt", "a", status=None)
     tandem.one_line_error(r, "'gpu.memory' is 2.0 MiB", "raise it to")
+
+
+def weights_held(pid):
+    """How many segments a process has mapped, and how many it has open."""
+    with open(f"/proc/{pid}/maps", encoding="utf-8") as f:
+        mapped = sum("/memfd:tandem-weights" in line for line in f)
+    links = [os.readlink(f"/proc/{pid}/fd/{n}") for n in os.listdir(f"/proc/{pid}/fd")]
+    return mapped, sum("/memfd:tandem-weights" in link for link in links)
+
+
+def test_copied_weights_are_given_back():
+    """The demo model has 12 layers: 12 segments of attention, 12 of FFN, and the head."""
+    keys = device()
+    for less, held in (({"gpu__backend": "cpu"}, 13), ({"gpu__without": "host_import"}, 0)):
+        process = tandem.start("coordinator", "--config", config(model("demo", "q8_0"), **{**keys, **less}), "generate", "--chat",
+                               "--prompt", "Tell me a long story", "--temperature", "1", "--seed", "3", "--max-tokens", "1500")
+        check(os.read(process.stdout.fileno(), 1), "ended before the first character")
+        worker = [p for p, c in tandem.processes(process.pid).items() if "gpu_worker" in c.split(" ")[0]][0]
+        got = weights_held(worker), weights_held(process.pid)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+        check(got == ((held, held), (0, 12 + held)), less, f"gpu_worker, coordinator (mapped, open): {got}; expected {held}")
 
 
 def test_single_stage():
