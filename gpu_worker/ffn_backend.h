@@ -69,7 +69,8 @@ struct ffn_open {
     const struct ffn_backend *backend;
     void *device;
 };
-/* The backend of that name, or of "auto" the first that opens; what auto passes over is logged once. */
+/* The backend of that name, or of "auto" the first that opens; what auto passes over is logged once, as
+ * a warning unless there is no device. */
 int ffn_open(const char *wanted, const struct ffn_backend_options *o, struct ffn_open *ret, struct err *err);
 
 extern const struct ffn_backend ffn_cpu;

@@ -29,7 +29,7 @@ int ffn_open(const char *wanted, const struct ffn_backend_options *o, struct ffn
         if (r == 0)
             ret->backend = b;
         else if (any && i + 1 < ARRAY_LEN(backends))
-            log_info("gpu", "backend '%s' is not used: %s", b->name, err->text);
+            log_line(r == -ENODEV ? LOG_INFO : LOG_WARN, "gpu", "backend '%s' is not used: %s", b->name, err->text);
     }
     if (!known)
         return err_set(err, -ENOTSUP, "backend '%s' is not part of this program; expected auto%s or cpu", wanted,

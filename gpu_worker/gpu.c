@@ -197,6 +197,12 @@ static int send_done(struct stage_io *io, struct chunk *c)
     return 0;
 }
 
+/* A device that was lost, does not answer or is out of memory will not do better with the next chunk. */
+static int judge(int r)
+{
+    return r == -ETIMEDOUT || r == -ENOMEM || r == -EIO ? -ENODEV : r;
+}
+
 static int send_logits(struct gpu *g, struct stage_io *io, struct chunk *c, uint32_t n_rows, struct err *err)
 {
     c->h.kind = CHUNK_LOGITS;
@@ -209,7 +215,7 @@ static int send_logits(struct gpu *g, struct stage_io *io, struct chunk *c, uint
             return -ECANCELED;
         int r = g->backend->head(g->device, c->h.n_rows, g->rows + (size_t)at * g->hparams.hidden, logits, NULL, NULL, err);
         if (r < 0)
-            return r;
+            return judge(r);
         stage_commit(io, OUTPUT_COORDINATOR);
     }
     return 0;
@@ -218,7 +224,7 @@ static int send_logits(struct gpu *g, struct stage_io *io, struct chunk *c, uint
 static int run_layer(struct gpu *g, uint32_t layer, uint32_t n_tokens, const float *h, float *x, struct err *err)
 {
     struct collect c = {atomic_load(&g->collected), &g->hparams, layer};
-    return g->backend->run(g->device, layer, n_tokens, h, x, c.area ? collect_rows : NULL, &c, err);
+    return judge(g->backend->run(g->device, layer, n_tokens, h, x, c.area ? collect_rows : NULL, &c, err));
 }
 
 static int last_layer(struct gpu *g, struct stage_io *io, struct chunk *c, const float *h, struct err *err)

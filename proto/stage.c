@@ -269,6 +269,8 @@ static int take_chunk(struct stage_io *io, uint32_t input, const void *slot, str
         *waited += io->process_start_ns - c->h.times.committed_at_ns;
     uint32_t n = c->h.n_tokens;
     r = c->h.kind == CHUNK_FAILED ? pass_on(io, payload) : io->ops->process(io->state, io, input, c, payload, &why);
+    if (r == -ENODEV)
+        return err_set(err, why.code ? why.code : r, "%s", why.text[0] ? why.text : "the device is gone");
     if (r < 0 && r != -ECANCELED) {
         if (!why.code)
             err_set(&why, r, "%s could not process a chunk (code %d)", msg_role_name(io->ops->role), r);

@@ -32,7 +32,8 @@ struct stage_ops {
     int (*fill)(void *state, uint32_t kind, uint32_t layer, int fd, uint64_t bytes, struct err *err);
     /* process: data thread. One chunk from input `input`, already validated; payload lies in the slot and stays until return.
      * The slot is released by the skeleton afterwards. Output through stage_reserve/stage_commit. A negative return with a
-     * message in err fails this chunk (CHUNK_FAILED travels to the coordinator), not the process. */
+     * message in err fails this chunk (CHUNK_FAILED travels to the coordinator), not the process; but -ENODEV, whatever err->code
+     * says: the device that computes is of no more use, and the process ends with that message. */
     int (*process)(void *state, struct stage_io *io, uint32_t input, struct chunk *c, const void *payload, struct err *err);
     /* stats: main thread, while process may run: fill what this stage knows (atomics or approximate values only). */
     void (*stats)(void *state, struct msg_stats *ret);

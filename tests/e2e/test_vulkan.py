@@ -210,6 +210,37 @@ def test_profile_of_the_pipeline():
     check("gpu.profile: backend 'cpu' keeps no times" in r.stderr, r.stderr)
 
 
+def test_failing_calls():
+    """A layer makes calls fail (tests/vulkan/fault_layer.c). While weights are loaded, auto gives way to the processor and says so,
+    and vulkan is an error; later the reason ends gpu_worker, and the request with it."""
+    keys = device()
+    layer = os.path.join(os.path.dirname(tandem.BIN), "tests", "layer")
+    words = ("generate", "--prompt", "Once upon a time", "--temperature", "0", "--max-tokens", "24", "--json")
+    cpu = run("coordinator", "--config", config(model("demo", "q8_0"), gpu__backend="cpu"), *words).stdout
+    want = json.loads(cpu)["text"]
+
+    def outcome(backend, fault):
+        env = tandem.environment(VK_LAYER_PATH=layer, VK_INSTANCE_LAYERS="VK_LAYER_TANDEM_fault", TANDEM_FAULT=fault)
+        cfg = config(model("demo", "q8_0"), **{**keys, "gpu__backend": backend, "gpu__without": "host_import"})
+        return run("coordinator", "--config", cfg, *words, env=env, status=None)
+
+    for fault, reason in (("memory:2", "VK_ERROR_OUT_OF_DEVICE_MEMORY"), ("memory:40", "VK_ERROR_OUT_OF_DEVICE_MEMORY"),
+                          ("buffer:4", "vkCreateBuffer: VK_ERROR_OUT_OF_HOST_MEMORY")):
+        r = outcome("vulkan", fault)
+        check(r.returncode == 1 and "gpu_worker (pid " in r.stderr and reason in r.stderr, fault, r.stderr)
+        r = outcome("auto", fault)
+        check(r.returncode == 0 and reason in r.stderr and r.stderr.count(" warn ") == 1, fault, r.returncode, r.stderr)
+        answer = json.loads(r.stdout)
+        worker = [p for p in answer["processes"] if p["name"] == "gpu_worker"][0]
+        check(worker["backend"].startswith("cpu "), fault, worker)
+        check(answer["text"] == want, fault, answer["text"])
+    for fault, reason in (("lost:1", "was lost (vkQueueSubmit: VK_ERROR_DEVICE_LOST)"), ("lost:150", "was lost (vkQueueSubmit"),
+                          ("silent:150", "does not answer"), ("pipeline:2", "vkCreateComputePipelines: VK_ERROR_OUT_OF_HOST_MEMORY")):
+        r = outcome("auto", fault)
+        check(r.returncode == 1 and "gpu_worker (pid " in r.stderr and reason in r.stderr, fault, r.returncode, r.stderr)
+    check(not tandem.left_behind(), tandem.left_behind())
+
+
 def test_no_driver():
     """auto computes on the processor and says why; vulkan is an error; a driver that crashes while it is asked ends nobody else."""
     device()
