@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <jansson.h>
+#include <string.h>
 
 #include "coordinator/answer.h"
 #include "proto/budget.h"
@@ -21,11 +22,14 @@ static uint64_t budget_sum(const struct engine_process_stats *s)
 
 void report_processes(const struct engine_process_stats *stats, FILE *f)
 {
-    fprintf(f, "%-12s %8s  %-12s %11s %11s %11s  %s\n", "process", "pid", "backend", "budget", "peak", "cap", "cap held by");
+    int width = 12; /* of the longest backend's name */
+    for (int i = 0; i < CONFIG_PROCESSES; i++)
+        width = MAX(width, (int)strlen(stats[i].backend));
+    fprintf(f, "%-12s %8s  %-*s %11s %11s %11s  %s\n", "process", "pid", width, "backend", "budget", "peak", "cap", "cap held by");
     for (int i = 0; i < CONFIG_PROCESSES; i++) {
         const struct engine_process_stats *s = &stats[i];
         char budget[24], peak[24], cap[24];
-        fprintf(f, "%-12s %8d  %-12s %11s %11s %11s  %s\n", s->name, s->pid, s->backend,
+        fprintf(f, "%-12s %8d  %-*s %11s %11s %11s  %s\n", s->name, s->pid, width, s->backend,
                 util_format_bytes(budget, sizeof(budget), budget_sum(s)), util_format_bytes(peak, sizeof(peak), s->peak_bytes),
                 util_format_bytes(cap, sizeof(cap), s->cap), s->cap_enforced ? "kernel" : "accounted");
     }
