@@ -21,7 +21,7 @@ function(tandem_shaders target folder)
             string(REPLACE "," ";" definitions "${definitions}")
             list(TRANSFORM definitions PREPEND "-D")
         endif()
-        if(source MATCHES "_cm.comp$" AND NOT definitions MATCHES COOPMAT_NV)
+        if(source MATCHES "_cm.comp$" AND NOT definitions MATCHES "COOPMAT_(NV|PLAIN)")
             add_custom_command(
                 OUTPUT ${out}/${name}.inc
                 COMMAND ${GLSLC} --target-env=vulkan1.2 -Werror ${definitions} -MD -MF ${out}/${name}.d -MT ${out}/${name}.inc

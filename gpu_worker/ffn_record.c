@@ -344,7 +344,7 @@ static int multiply_many(const struct step *s, const struct vk_matrix *m, const 
     const uint32_t constants[] = {128, rows, MANY_TOKENS, 64, 64, blocks};
     uint32_t tiles = (s->tokens + MANY_TOKENS - 1) / MANY_TOKENS, width = ffn_record_padded(f, m->n_rows),
              units = m->n_cols / QUANT_BLOCK;
-    snprintf(name, sizeof(name), "matmul_cm_%s", quant_name(m->type));
+    snprintf(name, sizeof(name), "matmul_%s_%s", f->device->coopmat_plain ? "plain" : "cm", quant_name(m->type));
     int r =
         get(f, name, 3, sizeof(struct shaders_matmul), constants, ARRAY_LEN(constants), f->device->coopmat_subgroup, &k, s->err);
     for (uint32_t i = 0; r == 0 && i < m->n_pieces; i++) {

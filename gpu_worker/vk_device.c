@@ -319,6 +319,13 @@ static void judge(struct vk_device *d, const struct vk_options *o, const struct 
     const VkPhysicalDeviceLimits *l = &p->properties.properties.limits;
     for (int i = 0; i < VK_FEATURES; i++)
         d->features |= there[i] && !(o->without >> i & 1) ? UINT32_C(1) << i : 0;
+    const char *simulated = getenv("TANDEM_VULKAN_COOPMAT");
+    d->coopmat_plain = simulated && strcmp(simulated, "plain") == 0 && vk_has(d, VK_FEATURE_FP16);
+    if (d->coopmat_plain) {
+        d->features |= UINT32_C(1) << VK_FEATURE_COOPMAT;
+        d->coopmat_subgroup = 0;
+        log_warn("vulkan", "cooperative matrices are simulated in plain arithmetic (TANDEM_VULKAN_COOPMAT)");
+    }
     d->properties = p->properties.properties;
     d->max_range = l->maxStorageBufferRange;
     d->max_bytes = p->sizes.maxMemoryAllocationSize;

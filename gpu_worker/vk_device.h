@@ -73,6 +73,7 @@ struct vk_device {
     uint32_t subgroup;          /* lanes */
     uint32_t subgroup_required; /* to be asked for in pipelines; 0: none */
     uint32_t coopmat_subgroup;  /* to be asked for in pipelines of cooperative matrices; 0: nothing to ask */
+    bool coopmat_plain;         /* VK_FEATURE_COOPMAT is simulated: TANDEM_VULKAN_COOPMAT=plain, for tests */
     uint32_t max_threads;       /* of a workgroup */
     uint32_t max_shared;        /* bytes of shared memory of a workgroup */
     uint32_t stamp_bits;        /* of a time stamp that count; 0: none */

@@ -42,7 +42,7 @@ static const struct shape tiled_shapes[] = {
 
 static bool is_tiled(const char *family)
 {
-    return strcmp(family, "cm") != 0 && strcmp(family, "nv") != 0;
+    return strcmp(family, "cm") != 0 && strcmp(family, "nv") != 0 && strcmp(family, "plain") != 0;
 }
 
 static uint32_t round_up(uint32_t x, uint32_t n)
@@ -289,6 +289,8 @@ int matmul_check(struct device *d, const char *type)
         failed += check_family(d, "cm", type);
     if (d->coopmat_nv && d->memory_model && d->fp16)
         failed += check_family(d, "nv", type);
+    if (d->fp16)
+        failed += check_family(d, "plain", type);
     return failed;
 }
 

@@ -10,7 +10,9 @@
 #extension GL_GOOGLE_include_directive : require
 #extension GL_EXT_control_flow_attributes : require
 #extension GL_EXT_shader_explicit_arithmetic_types_float16 : require
+#ifndef COOPMAT_PLAIN
 #extension GL_KHR_shader_subgroup_basic : require
+#endif
 #include "coopmat.glsl"
 
 layout(local_size_x_id = 0) in;
@@ -142,6 +144,10 @@ void b_put(uint unit, uvec4 b)
 const uint MATS_M = WM / 16;
 const uint MATS_N = WN / 16;
 
+#ifdef COOPMAT_PLAIN
+#include "coopmat_plain.glsl"
+#endif
+
 mat_c acc[MATS_M * MATS_N];
 
 void multiply(uint row, uint token)
@@ -167,7 +173,7 @@ void main()
 {
     float16_t component = float16_t(0.0); // coopmat.glsl needs the type declared
     uint me = gl_LocalInvocationID.x, token0 = gl_WorkGroupID.x * BN, row0 = gl_WorkGroupID.y * BM;
-    uint row = gl_SubgroupID % (BM / WM) * WM, token = gl_SubgroupID / (BM / WM) * WN;
+    uint row = MAT_SUBGROUP % (BM / WM) * WM, token = MAT_SUBGROUP / (BM / WM) * WN;
     uint begin = gl_WorkGroupID.z * args.part_units, end = min(begin + args.part_units, args.n_units);
     a_unit a[A_UNITS];
     uvec4 b[B_UNITS];

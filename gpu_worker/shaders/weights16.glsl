@@ -66,6 +66,13 @@ uvec2 half_group(uint q, int zero, f16vec2 d, f16vec2 m)
     return uvec2(packFloat2x16(fma(even, d, m)), packFloat2x16(fma(odd, d, m)));
 }
 
+// The same where scale and minimum are no f16: rounded once, at the end.
+uvec2 half_group_f32(uint q, int zero, float d, float m)
+{
+    vec4 x = fma(vec4(ivec4(q & 255u, q >> 16 & 255u, q >> 8 & 255u, q >> 24) - zero), vec4(d), vec4(m));
+    return uvec2(packHalf2x16(x.xy), packHalf2x16(x.zw));
+}
+
 uint half_quants(const half_unit x, uint h, int j)
 {
     // j = 0, 1: the first eight columns, 2, 3: the others; g: which group of four of the block
@@ -87,25 +94,27 @@ uint half_quants(const half_unit x, uint h, int j)
 // -> two runs of eight columns.
 void half_unpack(const half_unit x, uint u, uint h, out uvec4 ret[2])
 {
-    f16vec2 d[2], m = f16vec2(0.0);
-#if TYPE == Q4_K || TYPE == Q5_K
+#if IS_SUPER
+#if TYPE == Q6_K
+    float whole = unpackHalf2x16(x.d).x;
+    ivec2 sc = ivec2(x.head) << ivec2(24, 16) - 16 * int(u % 2) >> 24;
+    float d[2] = float[2](whole * float(sc.x), whole * float(sc.y)), m = 0.0;
+#else
     uint s = u % 8, shift = 8 * (s % 4);
     uint sc = (s < 4 ? x.head[1] : x.head[3] & 0x0f0f0f0fu | x.head[1] >> 2 & 0x30303030u) >> shift & 63u;
     uint mn = (s < 4 ? x.head[2] : x.head[3] >> 4 & 0x0f0f0f0fu | x.head[2] >> 2 & 0x30303030u) >> shift & 63u;
     vec2 dm = unpackHalf2x16(x.head[0]) * vec2(float(sc), -float(mn));
-    d[0] = d[1] = f16vec2(float16_t(dm.x));
-    m = f16vec2(float16_t(dm.y));
-#elif TYPE == Q6_K
-    float whole = unpackHalf2x16(x.d).x;
-    ivec2 sc = ivec2(x.head) << ivec2(24, 16) - 16 * int(u % 2) >> 24;
-    d[0] = f16vec2(float16_t(whole * float(sc.x)));
-    d[1] = f16vec2(float16_t(whole * float(sc.y)));
-#elif HAS_MIN
-    d[0] = d[1] = half_pair(x.d).xx;
-    m = half_pair(x.d).yy;
-#else
-    d[0] = d[1] = half_pair(x.d).xx;
+    float d[2] = float[2](dm.x, dm.x), m = dm.y;
 #endif
     for (int j = 0; j < 2; j++)
-        ret[j] = uvec4(half_group(half_quants(x, h, 2 * j), ZERO, d[j], m), half_group(half_quants(x, h, 2 * j + 1), ZERO, d[j], m));
+        ret[j] = uvec4(half_group_f32(half_quants(x, h, 2 * j), ZERO, d[j], m),
+                       half_group_f32(half_quants(x, h, 2 * j + 1), ZERO, d[j], m));
+#else
+    f16vec2 d = half_pair(x.d).xx, m = f16vec2(0.0);
+#if HAS_MIN
+    m = half_pair(x.d).yy;
+#endif
+    for (int j = 0; j < 2; j++)
+        ret[j] = uvec4(half_group(half_quants(x, h, 2 * j), ZERO, d, m), half_group(half_quants(x, h, 2 * j + 1), ZERO, d, m));
+#endif
 }

@@ -39,6 +39,8 @@ static const struct device_case devices[] = {
     {"buffers of 512 KiB, no import", {.allow_cpu = true, .many = 16, .max_buffer = 512 << 10, .without = "host_import"}},
     {"measured", {.allow_cpu = true}},
     {"subgroup 8", {.allow_cpu = true, .many = 16, .subgroup = 8}},
+    {"simulated matrices", {.allow_cpu = true, .many = 16}},
+    {"simulated, buffers of 1 MiB", {.allow_cpu = true, .many = 16, .max_buffer = 1 << 20}},
 };
 
 enum { WITHOUT_ANYTHING = 6 }; /* types after the first see the device as it is, and without anything */
@@ -50,6 +52,12 @@ struct model {
     struct segment_layout layouts[LAYERS + 1];
     void *segments[LAYERS + 1];
 };
+
+/* Cooperative matrices in plain arithmetic, on any device. */
+static bool simulates(const struct device_case *d)
+{
+    return strncmp(d->name, "simulated", 9) == 0;
+}
 
 static void stop(const char *what, const struct err *err)
 {
@@ -202,10 +210,11 @@ static double compare(const struct model *m, void *cpu, void *gpu, const char *w
 
 /* Integer types: the products are exact and only f32 sums differ, but an activation at the border of two int8 values may fall to
  * the other side, which moves a row by a part of a step. Float types: the order of sums. Cooperative matrices, which only the
- * device as it is (and measured) may use, round weights and activations to f16. */
-static double bound_of(const char *type, const char *device)
+ * device as it is (and measured) may use, or simulates, round weights and activations to f16. */
+static double bound_of(const char *type, const struct device_case *d)
 {
-    return type[0] == 'q' ? 2e-2 : strcmp(device, "as it is") == 0 || strcmp(device, "measured") == 0 ? 5e-3 : 2e-5;
+    bool matrices = simulates(d) || strcmp(d->name, "as it is") == 0 || strcmp(d->name, "measured") == 0;
+    return type[0] == 'q' ? 2e-2 : matrices ? 5e-3 : 2e-5;
 }
 
 int main(int argc, char **argv)
@@ -229,8 +238,14 @@ int main(int argc, char **argv)
         budget_init(&budget, "test", 0);
         if (backend_open(&ffn_cpu, &m, &none, &budget, &cpu, &err) < 0)
             stop("cpu", &err);
-        for (size_t d = 0; d < ARRAY_LEN(devices); d += t == 3 ? 1 : WITHOUT_ANYTHING) {
+        for (size_t d = 0; d < ARRAY_LEN(devices); d++) {
             struct ffn_device_options o = devices[d].o;
+            if (t > 3 && d % WITHOUT_ANYTHING != 0 && !simulates(&devices[d]))
+                continue;
+            if (simulates(&devices[d]))
+                setenv("TANDEM_VULKAN_COOPMAT", "plain", 1);
+            else
+                unsetenv("TANDEM_VULKAN_COOPMAT");
             void *gpu = NULL;
             o.name = argv[1];
             o.validate = validate;
@@ -247,8 +262,8 @@ int main(int argc, char **argv)
             if (r < 0)
                 stop(devices[d].name, &err);
             double e = compare(&m, cpu, gpu, devices[d].name);
-            bool good = e <= bound_of(argv[t], devices[d].name);
-            printf("%-8s %-32s %-10.3g of %.3g%s\n", argv[t], devices[d].name, e, bound_of(argv[t], devices[d].name),
+            bool good = e <= bound_of(argv[t], &devices[d]);
+            printf("%-8s %-32s %-10.3g of %.3g%s\n", argv[t], devices[d].name, e, bound_of(argv[t], &devices[d]),
                    good ? "" : "  FAILED");
             fflush(stdout);
             failed += !good;
