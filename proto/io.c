@@ -28,6 +28,7 @@ struct io_file {
     int fd;        /* buffered */
     int direct_fd; /* O_DIRECT, or -1 */
     uint64_t size;
+    struct timespec changed;
     char path[];
 };
 
@@ -48,6 +49,7 @@ int io_open(const char *path, bool direct, struct io_file **ret, struct err *err
         return err_set(err, -ENOMEM, "'%s': out of memory", path);
     memcpy(f->path, path, strlen(path) + 1);
     f->size = (uint64_t)st.st_size;
+    f->changed = st.st_mtim;
     f->direct_fd = direct ? open(path, O_RDONLY | O_CLOEXEC | O_DIRECT) : -1;
     f->fd = take_fd(&fd);
     *ret = f;
@@ -169,6 +171,19 @@ int io_read(struct io_file *f, uint64_t offset, void *buf, size_t n, struct err 
     if (r == -EINVAL) /* no O_DIRECT here after all, or a small piece */
         r = read_some(f->fd, false, offset, buf, n);
     return check_result(f, offset, n, r, err);
+}
+
+int io_unchanged(const struct io_file *f, struct err *err)
+{
+    struct stat st;
+    if (fstat(f->fd, &st) < 0)
+        return err_set_errno(err, -errno, "cannot stat '%s'", f->path);
+    if ((uint64_t)st.st_size != f->size)
+        return err_set(err, -ESTALE, "'%s' has changed while it was read: it had %" PRIu64 " bytes, and has %" PRIu64, f->path,
+                       f->size, (uint64_t)st.st_size);
+    if (st.st_mtim.tv_sec != f->changed.tv_sec || st.st_mtim.tv_nsec != f->changed.tv_nsec)
+        return err_set(err, -ESTALE, "'%s' has changed while it was read: it was written to", f->path);
+    return 0;
 }
 
 bool io_is_direct(const struct io_file *f)

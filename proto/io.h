@@ -38,6 +38,8 @@ const char *io_path(const struct io_file *f);
  * With direct, reads go through an internal aligned bounce buffer (1 MiB per call site, on the heap of the call)
  * unless buf, offset and n are all 4096-aligned. */
 int io_read(struct io_file *f, uint64_t offset, void *buf, size_t n, struct err *err);
+/* Whether the open file is as it was at io_open: -ESTALE with what differs (size, time of change). */
+int io_unchanged(const struct io_file *f, struct err *err);
 bool io_is_direct(const struct io_file *f); /* O_DIRECT is in use, as far as is known yet */
 /* As io_read, without a bounce buffer: buf is aligned and has n + 2 * IO_ALIGN bytes, and the data begin at buf + *ret_skip.
  * Without O_DIRECT the pages leave the cache again, so that a large file does not fill it. */

@@ -12,6 +12,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "model/gguf.h"
 #include "proto/err.h"
 #include "proto/utf8.h"
 #include "proto/util.h"
@@ -262,6 +263,8 @@ static int parse(int argc, char **argv, struct command *c)
         fprintf(stderr, "quantizer: --split-max-size and --split-per-layer; expected one of them\n");
     else if (c->o.fit && c->o.recipe.type)
         fprintf(stderr, "quantizer: --fit and --type; expected one of them\n");
+    else if (c->o.fit && c->o.recipe.pure)
+        fprintf(stderr, "quantizer: --fit and --pure; expected one of them: a size is met by different types\n");
     else if (c->o.imatrix && c->o.no_search)
         fprintf(stderr, "quantizer: --imatrix and --no-search; expected one of them: only the search uses an importance matrix\n");
     else
@@ -274,12 +277,16 @@ static void report(const struct command *c, const struct convert_result *res, ui
 {
     char in[16], out[16], peak[16];
     double seconds = (double)(util_now_ns() - begin_ns) / 1e9;
-    printf(
-        "'%s': %u tensors of %u layers, %u vision tensors skipped, %s read, %s written in %.2f s (%.2f GB/s of input), peak memory "
-        "%s\n",
-        c->o.out, res->n_tensors, res->h.n_layers, res->n_vision_skipped, util_format_bytes(in, sizeof(in), res->bytes_in),
-        util_format_bytes(out, sizeof(out), res->bytes_out), seconds, (double)res->bytes_in / 1e9 / seconds,
-        util_format_bytes(peak, sizeof(peak), memory_peak()));
+    auto_free char *first = res->n_files > 1 ? gguf_part_name(c->o.out, 0, res->n_files) : NULL;
+    char parts[48] = "";
+    if (res->n_files > 1)
+        snprintf(parts, sizeof(parts), " and %u more part%s", res->n_files - 1, res->n_files > 2 ? "s" : "");
+    printf("'%s'%s: %u tensors of %u layers, %u vision tensors skipped, %s read, %s written in %.2f s (%.2f GB/s of input), peak "
+           "memory "
+           "%s\n",
+           first ? first : c->o.out, parts, res->n_tensors, res->h.n_layers, res->n_vision_skipped,
+           util_format_bytes(in, sizeof(in), res->bytes_in), util_format_bytes(out, sizeof(out), res->bytes_out), seconds,
+           (double)res->bytes_in / 1e9 / seconds, util_format_bytes(peak, sizeof(peak), memory_peak()));
 }
 
 int cmd_convert_main(int argc, char **argv)

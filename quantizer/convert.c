@@ -68,11 +68,18 @@ static void say(const struct conversion *c, const char *format, ...)
 
 /* ---- before anything is written ---- */
 
-static int check_output(const char *path, const char *in, struct err *err)
+/* source NULL: not open yet. */
+static int check_output(const struct conversion *c, const char *path, struct err *err)
 {
     struct stat st, from;
-    if (stat(path, &st) == 0 && stat(in, &from) == 0 && from.st_dev == st.st_dev && from.st_ino == st.st_ino)
-        return err_set(err, -EINVAL, "output '%s' is the input; choose another name", path);
+    const char *const read[] = {c->o->in, c->o->imatrix};
+    bool exists = stat(path, &st) == 0;
+    for (size_t i = 0; exists && i < ARRAY_LEN(read); i++) {
+        if (read[i] && stat(read[i], &from) == 0 && from.st_dev == st.st_dev && from.st_ino == st.st_ino)
+            return err_set(err, -EINVAL, "output '%s' is the %s; choose another name", path, i ? "importance matrix" : "input");
+    }
+    if (exists && c->source && source_has(c->source, path))
+        return err_set(err, -EINVAL, "output '%s' is a file of the input '%s'; choose another name", path, c->o->in);
     return io_may_replace(path, "GGUF", 4, "a GGUF file", err);
 }
 
@@ -217,14 +224,14 @@ static int check_parts(const struct conversion *c, struct err *err)
 {
     int r = 0;
     for (uint32_t i = 0; r == 0 && i < c->plan.n_files; i++)
-        r = check_output(c->plan.files[i].path, c->o->in, err);
+        r = check_output(c, c->plan.files[i].path, err);
     return r;
 }
 
 static int prepare(struct conversion *c, struct err *err)
 {
     struct estimate e;
-    int r = check_output(c->o->out, c->o->in, err);
+    int r = check_output(c, c->o->out, err);
     if (r == 0)
         r = source_open(c->o->in, &c->source, err);
     if (r == 0)
@@ -288,8 +295,19 @@ static bool is_complete(const struct journal *j)
     return journal_n(j) > 0 && journal_at(j, journal_n(j) - 1).kind == JOURNAL_COMPLETE;
 }
 
+/* What a journal tells of is ours to drop, in however many parts; without one, a partial file is somebody else's. */
 static int begin_new(struct conversion *c, struct err *err)
 {
+    if (journal_is_new(c->journal)) {
+        auto_free char *left = output_find_left(c->o->out);
+        if (left)
+            return err_set(err, -EEXIST,
+                           "'%s' exists, and no journal beside '%s' tells that an earlier run left it; remove it, or wait for the "
+                           "run that writes it",
+                           left, c->o->out);
+    } else {
+        output_remove_left(c->o->out);
+    }
     int r = journal_cut(c->journal, 0, err);
     return r < 0 ? r : output_open(&c->plan, OUTPUT_NEW, &c->output, err);
 }
@@ -342,10 +360,13 @@ static int open_output(struct conversion *c, struct err *err)
 
 /* ---- the stream ---- */
 
+/* A group is noted only if the input was still the one that the journal knows, after all of the group had been read. */
 static int note(struct conversion *c, struct err *err)
 {
     uint64_t at = ledger_at(c->ledger);
-    int r = output_sync(c->output, err);
+    int r = source_unchanged(c->source, err);
+    if (r == 0)
+        r = output_sync(c->output, err);
     if (r == 0 && at > c->synced)
         r = journal_add(c->journal, JOURNAL_GROUP, at, ledger_group(c->ledger), err);
     c->synced = at;
@@ -387,11 +408,9 @@ static int stream(struct conversion *c, struct err *err)
     memory_trim(); /* of what the trial and the verification took */
     if (o.from < c->plan.stream_bytes) {
         r = pipeline_run(&o, &stats, err);
-        int noted = r != -EINVAL ? note(c, r == 0 ? err : NULL) : 0; /* after a failure: as much as can be kept */
+        int noted = r != -EDOM ? note(c, r == 0 ? err : NULL) : 0; /* after a failure: as much as can be kept */
         r = r < 0 ? r : noted;
     }
-    if (r == 0 && source_identity(c->source) != c->identity)
-        r = err_set(err, -ESTALE, "input '%s' has changed while it was read", c->o->in);
     if (r == 0 && !is_complete(c->journal))
         r = journal_add(c->journal, JOURNAL_COMPLETE, c->plan.stream_bytes, ledger_group(c->ledger), err);
     return r < 0 ? r : output_finish(c->output, ledger_checksums(c->ledger), err);
@@ -404,7 +423,7 @@ static int leave(struct conversion *c, int r, struct err *err)
     bool begun = c->output != NULL;
     if (!c->journal)
         return r;
-    if (r == -EINVAL || r == -ESTALE || !begun) { /* another run would end the same way, or there is nothing to keep */
+    if (r == -EDOM || !begun) { /* another run would end the same way, or there is nothing to keep */
         if (begun)
             output_remove(&c->plan);
         if (begun || journal_n(c->journal) == 0)
@@ -412,6 +431,12 @@ static int leave(struct conversion *c, int r, struct err *err)
         return r;
     }
     snprintf(text, sizeof(text), "%s", err ? err->text : "");
+    if (r == -ESTALE)
+        return err_set(
+            err, r,
+            "%.500s; what was read before is kept beside '%.128s': put the file back as it was (its time, too) and start "
+            "again with the same arguments, or begin anew with --restart",
+            text, c->o->out);
     return err_set(err, r, "%.500s; what is done is kept beside '%.128s': start again with the same arguments to continue", text,
                    c->o->out);
 }

@@ -36,6 +36,7 @@ struct entry {
 
 struct journal {
     int fd;
+    bool is_new;
     uint32_t n, cap;
     struct journal_record *records;
     char path[PATH_MAX];
@@ -56,9 +57,13 @@ static int open_locked(struct journal *j, const char *out, struct err *err)
 {
     for (;;) {
         struct stat a, b;
-        auto_fd fd = open(j->path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+        auto_fd fd = open(j->path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666);
+        if (fd < 0 && errno == ELOOP)
+            return err_set(err, -ELOOP, "'%s' is a link, which the quantizer does not follow; remove it", j->path);
         if (fd < 0)
             return err_set_errno(err, -errno, "cannot create '%s'", j->path);
+        if (fstat(fd, &a) < 0 || !S_ISREG(a.st_mode))
+            return err_set(err, -EEXIST, "'%s' is not a regular file; remove it", j->path);
         if (flock(fd, LOCK_EX | LOCK_NB) < 0)
             return errno == EWOULDBLOCK
                        ? err_set(err, -EBUSY,
@@ -121,17 +126,21 @@ static int load(struct journal *j, const char *out, const struct journal_identit
     ssize_t got = io_pread(j->fd, 0, &h, sizeof(h));
     if (got < 0)
         return err_set_errno(err, (int)got, "cannot read '%s'", j->path);
-    if (restart || got != sizeof(h) || h.magic != MAGIC || h.hash != head_hash(&h))
+    j->is_new = got == 0;
+    if (got > 0 && (got < (ssize_t)sizeof(h.magic) || h.magic != MAGIC))
+        return err_set(err, -EEXIST, "'%s' exists and is not a journal of the quantizer; remove it, or choose another output",
+                       j->path);
+    if (restart || got != sizeof(h) || h.hash != head_hash(&h))
         return begin(j, id, err);
     if (h.id.source != id->source)
         return err_set(err, -ESTALE,
-                       "'%s.partial' was begun from an input that has changed since (a file's size, time or header); start with "
-                       "--restart to drop it and begin again",
+                       "what an earlier run left of '%s' was begun from an input that has changed since (a file's size, time or "
+                       "header); start with --restart to drop it and begin again",
                        out);
     if (h.id.arguments != id->arguments || h.id.stream_bytes != id->stream_bytes)
         return err_set(err, -ESTALE,
-                       "'%s.partial' was begun with other arguments; start with those to continue it, or with --restart to drop "
-                       "it and begin again",
+                       "what an earlier run left of '%s' was begun with other arguments; start with those to continue it, or with "
+                       "--restart to drop it and begin again",
                        out);
     return load_records(j, id->stream_bytes, err);
 }
@@ -169,6 +178,11 @@ void journal_remove(struct journal *j)
 {
     unlink(j->path);
     journal_close(j);
+}
+
+bool journal_is_new(const struct journal *j)
+{
+    return j->is_new;
 }
 
 uint32_t journal_n(const struct journal *j)

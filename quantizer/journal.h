@@ -21,11 +21,14 @@ struct journal_record {
     uint64_t kind, end, hash; /* end: of the group, in the stream; hash: XXH3 of its bytes */
 };
 
-/* Opens or makes "<out>.partial.journal" and locks it. -EBUSY: another run has it. -ESTALE: it belongs to another input or to other
- * arguments, and restart is false; with restart it is emptied. */
+/* Opens or makes "<out>.partial.journal" and locks it. Never follows a link; -EEXIST: a file of that name is no journal. -EBUSY:
+ * another run has it. -ESTALE: it belongs to another input or to other arguments, and restart is false; with restart it is emptied.
+ */
 int journal_open(const char *out, const struct journal_identity *id, bool restart, struct journal **ret, struct err *err);
 void journal_close(struct journal *j);  /* leaves the file; NULL is fine */
 void journal_remove(struct journal *j); /* and closes */
+/* There was none before: no partial file may be there, either. */
+bool journal_is_new(const struct journal *j);
 uint32_t journal_n(const struct journal *j);
 struct journal_record journal_at(const struct journal *j, uint32_t i);
 int journal_cut(struct journal *j, uint32_t n, struct err *err); /* keeps the first n records */

@@ -6,11 +6,13 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <glob.h>
 #include <inttypes.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -28,6 +30,7 @@ struct output {
     uint32_t file; /* that is open; n_files: none */
     int fd, direct_fd;
     bool direct, dirty;
+    int *locks;          /* [n_files], one descriptor each; -1: has its final name */
     char path[PATH_MAX]; /* of the open file */
 };
 
@@ -58,6 +61,48 @@ static int sync_file(struct output *o, struct err *err)
     return 0;
 }
 
+/* Opened and locked under its name: a file that was renamed or removed between the two would protect nothing. */
+static int lock_file(struct output *o, uint32_t i, struct err *err)
+{
+    char path[PATH_MAX];
+    int r = partial_path(&o->plan->files[i], path, err), flags = o->mode == OUTPUT_NEW ? O_CREAT : 0;
+    while (r == 0) {
+        struct stat a, b;
+        auto_fd fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | flags, 0666);
+        if (fd < 0 && errno == ENOENT && o->mode == OUTPUT_RENAMED)
+            return 0;
+        if (fd < 0 && errno == ELOOP)
+            return err_set(err, -ELOOP, "'%s' is a link, which the quantizer does not follow; remove it", path);
+        if (fd < 0)
+            return err_set_errno(err, -errno, "cannot open '%s' for writing", path);
+        if (fstat(fd, &a) < 0 || !S_ISREG(a.st_mode))
+            return err_set(err, -EEXIST, "'%s' is not a regular file; remove it", path);
+        if (flock(fd, LOCK_EX | LOCK_NB) < 0)
+            return errno == EWOULDBLOCK
+                       ? err_set(err, -EBUSY, "'%s' is being written by another quantizer; wait for it, or choose another name",
+                                 path)
+                       : err_set_errno(err, -errno, "cannot lock '%s'", path);
+        if (stat(path, &b) == 0 && a.st_ino == b.st_ino && a.st_dev == b.st_dev) {
+            o->locks[i] = take_fd(&fd);
+            return 0;
+        }
+    }
+    return r;
+}
+
+static int lock_files(struct output *o, struct err *err)
+{
+    int r = 0;
+    o->locks = malloc(o->plan->n_files * sizeof(*o->locks));
+    if (!o->locks)
+        return err_set(err, -ENOMEM, "out of memory");
+    for (uint32_t i = 0; i < o->plan->n_files; i++)
+        o->locks[i] = -1;
+    for (uint32_t i = 0; r == 0 && i < o->plan->n_files; i++)
+        r = lock_file(o, i, err);
+    return r;
+}
+
 /* Opens file i; the one before is synced, because nothing more will be written to it. */
 static int use_file(struct output *o, uint32_t i, int flags, struct err *err)
 {
@@ -70,7 +115,7 @@ static int use_file(struct output *o, uint32_t i, int flags, struct err *err)
         r = partial_path(f, o->path, err);
     if (r < 0)
         return r;
-    o->fd = open(o->path, O_RDWR | O_CLOEXEC | flags, 0666);
+    o->fd = open(o->path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | flags, 0666);
     if (o->fd < 0 && errno == ENOENT && o->mode == OUTPUT_RENAMED) {
         snprintf(o->path, sizeof(o->path), "%s", f->path);
         o->fd = open(o->path, O_RDWR | O_CLOEXEC);
@@ -96,7 +141,7 @@ static int no_space(const struct output *o, struct err *err)
 
 static int make_file(struct output *o, uint32_t i, struct err *err)
 {
-    int r = use_file(o, i, o->mode == OUTPUT_CONTINUE || o->mode == OUTPUT_RENAMED ? 0 : O_CREAT | O_TRUNC, err);
+    int r = use_file(o, i, o->mode == OUTPUT_NEW ? O_TRUNC : 0, err);
     if (r < 0)
         return r;
     uint64_t bytes = util_round_up(o->plan->files[i].bytes, IO_ALIGN);
@@ -128,14 +173,16 @@ int output_open(const struct plan *p, enum output_mode mode, struct output **ret
     o->mode = mode;
     o->fd = o->direct_fd = -1;
     o->file = p->n_files;
+    r = lock_files(o, err);
+    bool ours = r == 0;
     for (uint32_t i = 0; r == 0 && i < p->n_files; i++)
         r = make_file(o, i, err);
     if (r == 0 && mode == OUTPUT_NEW)
         r = sync_folder(p->files[0].path, err);
     if (r < 0) {
-        output_close(o);
-        if (mode == OUTPUT_NEW)
+        if (mode == OUTPUT_NEW && ours)
             output_remove(p);
+        output_close(o);
         return r;
     }
     *ret = o;
@@ -147,6 +194,9 @@ void output_close(struct output *o)
     if (!o)
         return;
     close_file(o);
+    for (uint32_t i = 0; o->locks && i < o->plan->n_files; i++)
+        util_close_fd(&o->locks[i]);
+    free(o->locks);
     free(o);
 }
 
@@ -280,4 +330,43 @@ void output_remove(const struct plan *p)
         if (partial_path(&p->files[i], path, NULL) == 0)
             unlink(path);
     }
+}
+
+/* "m.gguf" -> "m.gguf.partial" and "m-?????-of-?????.gguf.partial", as a pattern of glob(3). */
+static int find_left(const char *out, glob_t *g)
+{
+    char quoted[PATH_MAX], one[PATH_MAX], parts[PATH_MAX];
+    size_t n = 0;
+    for (const char *p = out; *p && n + 3 < sizeof(quoted); p++) {
+        if (strchr("*?[]\\", *p))
+            quoted[n++] = '\\';
+        quoted[n++] = *p;
+    }
+    quoted[n] = '\0';
+    size_t stem = n > 5 && strcmp(quoted + n - 5, ".gguf") == 0 ? n - 5 : n;
+    if (snprintf(one, sizeof(one), "%s" SUFFIX, quoted) >= PATH_MAX ||
+        snprintf(parts, sizeof(parts), "%.*s-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9].gguf" SUFFIX, (int)stem,
+                 quoted) >= PATH_MAX)
+        return GLOB_NOMATCH;
+    int r = glob(one, 0, NULL, g);
+    int s = glob(parts, r == 0 ? GLOB_APPEND : 0, NULL, g);
+    return r == 0 || s == 0 ? 0 : GLOB_NOMATCH;
+}
+
+char *output_find_left(const char *out)
+{
+    glob_t g = {0};
+    char *r = find_left(out, &g) == 0 && g.gl_pathc ? strdup(g.gl_pathv[0]) : NULL;
+    globfree(&g);
+    return r;
+}
+
+void output_remove_left(const char *out)
+{
+    glob_t g = {0};
+    if (find_left(out, &g) == 0) {
+        for (size_t i = 0; i < g.gl_pathc; i++)
+            unlink(g.gl_pathv[i]);
+    }
+    globfree(&g);
 }

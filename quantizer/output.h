@@ -19,7 +19,8 @@ enum output_mode {
     OUTPUT_RENAMED,  /* some may have their final name already */
 };
 
-/* Makes the files in their full size, so that a full disk is found at once. -ENOSPC names what is needed. Borrows p. */
+/* Makes the files in their full size, so that a full disk is found at once, and locks each until close. -ENOSPC names what is
+ * needed, -EBUSY a file that another run writes. Links are not followed. Borrows p. */
 int output_open(const struct plan *p, enum output_mode mode, struct output **ret, struct err *err);
 void output_close(struct output *o); /* leaves the files; NULL is fine */
 bool output_is_direct(const struct output *o);
@@ -31,5 +32,9 @@ int output_sync(struct output *o, struct err *err);
 /* Writes the checksums (one for each tensor of the plan, in its order) into the metadata, syncs, and gives every file its name. */
 int output_finish(struct output *o, const uint64_t *checksums, struct err *err);
 void output_remove(const struct plan *p); /* the partial files */
+/* Partial files of `out` or of any number of parts of it, which an earlier run may have left. find: NULL, or the name of one, which
+ * the caller frees. remove: while the journal's lock is held. */
+char *output_find_left(const char *out);
+void output_remove_left(const char *out);
 
 #endif

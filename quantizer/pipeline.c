@@ -250,7 +250,9 @@ static int bad_number(const struct task *t, uint64_t row, float *scratch, struct
     const struct rows *r = &t->piece->rows;
     float x;
     size_t column = rows_find_bad(r, t->src + row * r->src_row, scratch, &x);
-    return err_set(err, -EINVAL, "tensor '%s', row %" PRIu64 ", column %zu is %g; expected a finite number that type %s can hold",
+    return err_set(err, -EDOM,
+                   "tensor '%s', row %" PRIu64 ", column %zu is %g; expected a finite number that type %s can hold (is "
+                   "the checkpoint whole? bf16 and f32 hold what is finite)",
                    t->piece->name, t->row + row, column, (double)x, quant_name(r->dst_type));
 }
 

@@ -4,6 +4,8 @@
 #include "quantizer/source.h"
 
 #include <errno.h>
+#include <limits.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -91,6 +93,46 @@ bool source_is_gguf(const struct source *s)
     return s->kind == &source_gguf_kind;
 }
 
+int source_unchanged(const struct source *s, struct err *err)
+{
+    int r = 0;
+    for (uint32_t i = 0; r == 0 && i < s->n; i++)
+        r = i == 0 || s->tensors[i].file != s->tensors[i - 1].file ? io_unchanged(s->tensors[i].file, err) : 0;
+    return r;
+}
+
+static bool same_file(const char *a, const char *b)
+{
+    struct stat x, y;
+    return stat(a, &x) == 0 && stat(b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
+/* What decides on the output beside the tensors' files, in a folder. */
+static const char *const beside[] = {"config.json",       "generation_config.json",      "tokenizer.model",
+                                     "tokenizer.json",    "tokenizer_config.json",       "special_tokens_map.json",
+                                     "added_tokens.json", "model.safetensors.index.json"};
+
+static const char *beside_path(const struct source *s, size_t i, char path[PATH_MAX])
+{
+    const char *of = s->n ? io_path(s->tensors[0].file) : "", *slash = strrchr(of, '/');
+    int n = snprintf(path, PATH_MAX, "%.*s%s", slash ? (int)(slash + 1 - of) : 0, of, beside[i]);
+    return n < PATH_MAX ? path : "";
+}
+
+bool source_has(const struct source *s, const char *path)
+{
+    char other[PATH_MAX];
+    for (uint32_t i = 0; i < s->n; i++) {
+        if ((i == 0 || s->tensors[i].file != s->tensors[i - 1].file) && same_file(io_path(s->tensors[i].file), path))
+            return true;
+    }
+    for (size_t i = 0; !source_is_gguf(s) && i < ARRAY_LEN(beside); i++) {
+        if (same_file(beside_path(s, i, other), path))
+            return true;
+    }
+    return false;
+}
+
 static void add_file(XXH3_state_t *x, const char *path)
 {
     struct stat st = {0};
@@ -115,6 +157,9 @@ uint64_t source_identity(const struct source *s)
         XXH3_64bits_update(x, t->origin, strlen(t->origin) + 1);
         XXH3_64bits_update(x, facts, sizeof(facts));
     }
+    char path[PATH_MAX];
+    for (size_t i = 0; !source_is_gguf(s) && i < ARRAY_LEN(beside); i++)
+        add_file(x, beside_path(s, i, path));
     uint64_t h = XXH3_64bits_digest(x);
     XXH3_freeState(x);
     return h;

@@ -37,6 +37,10 @@ const struct source_tensor *source_at(const struct source *s, uint32_t i); /* in
 uint32_t source_n_skipped(const struct source *s);                         /* tensors of the vision part */
 uint64_t source_bytes(const struct source *s);                             /* of all tensors */
 bool source_is_gguf(const struct source *s);
+/* Every file that tensors are read from is as it was when it was opened; -ESTALE names the one that is not. */
+int source_unchanged(const struct source *s, struct err *err);
+/* Whether `path` is one of the input's files, under whatever name; tensors are read from it, or the tokenizer and shapes. */
+bool source_has(const struct source *s, const char *path);
 /* XXH3 of every file's name, size and time of change, and of every tensor's name, type, shape and place. */
 uint64_t source_identity(const struct source *s);
 /* Every key but alignment, split and what is ours; name NULL: as in the input, if there is one. */

@@ -110,6 +110,9 @@ static void from_gguf(void **state)
     assert_same_tensors("direct.gguf", "d.gguf");
     o = options(unit_path("a.gguf"), "a.gguf", "q8_0");
     assert_err(convert_run(&o, &res, err), -EINVAL, "is the input");
+    o = options(unit_path("a.gguf"), "c.gguf", "q8_0");
+    o.imatrix = unit_path("c.gguf");
+    assert_err(convert_run(&o, &res, err), -EINVAL, "is the importance matrix");
 }
 
 static void other_gguf(void **state)

@@ -151,7 +151,7 @@ static void every_fault(uint64_t split, const char *const *files, const char *co
         {CALL_READ, FAULT_SHORT, 0},      {CALL_READ, FAULT_ERROR, EIO},      {CALL_READ, FAULT_ERROR, EINTR},
         {CALL_READ, FAULT_BROKEN, EIO},   {CALL_WRITE, FAULT_SHORT, 0},       {CALL_WRITE, FAULT_ERROR, EIO},
         {CALL_WRITE, FAULT_ERROR, EINTR}, {CALL_WRITE, FAULT_BROKEN, ENOSPC}, {CALL_SYNC, FAULT_ERROR, EIO},
-        {CALL_SYNC, FAULT_BROKEN, EIO},
+        {CALL_SYNC, FAULT_BROKEN, EIO},   {CALL_SYNC, FAULT_ERROR, EINVAL},
     };
     unsigned struck = 0;
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
@@ -255,6 +255,7 @@ static void missing_partial(void **state)
     assert_same("f.gguf", "whole.gguf");
 }
 
+/* Without its first word a journal might be anybody's file, and so might what lies beside it: nothing is touched. */
 static void torn_journal(void **state)
 {
     (void)state;
@@ -264,11 +265,19 @@ static void torn_journal(void **state)
         uint64_t kept;
         unit_write(unit_path("f.gguf.partial.journal"), b.data, n);
         unit_write(unit_path("f.gguf.partial"), partial.data, partial.n);
+        if (n < 8) {
+            assert_err(convert("f.gguf", "f32", 0, true, &kept, err), -EEXIST, "remove it");
+            struct bytes now = unit_read(unit_path("f.gguf.partial"));
+            assert_int_equal(now.n, partial.n);
+            assert_memory_equal(now.data, partial.data, now.n);
+            unit_free(&now);
+            continue;
+        }
         assert_ok(convert("f.gguf", "f32", 0, false, &kept, err));
         assert_same("f.gguf", "whole.gguf");
         assert_true(n < b.n || kept >= 4096);
     }
-    for (size_t i = 0; i < b.n; i += 7) {
+    for (size_t i = 8; i < b.n; i += 7) {
         b.data[i] ^= 0x10;
         unit_write(unit_path("f.gguf.partial.journal"), b.data, b.n);
         unit_write(unit_path("f.gguf.partial"), partial.data, partial.n);
@@ -310,19 +319,30 @@ static void touch_input(void *ctx, uint64_t done, uint64_t total, const char *te
         utimensat(AT_FDCWD, unit_path("in/model.safetensors"), times, 0);
 }
 
+/* What was read before the change is kept; with the file as it was, the run goes on to the same bytes. */
 static void changed_while_read(void **state)
 {
     (void)state;
     struct convert_result res;
+    struct stat st;
     make_input();
-    const struct convert_options o = {.in = unit_path("in"),
-                                      .out = unit_path("f.gguf"),
-                                      .recipe = {.type = "f32"},
-                                      .n_threads = 1,
-                                      .alignment = 32,
-                                      .progress = touch_input};
-    assert_err(convert_run(&o, &res, err), -ESTALE, "has changed while it was read");
-    assert_int_equal(unit_count_files(), 1);
+    assert_ok(convert("whole.gguf", "f32", 0, false, NULL, err));
+    assert_int_equal(stat(unit_path("in/model.safetensors"), &st), 0);
+    struct convert_options o = {.in = unit_path("in"),
+                                .out = unit_path("f.gguf"),
+                                .recipe = {.type = "f32"},
+                                .n_threads = 1,
+                                .alignment = 32,
+                                .progress = touch_input};
+    assert_err(convert_run(&o, &res, err), -ESTALE, "model.safetensors' has changed while it was read");
+    assert_true(exists("f.gguf.partial"));
+    assert_true(exists("f.gguf.partial.journal"));
+    assert_false(exists("f.gguf"));
+    o.progress = NULL;
+    assert_err(convert_run(&o, &res, err), -ESTALE, "an input that has changed since");
+    assert_int_equal(utimensat(AT_FDCWD, unit_path("in/model.safetensors"), (struct timespec[]){st.st_mtim, st.st_mtim}, 0), 0);
+    assert_ok(convert_run(&o, &res, err));
+    assert_same("f.gguf", "whole.gguf");
 }
 
 static void second_run(void **state)
@@ -333,7 +353,61 @@ static void second_run(void **state)
     assert_int_equal(flock(fd, LOCK_EX | LOCK_NB), 0);
     assert_err(convert("f.gguf", "f32", 0, false, NULL, err), -EBUSY, "is being written by another quantizer");
     close(fd);
+    fd = open(unit_path("f.gguf.partial"),
+              O_RDWR | O_CLOEXEC); /* under another name of the output, which has a journal of its own */
+    assert_int_equal(flock(fd, LOCK_EX | LOCK_NB), 0);
+    assert_err(convert("f.gguf", "f32", 0, false, NULL, err), -EBUSY, "f.gguf.partial' is being written by another quantizer");
+    close(fd);
     assert_ok(convert("f.gguf", "f32", 0, false, NULL, err));
+    assert_same("f.gguf", "whole.gguf");
+}
+
+/* Names that the quantizer makes up are no licence to overwrite what has them. */
+static void foreign_files(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"f.gguf.partial", "f.gguf.partial.journal"};
+    make_input();
+    unit_write(unit_path("victim"), "precious", 8);
+    char victim[4096];
+    snprintf(victim, sizeof(victim), "%s", unit_path("victim"));
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(symlink(victim, unit_path(names[i])), 0);
+        assert_err(convert("f.gguf", "f32", 0, i, NULL, err), i ? -ELOOP : -EEXIST, "remove it");
+        unlink(unit_path(names[i]));
+        unit_write(unit_path(names[i]), "precious", 8);
+        assert_err(convert("f.gguf", "f32", 0, i, NULL, err), -EEXIST, "remove it");
+        struct bytes b = unit_read(unit_path(names[i]));
+        assert_int_equal(b.n, 8);
+        unit_free(&b);
+        unlink(unit_path(names[i]));
+    }
+    struct bytes b = unit_read(victim);
+    assert_int_equal(b.n, 8);
+    unit_free(&b);
+    assert_int_equal(unit_count_files(), 2);
+}
+
+/* Another number of parts: what the old plan left goes, too. */
+static void restart_in_other_parts(void **state)
+{
+    (void)state;
+    uint64_t kept;
+    setup_failed();
+    unlink(unit_path("f.gguf.partial"));
+    unlink(unit_path("f.gguf.partial.journal"));
+    plan.call = CALL_WRITE;
+    plan.fault = FAULT_BROKEN;
+    plan.code = ENOSPC;
+    plan.at = 24;
+    plan.seen = 0;
+    assert_err(convert("f.gguf", "f32", 100 << 10, false, NULL, err), -ENOSPC, "what is done is kept");
+    no_faults();
+    int before = (int)unit_count_files();
+    assert_ok(convert("f.gguf", "f32", 0, true, &kept, err));
+    assert_same("f.gguf", "whole.gguf");
+    assert_true(before > 4);
+    assert_int_equal(unit_count_files(), 3); /* the checkpoint, two files */
 }
 
 /* Killed between the last byte and the names: the checksums may be in the metadata already, some files may have their name. */
@@ -377,10 +451,10 @@ static void complete_but_unnamed(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        UNIT_TEST(faults_in_one_file), UNIT_TEST(faults_in_parts),      UNIT_TEST(goes_on),
-        UNIT_TEST(changed_partial),    UNIT_TEST(missing_partial),      UNIT_TEST(torn_journal),
-        UNIT_TEST(other_arguments),    UNIT_TEST(changed_input),        UNIT_TEST(changed_while_read),
-        UNIT_TEST(second_run),         UNIT_TEST(complete_but_unnamed),
+        UNIT_TEST(faults_in_one_file),   UNIT_TEST(faults_in_parts), UNIT_TEST(goes_on),         UNIT_TEST(changed_partial),
+        UNIT_TEST(missing_partial),      UNIT_TEST(torn_journal),    UNIT_TEST(other_arguments), UNIT_TEST(changed_input),
+        UNIT_TEST(changed_while_read),   UNIT_TEST(second_run),      UNIT_TEST(foreign_files),   UNIT_TEST(restart_in_other_parts),
+        UNIT_TEST(complete_but_unnamed),
     };
     no_faults();
     io_set_system(&faulty);
