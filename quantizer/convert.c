@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -81,6 +82,19 @@ static int check_output(const struct conversion *c, const char *path, struct err
     if (exists && c->source && source_has(c->source, path))
         return err_set(err, -EINVAL, "output '%s' is a file of the input '%s'; choose another name", path, c->o->in);
     return io_may_replace(path, "GGUF", 4, "a GGUF file", err);
+}
+
+static int check_folder(const char *out, struct err *err)
+{
+    char folder[PATH_MAX];
+    const char *slash = strrchr(out, '/');
+    int n = slash ? snprintf(folder, sizeof(folder), "%.*s", (int)MAX(slash - out, 1), out) : snprintf(folder, sizeof(folder), ".");
+    if (n >= (int)sizeof(folder))
+        return err_set(err, -ENAMETOOLONG, "output '%.64s...': the name is too long", out);
+    if (access(folder, W_OK | X_OK) < 0)
+        return err_set_errno(err, -errno, "output '%s': folder '%s' cannot be written to (make it, or choose another)", out,
+                             folder);
+    return 0;
 }
 
 static int check_requantize(const struct conversion *c, struct err *err)
@@ -232,6 +246,8 @@ static int prepare(struct conversion *c, struct err *err)
 {
     struct estimate e;
     int r = check_output(c, c->o->out, err);
+    if (r == 0)
+        r = check_folder(c->o->out, err);
     if (r == 0)
         r = source_open(c->o->in, &c->source, err);
     if (r == 0)

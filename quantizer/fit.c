@@ -38,6 +38,16 @@ static const int *ladder(const struct source_tensor *t)
     return t->cols % QUANT_SUPER_BLOCK == 0 ? super_ladder : plain_ladder;
 }
 
+/* -1: there is no such rung. The last is the tensor's own type, as soon as that takes no more: nothing gets better by growing. */
+static int rung_type(const struct source_tensor *t, int k)
+{
+    const int *l = ladder(t);
+    size_t own = quant_row_bytes(t->type, t->cols);
+    if (k >= RUNGS || l[k] < 0 || (k > 0 && own <= quant_row_bytes(l[k - 1], t->cols)))
+        return -1;
+    return own <= quant_row_bytes(l[k], t->cols) ? t->type : l[k];
+}
+
 static double weight(const struct source *s, const struct source_tensor *t)
 {
     bool tied = source_at(s, source_n(s) - 1)->role != GEMMA3_OUTPUT;
@@ -63,7 +73,7 @@ int fit_smallest(const struct source *s, const struct recipe_options *o, struct 
     int e = r.types && r.fixed ? 0 : err_set(err, -ENOMEM, "out of memory");
     for (uint32_t i = 0; e == 0 && i < r.n; i++) {
         const struct source_tensor *t = source_at(s, i);
-        r.types[i] = gemma3_is_norm(t->role) ? QUANT_F32 : ladder(t)[0];
+        r.types[i] = gemma3_is_norm(t->role) ? QUANT_F32 : rung_type(t, 0);
         r.fixed[i] = gemma3_is_norm(t->role);
         if (!quant_row_bytes(r.types[i], t->cols))
             e = err_set(err, -ENOTSUP, "tensor '%s' has rows of %u; a choice by size needs a multiple of 32", t->origin, t->cols);
@@ -100,9 +110,9 @@ static void add_row(const struct source_tensor *t, struct sample *b, double *nor
     const struct quant_ops *ops = quant_ops_best();
     for (uint32_t i = 0; i < t->cols; i++)
         *norm += (double)b->exact[i] * (double)b->exact[i];
-    for (int k = 0; k < RUNGS && ladder(t)[k] >= 0; k++) {
-        ops->from_f32(ladder(t)[k], b->exact, b->packed, t->cols);
-        ops->to_f32(ladder(t)[k], b->packed, b->back, t->cols);
+    for (int k = 0, type; (type = rung_type(t, k)) >= 0 && type != t->type; k++) {
+        ops->from_f32(type, b->exact, b->packed, t->cols);
+        ops->to_f32(type, b->packed, b->back, t->cols);
         for (uint32_t i = 0; i < t->cols; i++) {
             double d = (double)b->exact[i] - (double)b->back[i];
             errors[k] += d * d;
@@ -162,9 +172,9 @@ static bool best_step(const struct source *s, const struct recipe *r, double (*e
     for (uint32_t i = 0; i < r->n; i++) {
         const struct source_tensor *t = source_at(s, i);
         uint8_t k = rung[i];
-        if (r->fixed[i] || k + 1 >= RUNGS || ladder(t)[k + 1] < 0)
+        if (r->fixed[i] || rung_type(t, k + 1) < 0)
             continue;
-        uint64_t more = tensor_bytes(t, ladder(t)[k + 1], alignment) - tensor_bytes(t, ladder(t)[k], alignment);
+        uint64_t more = tensor_bytes(t, rung_type(t, k + 1), alignment) - tensor_bytes(t, rung_type(t, k), alignment);
         double gain = (errors[i][k] - errors[i][k + 1]) / (double)MAX(more, 1u);
         if (more <= room && gain > ret->gain)
             *ret = (struct step){gain, i, more};
@@ -196,7 +206,7 @@ int fit_improve(const struct source *s, uint64_t bytes, uint64_t limit, uint32_t
     uint8_t *rung = calloc(r->n, 1);
     int e = errors && rung ? measure_all(s, r, errors, err) : err_set(err, -ENOMEM, "out of memory");
     while (e == 0 && best_step(s, r, errors, rung, limit - bytes, alignment, &step)) {
-        r->types[step.tensor] = ladder(source_at(s, step.tensor))[++rung[step.tensor]];
+        r->types[step.tensor] = rung_type(source_at(s, step.tensor), ++rung[step.tensor]);
         bytes += step.bytes;
     }
     r->file_type = main_file_type(s, r);

@@ -14,6 +14,8 @@
 #include "proto/util.h"
 #include "quantizer/source.h"
 
+#define PATTERN_MAX 256
+
 static const struct preset {
     const char *name, *type, *more; /* more: of a mix, for the tensors that suffer most */
     uint32_t file_type;
@@ -122,7 +124,18 @@ static int apply_override(const struct source *s, const struct recipe_override *
     int type = quant_from_name(o->type), result = 0;
     uint32_t n = 0;
     if (type < 0)
-        return err_set(err, -EINVAL, "tensor type '%s=%s': type '%s' is not known", o->pattern, o->type, o->type);
+        return err_set(
+            err, -EINVAL,
+            "tensor type '%s=%s': type '%s' is not known; expected f32, f16, bf16, q8_0, q6_k, q5_k, q5_1, q5_0, q4_k, q4_1 or "
+            "q4_0",
+            o->pattern, o->type, o->type);
+    const char *repeat = strchr(o->pattern, '{');
+    if (strlen(o->pattern) > PATTERN_MAX || (repeat && strchr(repeat + 1, '{')))
+        return err_set(
+            err, -EINVAL,
+            "tensor type '%.64s...': expected a pattern of at most %d characters with at most one {m,n}: others can take "
+            "any amount of memory",
+            o->pattern, PATTERN_MAX);
     int e = regcomp(&pattern, o->pattern, REG_EXTENDED | REG_NOSUB);
     if (e) {
         char text[128];

@@ -20,10 +20,13 @@
 int source_open(const char *path, struct source **ret, struct err *err)
 {
     struct stat st;
+    if (stat(path, &st) < 0)
+        return err_set_errno(err, -errno,
+                             "input '%s'; expected the folder of a checkpoint (config.json, *.safetensors) or a GGUF file", path);
+    bool file = S_ISREG(st.st_mode);
     struct source *s = calloc(1, sizeof(*s));
     if (!s)
         return err_set(err, -ENOMEM, "'%s': out of memory", path);
-    bool file = stat(path, &st) == 0 && S_ISREG(st.st_mode);
     s->kind = file ? &source_gguf_kind : &source_hf_kind;
     int r = s->kind->open(s, path, err);
     if (r < 0) {

@@ -458,8 +458,9 @@ static void output_is_protected(void **state)
     unit_write(unit_path("precious"), "not a model", 11);
     assert_err(convert(demo, unit_path("precious"), QUANT_Q4_0, NULL, err), -EEXIST, "exists and is not a GGUF file");
     assert_err(convert(demo, unit_path("."), QUANT_Q4_0, NULL, err), -EISDIR, "output");
-    assert_err(convert(demo, unit_path("no/m.gguf"), QUANT_Q4_0, NULL, err), -ENOENT, "no/m.gguf");
-    assert_err(convert(unit_path("none"), unit_path("m.gguf"), QUANT_Q4_0, NULL, err), -ENOENT, "none/config.json");
+    assert_err(convert(demo, unit_path("no/m.gguf"), QUANT_Q4_0, NULL, err), -ENOENT, "no/m.gguf': folder");
+    assert_err(convert(unit_path("none"), unit_path("m.gguf"), QUANT_Q4_0, NULL, err), -ENOENT,
+               "expected the folder of a checkpoint");
     unit_write(unit_path("old.gguf"), "GGUF and so on", 14);
     assert_ok(convert(demo, unit_path("old.gguf"), QUANT_Q4_0, NULL, err));
     assert_int_equal(unit_count_files(), 2);
@@ -550,7 +551,7 @@ static void command_line(void **state)
     check_run("--in x --out y --alignment 33", 2, NULL, "--alignment '33'");
     check_run("--wrong", 2, NULL, "Usage: quantizer");
     snprintf(arguments, sizeof(arguments), "--in /nonexistent --out %s", unit_path("m.gguf"));
-    check_run(arguments, 1, NULL, "quantizer: cannot open '/nonexistent/config.json'");
+    check_run(arguments, 1, NULL, "quantizer: input '/nonexistent'; expected the folder");
     assert_int_equal(unit_count_files(), 0);
     snprintf(arguments, sizeof(arguments), "--in %s --out %s --type Q4_0", unit_source("tests/golden/tiny-27b-multimodal"),
              unit_path("m.gguf"));
