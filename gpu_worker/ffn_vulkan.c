@@ -34,11 +34,18 @@ static void free_buffers(struct ffn *f)
         vk_buffer_free(&f->memory, &f->buffers[i]);
 }
 
+static struct ffn *volatile abandoned; /* its device may still read and write there */
+
 static void vulkan_close(void *b)
 {
     struct ffn *f = b;
     if (!f)
         return;
+    if (!vk_queue_settle(f->queue)) {
+        log_warn("vulkan", "device '%s' still does not answer; what it holds is freed when this process ends", f->device->name);
+        abandoned = f;
+        return;
+    }
     vk_profile_close(f->profile);
     vk_queue_close(f->queue);
     for (uint32_t i = 0; f->device && i < f->n_kernels; i++)

@@ -67,13 +67,16 @@ static VkResult wait_value(struct vk_queue *q, uint64_t ns)
     return vkWaitSemaphores(q->device->device, &info, ns);
 }
 
+bool vk_queue_settle(struct vk_queue *q)
+{
+    return !q || q->value == 0 || wait_value(q, VK_WAIT_NS) != VK_TIMEOUT;
+}
+
 void vk_queue_close(struct vk_queue *q)
 {
     if (!q)
         return;
     VkDevice d = q->device->device;
-    if (q->value)
-        wait_value(q, VK_WAIT_NS);
     for (uint32_t i = 0; i < q->n_pools; i++)
         vkDestroyDescriptorPool(d, q->pools[i], NULL);
     if (q->stamps)

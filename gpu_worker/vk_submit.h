@@ -23,7 +23,9 @@ struct vk_range {
 };
 
 int vk_queue_open(const struct vk_device *d, struct vk_queue **ret, struct err *err);
-void vk_queue_close(struct vk_queue *q); /* waits for what is submitted, within VK_WAIT_NS; NULL is fine */
+/* Waits for what was submitted, within VK_WAIT_NS. False: the device may still work on it; nothing that it uses may be freed. */
+bool vk_queue_settle(struct vk_queue *q); /* NULL is fine */
+void vk_queue_close(struct vk_queue *q);  /* settled; NULL is fine */
 
 /* A new command buffer, begun; recorded until vk_end. Freed with the queue. */
 int vk_begin(struct vk_queue *q, VkCommandBuffer *ret, struct err *err);

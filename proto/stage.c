@@ -645,6 +645,8 @@ static void stage_close(struct stage_io *io)
     uv_run(&io->loop, UV_RUN_DEFAULT);
     if (uv_loop_close(&io->loop) < 0)
         log_error("stage", "event loop still has handles");
+    if (io->status)
+        _exit(io->status); /* nothing is left to say; drivers of a lost device hang or crash when they are asked to tidy up */
     for (int i = 0; i < RINGS_MAX; i++) {
         ring_detach(io->inputs[i].ring);
         ring_detach(io->outputs[i].ring);
