@@ -285,6 +285,8 @@ static int open_shards(struct safetensors *s, const char *folder, const json_t *
                 r = err_set(err, -ENOMEM, "out of memory");
             else
                 r = add_file(s, path, err);
+            if (r == -ENOENT)
+                err_wrap(err, r, "the index names a file that is not there; complete the download");
         }
     }
     if (r == 0)

@@ -12,6 +12,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "kernels/quant.h"
 #include "model/gguf.h"
 #include "proto/err.h"
 #include "proto/utf8.h"
@@ -121,6 +122,8 @@ static int parse_override(struct command *c, char *value)
         return wrong("tensor-type", value, "PATTERN=TYPE");
     if (c->o.recipe.n_overrides == MAX_OVERRIDES)
         return wrong("tensor-type", value, "at most 64 of them");
+    if (quant_from_name(equals + 1) < 0)
+        return wrong("tensor-type", equals + 1, recipe_types());
     *equals = '\0';
     c->overrides[c->o.recipe.n_overrides++] = (struct recipe_override){value, equals + 1};
     return 0;

@@ -14,7 +14,7 @@
 void cmd_inspect_usage(FILE *f)
 {
     fprintf(f,
-            "Usage: quantizer verify FILE.gguf     compares every tensor with its checksum\n"
+            "Usage: quantizer verify FILE.gguf     compares sizes, and tensors with their checksums\n"
             "       quantizer info FILE.gguf       prints metadata and tensors\n"
             "       quantizer compare A B          prints RMSE, largest error and cosine of every tensor; A and B are GGUF files\n"
             "                                      or checkpoint folders of the same model\n"

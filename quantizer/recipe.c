@@ -31,6 +31,11 @@ const char *recipe_presets(void)
     return "f32, f16, bf16, q8_0, q6_k, q5_k_m, q5_1, q5_0, q4_k_m, q4_1 or q4_0";
 }
 
+const char *recipe_types(void)
+{
+    return "f32, f16, bf16, q8_0, q6_k, q5_k, q5_1, q5_0, q4_k, q4_1 or q4_0";
+}
+
 static const struct preset *find_preset(const char *name)
 {
     for (size_t i = 0; i < ARRAY_LEN(presets); i++) {
@@ -124,11 +129,8 @@ static int apply_override(const struct source *s, const struct recipe_override *
     int type = quant_from_name(o->type), result = 0;
     uint32_t n = 0;
     if (type < 0)
-        return err_set(
-            err, -EINVAL,
-            "tensor type '%s=%s': type '%s' is not known; expected f32, f16, bf16, q8_0, q6_k, q5_k, q5_1, q5_0, q4_k, q4_1 or "
-            "q4_0",
-            o->pattern, o->type, o->type);
+        return err_set(err, -EINVAL, "tensor type '%s=%s': type '%s' is not known; expected %s", o->pattern, o->type, o->type,
+                       recipe_types());
     const char *repeat = strchr(o->pattern, '{');
     if (strlen(o->pattern) > PATTERN_MAX || (repeat && strchr(repeat + 1, '{')))
         return err_set(

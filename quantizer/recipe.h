@@ -36,6 +36,8 @@ struct recipe {
 /* "f32, f16, ... or q6_k", for help and errors. */
 const char *recipe_presets(void);
 bool recipe_is_preset(const char *name);
+/* "f32, f16, ... or q4_0", of matrices. */
+const char *recipe_types(void);
 int recipe_make(const struct source *s, const struct recipe_options *o, struct recipe *ret, struct err *err);
 /* Only the overrides, on types that are there. */
 int recipe_override(const struct source *s, const struct recipe_options *o, struct recipe *r, struct err *err);

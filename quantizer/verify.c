@@ -58,6 +58,26 @@ static int check_all(const struct gguf *g, const uint8_t *sums, FILE *f, struct 
     return r;
 }
 
+/* A part ends with the padding of its last tensor. */
+static int check_ends(const struct gguf *g, struct err *err)
+{
+    uint32_t alignment = 32;
+    int r = gguf_get_u32(g, "general.alignment", &alignment, err);
+    if (r < 0 && r != -ENOENT)
+        return r;
+    for (uint32_t i = 0; i < gguf_n_files(g); i++) {
+        uint64_t end = 0, size = io_size(gguf_io(g, i));
+        for (uint32_t k = 0; k < gguf_n_tensors(g); k++) {
+            const struct gguf_tensor *t = gguf_tensor_at(g, k);
+            end = t->file == i ? MAX(end, util_round_up(t->offset + t->bytes, alignment)) : end;
+        }
+        if (end && end != size)
+            return err_set(err, -EBADMSG, "'%s' has %" PRIu64 " bytes; expected %" PRIu64 ": it was cut or added to; convert again",
+                           gguf_file(g, i), size, end);
+    }
+    return 0;
+}
+
 int verify_run(const char *path, FILE *f, struct verify_result *ret, struct err *err)
 {
     struct gguf *g;
@@ -75,6 +95,8 @@ int verify_run(const char *path, FILE *f, struct verify_result *ret, struct err 
                     gguf_n_tensors(g));
     if (r == 0)
         r = check_all(g, sums, f, &result, err);
+    if (r == 0)
+        r = check_ends(g, err);
     gguf_close(g);
     if (r < 0)
         return err_wrap(err, r, "model '%s'", path);

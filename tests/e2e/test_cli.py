@@ -23,6 +23,9 @@ def test_unknown_options():
             r = run(program, *args, status=None)
             check(r.returncode == 2 and r.stdout == "", f"{program} {args}: status {r.returncode}", r.stdout, r.stderr)
             check(args[0] in r.stderr, f"{program} does not name '{args[0]}':", r.stderr)
+    for option, value in (("--type", "q9_9"), ("--tensor-type", "ffn=q9_9"), ("--tensor-type", "ffn"), ("--memory", "much")):
+        r = run("quantizer", "--in", "a", "--out", "b", option, value, status=None)
+        check(r.returncode == 2 and r.stdout == "" and option in r.stderr and "expected" in r.stderr, option, value, r.stderr)
     cfg = config(model("demo", "f32"))
     for args in (("generate", "--no-such-option"), ("no-such-command",), ("generate", "--prompt"), ("generate",), ("eval",),
                  ("perplexity",), ("generate", "--prompt", "a", "--ids", "2")):

@@ -424,6 +424,10 @@ static void checksums(void **state)
     assert_non_null(strstr(text, "tensor 'blk.0.ffn_up.weight' has changed"));
     fclose(f);
     free(text);
+    b.data = realloc(b.data, b.n + 1);
+    b.data[b.n] = 0;
+    unit_write(unit_path("m.gguf"), b.data, b.n + 1);
+    assert_err(verify_run(unit_path("m.gguf"), stdout, &res, err), -EBADMSG, "it was cut or added to");
     unit_free(&b);
     struct gguf_write *w;
     assert_ok(gguf_write_open(unit_path("none.gguf"), 32, &w, err));
