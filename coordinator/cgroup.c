@@ -229,6 +229,21 @@ uint64_t cgroup_peak(const struct cgroup *g, const char *name)
     return read_u64(dir, g->v2 ? "memory.peak" : "memory.max_usage_in_bytes", &v) == 0 ? v : 0;
 }
 
+uint64_t cgroup_kills(const struct cgroup *g, const char *name)
+{
+    char path[PATH_MAX + 192], key[64];
+    uint64_t v, kills = 0;
+    snprintf(path, sizeof(path), "%s/%s/%s", g->path, name, g->v2 ? "memory.events" : "memory.oom_control");
+    FILE *f = fopen(path, "re");
+    while (f && fscanf(f, "%63s %" SCNu64, key, &v) == 2) {
+        if (strcmp(key, "oom_kill") == 0)
+            kills = v;
+    }
+    if (f)
+        fclose(f);
+    return kills;
+}
+
 void cgroup_close(struct cgroup *g)
 {
     if (!g)

@@ -18,6 +18,8 @@ const char *cgroup_version(const struct cgroup *g); /* "v1" or "v2" */
 int cgroup_add(struct cgroup *g, const char *name, int pid, uint64_t cap, struct err *err);
 /* Highest usage the kernel saw; 0 when not known. */
 uint64_t cgroup_peak(const struct cgroup *g, const char *name);
+/* How many processes of that child the kernel ended because they passed its cap. */
+uint64_t cgroup_kills(const struct cgroup *g, const char *name);
 /* Move ourselves out again and remove all folders (the processes must be gone). NULL is fine. */
 void cgroup_close(struct cgroup *g);
 /* Remove what a killed coordinator left at `path`; only a folder named tandem-<number> below a cgroup mount is touched. */

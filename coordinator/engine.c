@@ -199,8 +199,9 @@ int engine_open(const struct config *c, const struct gguf *g, const struct engin
     int r = gpu_device_find(c, o ? o->stage_dir : NULL, &gpu, err);
     if (r == 0)
         r = plan_make(c, g, &gpu, o ? o->command_bytes : 0, &e->plan, err);
-    if (r == 0 && e->plan.gpu.reason[0]) /* a device that was found and cannot be used is worth a warning */
-        log_line(gpu.vulkan ? LOG_WARN : LOG_INFO, "engine", "gpu_worker computes on the processor: %s", e->plan.gpu.reason);
+    if (r == 0 && e->plan.gpu.reason[0]) /* that there is none is no news; that one cannot be used is worth a warning */
+        log_line(gpu.vulkan || gpu.surprise ? LOG_WARN : LOG_INFO, "engine", "gpu_worker computes on the processor: %s",
+                 e->plan.gpu.reason);
     if (r == 0)
         r = open_handles(e, err);
     if (r == 0)

@@ -20,27 +20,27 @@
 #include "proto/util.h"
 
 #define WAIT_MS 20000 /* a driver's first start may compile */
-#define TEXT_BYTES 1024
+#define TEXT_BYTES 4096
 
 extern char **environ;
 
-/* What comes until the end, cut at TEXT_BYTES; -ETIMEDOUT. */
+/* What comes until the end, of it the last TEXT_BYTES - 1 (drivers may chatter before); -ETIMEDOUT. */
 static int read_all(int fd, char *buf, int64_t deadline)
 {
     size_t n = 0;
     for (;;) {
         int64_t left = deadline - (int64_t)(util_now_ns() / 1000000);
         struct pollfd p = {.fd = fd, .events = POLLIN};
-        char rest[256];
         if (left <= 0 || poll(&p, 1, (int)left) == 0)
             return -ETIMEDOUT;
-        size_t room = TEXT_BYTES - 1 - n;
-        ssize_t got = read(fd, room ? buf + n : rest, room ? room : sizeof(rest));
+        if (n == TEXT_BYTES - 1)
+            memmove(buf, buf + TEXT_BYTES / 2, n -= TEXT_BYTES / 2);
+        ssize_t got = read(fd, buf + n, TEXT_BYTES - 1 - n);
         if (got < 0 && errno == EINTR)
             continue;
         if (got <= 0)
             break;
-        n += room ? (size_t)got : 0;
+        n += (size_t)got;
     }
     buf[n] = '\0';
     return 0;
@@ -88,12 +88,12 @@ static bool parse(const char *text, struct gpu_device *d)
 
 static void say(struct gpu_device *d, const char *text, int status)
 {
-    const char *sentence = strstr(text, "error: ");
+    const char *sentence = strstr(text, "gpu_worker: error: ");
+    sentence = sentence ? sentence + strlen("gpu_worker: error: ") : text;
     if (WIFSIGNALED(status))
         snprintf(d->reason, sizeof(d->reason), "the driver crashed while it was asked (signal %d)", WTERMSIG(status));
     else
-        snprintf(d->reason, sizeof(d->reason), "%.*s", (int)strcspn(sentence ? sentence + 7 : text, "\n"),
-                 sentence ? sentence + 7 : text);
+        snprintf(d->reason, sizeof(d->reason), "%.*s", (int)strcspn(sentence, "\n"), sentence);
 }
 
 int gpu_device_find(const struct config *c, const char *stage_dir, struct gpu_device *ret, struct err *err)
@@ -112,8 +112,8 @@ int gpu_device_find(const struct config *c, const char *stage_dir, struct gpu_de
     snprintf(allow, sizeof(allow), "gpu.allow_cpu_device=%s", o->allow_cpu ? "true" : "false");
     snprintf(subgroup, sizeof(subgroup), o->subgroup ? "gpu.subgroup=%u" : "gpu.subgroup=auto", o->subgroup);
     snprintf(buffer, sizeof(buffer), o->max_buffer ? "gpu.max_buffer=%" PRIu64 : "gpu.max_buffer=auto", o->max_buffer);
-    const char *const words[] = {path,  "--choose-device", "--config", c->path, "--set", device, "--set", without, "--set",
-                                 allow, "--set",           subgroup,   "--set", buffer,  NULL};
+    const char *const words[] = {path,  "--choose-device", "--set",  device,  "--set", without, "--set",
+                                 allow, "--set",           subgroup, "--set", buffer,  NULL};
     struct err said = {0};
     r = ask(path, words, text, &status, &said);
     if (r == 0 && WIFEXITED(status) && WEXITSTATUS(status) == 0 && parse(text, ret)) {
@@ -124,6 +124,7 @@ int gpu_device_find(const struct config *c, const char *stage_dir, struct gpu_de
         snprintf(ret->reason, sizeof(ret->reason), "%.*s", (int)sizeof(ret->reason) - 1, said.text);
     else
         say(ret, text, status);
+    ret->surprise = r < 0 || !WIFEXITED(status) || strcmp(o->name, "auto") != 0 || o->without[0] || o->subgroup || o->max_buffer;
     if (strcmp(c->gpu.backend, "auto") == 0)
         return 0;
     return err_set(err, -ENODEV, "'gpu.backend' is vulkan, but %s; 'gpu_worker --list-devices' shows what is there", ret->reason);

@@ -15,6 +15,7 @@ struct gpu_device {
     bool unified;        /* its memory is the processor's */
     uint64_t room;       /* bytes free */
     uint64_t importable; /* bytes of a segment that it can use in place; larger ones are copied */
+    bool surprise;       /* not vulkan, though the config says something of a device, or its driver hangs or crashes */
     char name[256];
     char reason[768]; /* why not vulkan; "" where the config says cpu */
 };

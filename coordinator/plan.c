@@ -114,6 +114,19 @@ static void rings(struct plan *p)
                                                         ring_bytes(p->logits_slots, p->out_slot_bytes);
 }
 
+/* Types of the matrices that gpu_worker has: each needs kernels of its own. */
+static uint32_t matrix_types(const struct plan *p)
+{
+    uint64_t seen = 0;
+    for (uint32_t i = 0; i + 1 < p->n_types; i++) { /* the last is the embedding's, which the loader has */
+        uint32_t role = i % GEMMA3_LAYER_TENSORS;
+        bool head = i >= p->hparams.n_layers * GEMMA3_LAYER_TENSORS;
+        if (head ? role == 1 : role >= segment_n_tensors(SEGMENT_ATTN) && !gemma3_is_norm((enum gemma3_tensor)role))
+            seen |= UINT64_C(1) << (p->types[i] & 63);
+    }
+    return (uint32_t)__builtin_popcountll(seen);
+}
+
 /* What a process holds beside its budget: program, libraries' private pages, heap, stacks. Measured on Debian 12 as peak less
  * budget; the coordinator's part grows with the vocabulary (tokenizer and file metadata): 80 MiB with the 262144 pieces of Gemma 3,
  * 9 MiB with the demo model's 4096. */
@@ -128,8 +141,10 @@ static void fixed(struct plan *p)
     p->process[CONFIG_LOADER].fixed = (uint64_t)(8 * MIB) + (uint64_t)p->hparams.vocab * 24;
     p->process[CONFIG_NPU].fixed = (uint64_t)(8 * MIB);
     p->process[CONFIG_GPU].fixed = (uint64_t)(8 * MIB);
-    if (p->gpu.vulkan) /* driver and compiler, measured: lavapipe 40 to 60 MiB, NVIDIA 30 to 40 */
-        p->process[CONFIG_GPU].fixed += (uint64_t)(96 * MIB);
+    if (p->gpu
+            .vulkan) /* driver and compiler, measured: lavapipe 55 to 70 MiB with one type and 9 for each further one; NVIDIA 40 */
+        p->process[CONFIG_GPU].fixed +=
+            (uint64_t)(80 * MIB) + matrix_types(p) * (uint64_t)(12 * MIB) + work_plan_vulkan_commands(&p->hparams);
     for (int i = 0; i < CONFIG_PROCESSES; i++)
         p->process[i].fixed += sanitizer;
 }
@@ -229,7 +244,8 @@ static int with_device(const struct config *c, const struct gguf *g, const struc
     fixed(p);
     p->process[CONFIG_COORDINATOR].fixed += command_bytes;
     totals(c, p);
-    return room(p, err);
+    r = room(p, err);
+    return r < 0 ? r : caps(c, p, err);
 }
 
 int plan_make(const struct config *c, const struct gguf *g, const struct gpu_device *gpu, uint64_t command_bytes, struct plan *ret,
@@ -237,14 +253,12 @@ int plan_make(const struct config *c, const struct gguf *g, const struct gpu_dev
 {
     struct err lacks = {0};
     int r = with_device(c, g, gpu, command_bytes, ret, &lacks);
-    if (r == -ENOMEM && strcmp(c->gpu.backend, "auto") == 0) {
+    if (r == -ENOMEM && gpu->vulkan && strcmp(c->gpu.backend, "auto") == 0) {
         struct gpu_device none = {.vulkan = false};
         snprintf(none.reason, sizeof(none.reason), "%s", lacks.text);
-        r = with_device(c, g, &none, command_bytes, ret, &lacks);
+        return with_device(c, g, &none, command_bytes, ret, err);
     }
-    if (r < 0)
-        return err_set(err, r, "%s", lacks.text);
-    return caps(c, ret, err);
+    return r < 0 ? err_set(err, r, "%s", lacks.text) : 0;
 }
 
 void plan_print(const struct plan *p, FILE *f)

@@ -84,9 +84,16 @@ static void fail(struct supervise *s, const struct err *err)
 static int send_to(struct stage *st, const struct msg *m, const int *fds, int n_fds, struct err *err)
 {
     if (!st->conn)
-        return err_set(err, -EPIPE, "%s: control connection is closed", msg_role_name(st->role));
+        return 0; /* it ends: on_stage_exit tells how */
     int r = conn_send(st->conn, m, fds, n_fds, err);
     return r < 0 ? err_wrap(err, r, "%s", msg_role_name(st->role)) : 0;
+}
+
+static enum config_process process_of(enum msg_role role)
+{
+    static const enum config_process process[] = {
+        [MSG_ROLE_LOADER] = CONFIG_LOADER, [MSG_ROLE_NPU] = CONFIG_NPU, [MSG_ROLE_GPU] = CONFIG_GPU};
+    return process[role];
 }
 
 static int send_configure(struct stage *st, struct err *err)
@@ -96,11 +103,10 @@ static int send_configure(struct stage *st, struct err *err)
     const struct config *c = s->o.config;
     struct msg m = {.type = MSG_TYPE_configure};
     struct msg_configure *q = &m.configure;
-    static const enum config_process process[] = {
-        [MSG_ROLE_LOADER] = CONFIG_LOADER, [MSG_ROLE_NPU] = CONFIG_NPU, [MSG_ROLE_GPU] = CONFIG_GPU};
+    enum config_process process = process_of(st->role);
 
     hparams_to_msg(&p->hparams, q);
-    q->budget = p->process[process[st->role]].cap - p->process[process[st->role]].fixed;
+    q->budget = p->process[process].cap - p->process[process].fixed;
     q->epoch = s->epoch;
     q->context = p->context;
     q->sequences = p->sequences;
@@ -336,7 +342,13 @@ static void on_stage_exit(uv_process_t *p, int64_t status, int term_signal)
     struct err err = {0};
     st->running = false;
     uv_close((uv_handle_t *)p, on_process_closed);
-    if (term_signal)
+    const struct supervise *s = st->owner;
+    const char *name = msg_role_name(st->role);
+    char cap[32];
+    if (term_signal == SIGKILL && s->o.cgroup && cgroup_kills(s->o.cgroup, name))
+        err_set(&err, -ECHILD, "%s (pid %d) was killed by the kernel: it needed more than its cap of %s; raise 'memory.%s'", name,
+                p->pid, util_format_bytes(cap, sizeof(cap), s->o.plan->process[process_of(st->role)].cap), name);
+    else if (term_signal)
         err_set(&err, -ECHILD, "%s (pid %d) was killed by signal %d (%s)", msg_role_name(st->role), p->pid, term_signal,
                 strsignal(term_signal));
     else
@@ -392,10 +404,8 @@ static int spawn(struct supervise *s, enum msg_role role, struct err *err)
                        r == UV_ENOENT ? "; build or install it beside the coordinator" : "");
     }
     st->running = true;
-    static const enum config_process process[] = {
-        [MSG_ROLE_LOADER] = CONFIG_LOADER, [MSG_ROLE_NPU] = CONFIG_NPU, [MSG_ROLE_GPU] = CONFIG_GPU};
     if (s->o.cgroup) {
-        r = cgroup_add(s->o.cgroup, name, st->process.pid, s->o.plan->process[process[role]].cap, err);
+        r = cgroup_add(s->o.cgroup, name, st->process.pid, s->o.plan->process[process_of(st->role)].cap, err);
         if (r < 0)
             return r;
     }

@@ -54,6 +54,8 @@ struct ffn_backend {
     /* data: the segment, 4096-aligned. Returns 0: borrowed until close; FFN_COPIED: needed no longer. */
     int (*load_segment)(void *b, uint32_t layer, const struct segment_layout *l, const void *data,
                         struct err *err); /* FFN or HEAD by l->kind */
+    /* Tokens that run takes at once with a dump; NULL: chunk_tokens. */
+    uint32_t (*dump_most)(void *b);
     /* h, x: [n_tokens][hidden] f32; may be the same array. */
     int (*run)(void *b, uint32_t layer, uint32_t n_tokens, const float *h, float *x, ffn_dump_fn dump, void *dump_ctx,
                struct err *err);

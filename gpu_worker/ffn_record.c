@@ -47,7 +47,7 @@ static int get(struct ffn *f, const char *shader, uint32_t n_bindings, uint32_t 
                uint32_t subgroup, const struct vk_kernel **ret, struct err *err)
 {
     for (uint32_t i = 0; i < f->n_kernels; i++) {
-        const struct named_kernel *k = &f->kernels[i];
+        const struct named_kernel *k = f->kernels[i];
         if (strcmp(k->shader, shader) == 0 && k->n_constants == n && memcmp(k->constants, constants, 4 * n) == 0) {
             *ret = &k->kernel;
             return 0;
@@ -55,14 +55,18 @@ static int get(struct ffn *f, const char *shader, uint32_t n_bindings, uint32_t 
     }
     if (f->n_kernels == KERNELS_MAX)
         return err_set(err, -E2BIG, "vulkan: more than %d kernels", KERNELS_MAX);
-    struct named_kernel *k = &f->kernels[f->n_kernels];
+    struct named_kernel *k = calloc(1, sizeof(*k));
+    if (!k)
+        return err_set(err, -ENOMEM, "vulkan: out of memory");
     int r = vk_kernel_make(f->device, f->cache, shader, n_bindings, push_bytes, constants, n, subgroup, &k->kernel, err);
-    if (r < 0)
+    if (r < 0) {
+        free(k);
         return r;
+    }
     snprintf(k->shader, sizeof(k->shader), "%s", shader);
     memcpy(k->constants, constants, 4 * n);
     k->n_constants = n;
-    f->n_kernels++;
+    f->kernels[f->n_kernels++] = k;
     *ret = &k->kernel;
     return 0;
 }
@@ -115,6 +119,12 @@ static uint32_t threads_for(const struct ffn *f, uint32_t n)
 {
     uint32_t t = (uint32_t)util_round_up((n / 4 + 1) / 2, 32);
     return MIN(MAX(t, 32u), f->device->max_threads / 32 * 32);
+}
+
+uint32_t ffn_record_norm_shared(const struct ffn *f)
+{
+    uint32_t n = f->hparams.hidden, threads = threads_for(f, n), hold = (n / 4 + threads - 1) / threads;
+    return (2 * hold + 1) * threads * 4;
 }
 
 static int norm(const struct step *s, const struct vk_weights *w, bool floats, bool quants)
@@ -438,12 +448,12 @@ static int bring(struct step *s, uint32_t tokens)
     return 0;
 }
 
-int ffn_record_layer(struct ffn *f, uint32_t layer, uint32_t tokens, VkCommandBuffer *ret, struct err *err)
+int ffn_record_layer(struct ffn *f, struct vk_recorder *rec, uint32_t layer, uint32_t tokens, VkCommandBuffer *ret, struct err *err)
 {
     const struct vk_weights *w = &f->layers[layer];
     struct step s = {.f = f, .to = whole(&f->out), .err = err};
     bool fuse = same_cuts(&w->matrices[0], &w->matrices[1]);
-    int r = vk_begin(f->queue, &s.cmd, err);
+    int r = vk_begin(f->queue, rec, layer, &s.cmd, err);
     if (r == 0)
         r = vk_profile_begin(f->profile, s.cmd, err);
     if (r == 0)
@@ -472,7 +482,7 @@ int ffn_record_dump(struct ffn *f, uint32_t layer, uint32_t tokens, VkCommandBuf
 {
     const struct vk_weights *w = &f->layers[layer];
     struct step s = {.f = f, .to = whole(&f->out), .tokens = tokens, .err = err};
-    int r = vk_begin(f->queue, &s.cmd, err);
+    int r = vk_begin(f->queue, NULL, 0, &s.cmd, err);
     if (r == 0)
         r = bring(&s, tokens);
     if (r == 0)
@@ -490,13 +500,13 @@ int ffn_record_dump(struct ffn *f, uint32_t layer, uint32_t tokens, VkCommandBuf
     return r;
 }
 
-int ffn_record_head(struct ffn *f, uint32_t tokens, VkCommandBuffer *ret, struct err *err)
+int ffn_record_head(struct ffn *f, uint32_t index, uint32_t tokens, VkCommandBuffer *ret, struct err *err)
 {
     const struct vk_matrix *m = &f->head.matrices[0];
     const struct acts a = {&f->buffers[ACT], &f->buffers[NORM], f->hparams.hidden};
     struct step s = {.f = f, .tokens = tokens, .err = err};
     bool integer = quant_is_integer(m->type);
-    int r = vk_begin(f->queue, &s.cmd, err);
+    int r = vk_begin(f->queue, f->head_recorder, index, &s.cmd, err);
     if (r == 0)
         r = vk_profile_begin(f->profile, s.cmd, err);
     if (r == 0)

@@ -47,14 +47,20 @@ static void vulkan_close(void *b)
         return;
     }
     vk_profile_close(f->profile);
+    for (size_t i = 0; i < SHAPES; i++) {
+        vk_recorder_close(f->queue, f->shapes[i].recorder);
+        free(f->shapes[i].layers);
+    }
+    vk_recorder_close(f->queue, f->head_recorder);
     vk_queue_close(f->queue);
-    for (uint32_t i = 0; f->device && i < f->n_kernels; i++)
-        vk_kernel_free(f->device, &f->kernels[i].kernel);
+    for (uint32_t i = 0; i < f->n_kernels; i++) {
+        vk_kernel_free(f->device, &f->kernels[i]->kernel);
+        free(f->kernels[i]);
+    }
     free_buffers(f);
     vk_cache_close(f->cache);
     vk_device_close(f->device);
     free(f->layers);
-    free(f->commands);
     free(f);
 }
 
@@ -87,6 +93,9 @@ static int make_buffers(struct ffn *f, struct err *err)
         return make_buffers(f, err);
     }
     f->group = f->group / tile * tile;
+    if (ffn_record_norm_shared(f) > f->device->max_shared)
+        return err_set(err, -ENOTSUP, "device '%s': rows of %u floats need %u bytes of a workgroup's memory; it has %u",
+                       f->device->name, h->hidden, ffn_record_norm_shared(f), f->device->max_shared);
     f->head_group = MIN(fitting(f, ffn_record_token_bytes(f, LOGITS), MAX((uint32_t)util_round_up(f->logits_rows, FEW), FEW)), FEW);
     if (f->group < FEW || f->head_group == 0 || fitting(f, row, want) < want)
         return err_set(err, -ENOTSUP,
@@ -168,8 +177,7 @@ static int vulkan_open(const struct ffn_backend_options *o, void **ret, struct e
     f->chunk_tokens = o->chunk_tokens;
     f->logits_rows = o->logits_rows;
     f->layers = calloc(f->hparams.n_layers, sizeof(*f->layers));
-    f->commands = calloc(f->hparams.n_layers, sizeof(*f->commands));
-    int r = f->layers && f->commands ? 0 : err_set(err, -ENOMEM, "FFN: out of memory");
+    int r = f->layers ? 0 : err_set(err, -ENOMEM, "FFN: out of memory");
     if (r == 0)
         r = vk_options_of(&o->device, &vk, err);
     if (r == 0)
@@ -184,6 +192,8 @@ static int vulkan_open(const struct ffn_backend_options *o, void **ret, struct e
     }
     if (r == 0)
         r = vk_queue_open(f->device, &f->queue, err);
+    if (r == 0)
+        r = vk_recorder_open(f->queue, HEAD_SHAPES, &f->head_recorder, err);
     if (r == 0) {
         f->many = vk_has(f->device, VK_FEATURE_COOPMAT) && f->device->max_shared >= MANY_SHARED(1) ? 4 * FEW : UINT32_MAX;
         r = make_buffers(f, err);
@@ -230,6 +240,8 @@ static int vulkan_load_segment(void *b, uint32_t layer, const struct segment_lay
                                       : "copied to the device");
         f->said = true;
     }
+    if (r == 0 && head) /* what it cannot do is known before the first token, and there is an answer: auto */
+        r = ffn_record_head(f, 0, 1, &f->head_commands[0], err);
     if (r == 0 && !head && f->unmeasured) {
         r = find_crossover(f, layer, err);
         f->unmeasured = r < 0;
@@ -252,7 +264,7 @@ static int time_layer(void *ctx, uint32_t tokens, bool by_many, double *ret, str
     VkCommandBuffer cmd;
     uint32_t kept = *threshold(f);
     *threshold(f) = by_many ? 1 : VK_CROSSOVER_NEVER;
-    int r = ffn_record_layer(f, t->layer, tokens, &cmd, err);
+    int r = ffn_record_layer(f, NULL, t->layer, tokens, &cmd, err);
     *threshold(f) = kept;
     *ret = 0;
     for (int i = 0; r == 0 && i < 4; i++) {
@@ -293,16 +305,77 @@ static int find_crossover(struct ffn *f, uint32_t layer, struct err *err)
 }
 
 /* 1, 2, 4 or 8 tokens, or a multiple of 8: rows beyond the real ones are computed and dropped. */
-static uint32_t shape_of(uint32_t n, uint32_t *ret_index)
+static uint32_t padded(uint32_t n)
 {
-    for (uint32_t i = 0, t = 1; t < FEW; i++, t *= 2) {
-        if (n <= t) {
-            *ret_index = i;
-            return t;
-        }
+    uint32_t t = 1;
+    while (t < FEW && t < n)
+        t *= 2;
+    return n <= t ? t : (n + FEW - 1) / FEW * FEW;
+}
+
+static int forget(struct ffn *f, struct shape *s, struct err *err)
+{
+    s->tokens = 0;
+    s->used = 0;
+    memset(s->layers, 0, f->hparams.n_layers * sizeof(*s->layers));
+    return vk_recorder_reset(f->queue, s->recorder, err);
+}
+
+static struct shape *least_used(struct ffn *f, uint32_t *ret_sets)
+{
+    struct shape *least = NULL;
+    *ret_sets = 0;
+    for (size_t i = 0; i < SHAPES; i++) {
+        struct shape *s = &f->shapes[i];
+        *ret_sets += vk_recorder_sets(s->recorder);
+        if (s->tokens && (!least || s->used < least->used))
+            least = s;
     }
-    *ret_index = 2 + (n + FEW - 1) / FEW;
-    return (n + FEW - 1) / FEW * FEW;
+    return least;
+}
+
+/* Room for the commands of one more number of tokens. */
+static int make_shape(struct ffn *f, struct shape **ret, struct err *err)
+{
+    struct shape *s = NULL, *least;
+    uint32_t sets;
+    int r = 0;
+    while (r == 0 && (least = least_used(f, &sets)) && sets > SETS_MAX)
+        r = forget(f, least, err);
+    for (size_t i = 0; i < SHAPES && !s; i++)
+        s = f->shapes[i].tokens ? NULL : &f->shapes[i];
+    if (r == 0 && !s) {
+        s = least;
+        r = forget(f, s, err);
+    }
+    if (r == 0 && !s->layers && !(s->layers = calloc(f->hparams.n_layers, sizeof(*s->layers))))
+        r = err_set(err, -ENOMEM, "out of memory");
+    if (r == 0 && !s->recorder)
+        r = vk_recorder_open(f->queue, f->hparams.n_layers, &s->recorder, err);
+    *ret = s;
+    return r;
+}
+
+/* Commands for so many tokens: those that are there, or room for them. */
+static int find_shape(struct ffn *f, uint32_t tokens, struct shape **ret, struct err *err)
+{
+    struct shape *s = NULL;
+    for (size_t i = 0; i < SHAPES && !s; i++)
+        s = f->shapes[i].tokens == tokens ? &f->shapes[i] : NULL;
+    int r = s ? 0 : make_shape(f, &s, err);
+    if (r < 0)
+        return r;
+    s->tokens = tokens;
+    s->used = ++f->runs;
+    *ret = s;
+    return 0;
+}
+
+static uint32_t vulkan_dump_most(void *b)
+{
+    const struct ffn *f = b;
+    uint64_t fit = f->staging.bytes / (4 * (uint64_t)MAX(f->hparams.ffn, f->hparams.hidden));
+    return (uint32_t)MAX(MIN(fit, (uint64_t)f->group), 1u);
 }
 
 /* What a recorded step left in a buffer, for the caller's eyes. */
@@ -312,9 +385,9 @@ static int dump_rows(struct ffn *f, const struct vk_buffer *b, const char *name,
     VkCommandBuffer cmd;
     uint64_t bytes = 4 * (uint64_t)width * n;
     if (bytes > f->staging.bytes)
-        return err_set(err, -E2BIG, "dump of '%s': %u rows of %u floats at once; this device takes %llu", name, n, width,
-                       (unsigned long long)(f->staging.bytes / (4 * (uint64_t)width)));
-    int r = vk_begin(f->queue, &cmd, err);
+        return err_set(err, -E2BIG, "dump of '%s': %u rows of %u floats at once; this device takes %llu: give fewer rows", name, n,
+                       width, (unsigned long long)(f->staging.bytes / (4 * (uint64_t)width)));
+    int r = vk_begin(f->queue, NULL, 0, &cmd, err);
     if (r < 0)
         return r;
     vk_barrier(cmd);
@@ -332,8 +405,8 @@ static int dump_layer(struct ffn *f, uint32_t layer, uint32_t n, ffn_dump_fn dum
 {
     const struct hparams *h = &f->hparams;
     VkCommandBuffer cmd;
-    if (n > f->group)
-        return err_set(err, -E2BIG, "dump: %u rows at once; this device takes %u", n, f->group);
+    if (n > vulkan_dump_most(f))
+        return err_set(err, -E2BIG, "dump: %u rows at once; this device takes %u: give fewer rows", n, vulkan_dump_most(f));
     int r = ffn_record_dump(f, layer, n, &cmd, err);
     if (r == 0)
         r = vk_run(f->queue, cmd, err);
@@ -363,20 +436,18 @@ static int vulkan_run(void *b, uint32_t layer, uint32_t n_tokens, const float *h
 {
     struct ffn *f = b;
     size_t bytes = (size_t)n_tokens * f->hparams.hidden * sizeof(float);
-    uint32_t index, tokens = shape_of(n_tokens, &index);
+    uint32_t tokens = padded(n_tokens);
+    struct shape *s = NULL;
     if (layer >= f->hparams.n_layers || !f->layers[layer].buffers)
         return err_set(err, -EINVAL, "FFN: layer %u has no weights", layer);
     if (n_tokens == 0 || n_tokens > f->chunk_tokens)
         return err_set(err, -EINVAL, "FFN: chunk of %u tokens; expected 1 to %u", n_tokens, f->chunk_tokens);
-    VkCommandBuffer *cmd = &f->commands[layer][index];
-    int r = 0;
     memcpy(f->in.map, h, bytes);
-    if (dump)
-        r = dump_layer(f, layer, n_tokens, dump, dump_ctx, err);
-    else if (!*cmd)
-        r = ffn_record_layer(f, layer, tokens, cmd, err);
-    if (r == 0 && !dump)
-        r = vk_profile_run(f->profile, f->queue, *cmd, err);
+    int r = dump ? dump_layer(f, layer, n_tokens, dump, dump_ctx, err) : find_shape(f, tokens, &s, err);
+    if (r == 0 && s && !s->layers[layer])
+        r = ffn_record_layer(f, s->recorder, layer, tokens, &s->layers[layer], err);
+    if (r == 0 && s)
+        r = vk_profile_run(f->profile, f->queue, s->layers[layer], err);
     if (r == 0)
         memcpy(x, f->out.map, bytes);
     return r < 0 ? err_wrap(err, r, "FFN of layer %u", layer) : 0;
@@ -384,12 +455,12 @@ static int vulkan_run(void *b, uint32_t layer, uint32_t n_tokens, const float *h
 
 static int head_rows(struct ffn *f, uint32_t n, const float *x, float *logits, ffn_dump_fn dump, void *dump_ctx, struct err *err)
 {
-    uint32_t index, tokens = shape_of(n, &index);
+    uint32_t tokens = padded(n), index = (uint32_t)__builtin_ctz(tokens);
     VkCommandBuffer *cmd = &f->head_commands[index];
     int r = 0;
     memcpy(f->in.map, x, (size_t)n * f->hparams.hidden * sizeof(float));
     if (!*cmd)
-        r = ffn_record_head(f, tokens, cmd, err);
+        r = ffn_record_head(f, index, tokens, cmd, err);
     if (r == 0)
         r = vk_profile_run(f->profile, f->queue, *cmd, err);
     if (r == 0)
@@ -429,6 +500,7 @@ const struct ffn_backend ffn_vulkan = {.name = "vulkan",
                                        .describe = vulkan_describe,
                                        .copies = vulkan_copies,
                                        .load_segment = vulkan_load_segment,
+                                       .dump_most = vulkan_dump_most,
                                        .run = vulkan_run,
                                        .head = vulkan_head,
                                        .profile = vulkan_profile,

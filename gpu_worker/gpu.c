@@ -224,7 +224,14 @@ static int send_logits(struct gpu *g, struct stage_io *io, struct chunk *c, uint
 static int run_layer(struct gpu *g, uint32_t layer, uint32_t n_tokens, const float *h, float *x, struct err *err)
 {
     struct collect c = {atomic_load(&g->collected), &g->hparams, layer};
-    return judge(g->backend->run(g->device, layer, n_tokens, h, x, c.area ? collect_rows : NULL, &c, err));
+    uint32_t most = c.area && g->backend->dump_most ? g->backend->dump_most(g->device) : n_tokens;
+    int r = 0;
+    for (uint32_t at = 0, n; r == 0 && at < n_tokens; at += n) {
+        size_t first = (size_t)at * g->hparams.hidden;
+        n = MIN(n_tokens - at, most);
+        r = g->backend->run(g->device, layer, n, h + first, x + first, c.area ? collect_rows : NULL, &c, err);
+    }
+    return judge(r);
 }
 
 static int last_layer(struct gpu *g, struct stage_io *io, struct chunk *c, const float *h, struct err *err)

@@ -71,26 +71,33 @@ struct difference {
     size_t row, column;
 };
 
+/* Two numbers that are none are alike; one alone is infinitely far. */
+static double distance(double a, double b)
+{
+    double d = fabs(a - b);
+    return a == b || (isnan(a) && isnan(b)) ? 0 : isnan(d) ? HUGE_VAL : d;
+}
+
 static void add_difference(struct difference *d, const float *a, const float *b, size_t first_row, size_t rows, size_t width)
 {
     for (size_t r = 0; r < rows; r++) {
         double size = 0, top = 0;
         size_t at = 0;
         for (size_t i = 0; i < width; i++) {
-            double e = fabs((double)a[r * width + i] - (double)b[r * width + i]);
+            double e = distance(a[r * width + i], b[r * width + i]);
             size += (double)b[r * width + i] * (double)b[r * width + i];
-            if (!(e <= top)) {
+            if (e > top) {
                 top = e;
                 at = i;
             }
         }
-        if (!(top <= d->largest)) {
+        if (top > d->largest) {
             d->largest = top;
             d->row = first_row + r;
             d->column = at;
         }
-        size = sqrt(size / (double)width);
-        d->of_row = !(top / size <= d->of_row) && top > 0 ? top / size : d->of_row;
+        if (top > 0)
+            d->of_row = MAX(d->of_row, distance(top / sqrt(size / (double)width), 0));
     }
 }
 
@@ -167,13 +174,11 @@ static int run(struct single *s, struct err *err)
 
 static int list(struct single *s, bool choose, struct err *err)
 {
-    static const struct config_device any = {.name = "auto"};
 #ifdef TANDEM_HAVE_VULKAN
-    const struct ffn_device_options o = device_options(s->config ? &s->config->device : &any, 0);
+    const struct ffn_device_options o = device_options(&s->config->device, 0);
     return choose ? ffn_vulkan_choose(&o, stdout, err) : ffn_vulkan_list(&o, stdout, err);
 #else
     (void)s;
-    (void)any;
     (void)choose;
     return err_set(err, -ENOTSUP, "this gpu_worker was built without its vulkan backend: it knows the processor alone");
 #endif

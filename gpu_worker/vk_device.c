@@ -38,8 +38,9 @@ typedef VkResult(VKAPI_PTR *coopmat_shapes_fn)(VkPhysicalDevice, uint32_t *, str
 #define COOPMAT_F32 1u
 #define SCOPE_SUBGROUP 3u
 
-static const char *const feature_names[VK_FEATURES] = {"int_dot",       "fp16",         "storage16",     "coopmat",   "host_import",
-                                                       "subgroup_size", "subgroup_sum", "memory_budget", "timestamps"};
+static const char *const feature_names[VK_FEATURES] = {"int_dot",       "fp16",        "storage16",     "storage8",
+                                                       "coopmat",       "host_import", "subgroup_size", "subgroup_sum",
+                                                       "memory_budget", "timestamps"};
 
 const char *vk_feature_name(enum vk_feature f)
 {
@@ -291,15 +292,15 @@ static bool has_shape(const struct vk_device *d)
     return false;
 }
 
-/* Cooperative matrices need subgroups of 32: by nature, or on request. */
-static bool can_multiply(struct vk_device *d, const struct probe *p)
+/* Cooperative matrices need subgroups of 32: by nature, or on request; and what they are made of. */
+static bool can_multiply(struct vk_device *d, const struct probe *p, uint32_t without)
 {
     const uint32_t lanes = 32;
-    bool asked = p->subgroup.subgroupSizeControl && p->subgroup_sizes.minSubgroupSize <= lanes &&
-                 p->subgroup_sizes.maxSubgroupSize >= lanes &&
+    bool asked = p->subgroup.subgroupSizeControl && !(without >> VK_FEATURE_SUBGROUP_SIZE & 1) &&
+                 p->subgroup_sizes.minSubgroupSize <= lanes && p->subgroup_sizes.maxSubgroupSize >= lanes &&
                  p->subgroup_sizes.requiredSubgroupSizeStages & VK_SHADER_STAGE_COMPUTE_BIT;
     d->coopmat_subgroup = asked ? lanes : 0;
-    return p->coopmat.matrix && p->v12.shaderFloat16 && p->v12.vulkanMemoryModel &&
+    return p->coopmat.matrix && p->v12.shaderFloat16 && !(without >> VK_FEATURE_FP16 & 1) && p->v12.vulkanMemoryModel &&
            (asked || p->subgroup_now.subgroupSize == lanes) && has_shape(d);
 }
 
@@ -308,7 +309,8 @@ static void judge(struct vk_device *d, const struct vk_options *o, const struct 
     const bool there[VK_FEATURES] = {[VK_FEATURE_INT_DOT] = p->int_dot.shaderIntegerDotProduct,
                                      [VK_FEATURE_FP16] = p->v12.shaderFloat16,
                                      [VK_FEATURE_STORAGE16] = p->v11.storageBuffer16BitAccess,
-                                     [VK_FEATURE_COOPMAT] = can_multiply(d, p),
+                                     [VK_FEATURE_STORAGE8] = p->v12.storageBuffer8BitAccess,
+                                     [VK_FEATURE_COOPMAT] = can_multiply(d, p, o->without),
                                      [VK_FEATURE_HOST_IMPORT] = p->import.minImportedHostPointerAlignment > 0,
                                      [VK_FEATURE_SUBGROUP_SIZE] = p->subgroup.subgroupSizeControl,
                                      [VK_FEATURE_SUBGROUP_SUM] =
@@ -337,8 +339,7 @@ static void judge(struct vk_device *d, const struct vk_options *o, const struct 
     d->range_align = MAX(l->minStorageBufferOffsetAlignment, UINT64_C(16));
     d->import_align = vk_has(d, VK_FEATURE_HOST_IMPORT) ? p->import.minImportedHostPointerAlignment : 0;
     d->subgroup = p->subgroup_now.subgroupSize;
-    if (o->subgroup && vk_has(d, VK_FEATURE_SUBGROUP_SIZE) && o->subgroup >= p->subgroup_sizes.minSubgroupSize &&
-        o->subgroup <= p->subgroup_sizes.maxSubgroupSize)
+    if (o->subgroup && o->subgroup != d->subgroup && vk_has(d, VK_FEATURE_SUBGROUP_SIZE))
         d->subgroup = d->subgroup_required = o->subgroup;
     d->max_threads = MIN(l->maxComputeWorkGroupInvocations, l->maxComputeWorkGroupSize[0]);
     d->max_shared = l->maxComputeSharedMemorySize;
@@ -381,6 +382,19 @@ static int open_queue(struct vk_device *d, struct probe *p, struct err *err)
     return 0;
 }
 
+static int check_subgroup(const struct vk_device *d, uint32_t wanted, const struct probe *p, struct err *err)
+{
+    const VkPhysicalDeviceSubgroupSizeControlProperties *s = &p->subgroup_sizes;
+    bool choice = vk_has(d, VK_FEATURE_SUBGROUP_SIZE) && s->requiredSubgroupSizeStages & VK_SHADER_STAGE_COMPUTE_BIT;
+    uint32_t least = choice ? s->minSubgroupSize : p->subgroup_now.subgroupSize;
+    uint32_t most = choice ? s->maxSubgroupSize : p->subgroup_now.subgroupSize;
+    if (wanted == 0 || wanted == p->subgroup_now.subgroupSize ||
+        (choice && wanted >= least && wanted <= most && (wanted & (wanted - 1)) == 0))
+        return 0;
+    return err_set(err, -EINVAL, "'gpu.subgroup' is %u; device '%s' has subgroups of %u to %u lanes (a power of two, or auto)",
+                   wanted, d->name, least, most);
+}
+
 int vk_device_open(const struct vk_options *o, struct vk_device **ret, struct err *err)
 {
     VkPhysicalDevice all[MAX_DEVICES];
@@ -402,6 +416,8 @@ int vk_device_open(const struct vk_options *o, struct vk_device **ret, struct er
         judge(d, o, p);
         r = open_queue(d, p, err);
     }
+    if (r == 0)
+        r = check_subgroup(d, o->subgroup, p, err);
     if (r == 0 && (d->max_range < 65536 || d->max_bytes < 65536))
         r = err_set(err, -ENODEV, "device '%s' takes buffers of %" PRIu64 " bytes at most; expected at least 65536", d->name,
                     MIN(d->max_range, d->max_bytes));

@@ -21,7 +21,8 @@ struct err;
 enum vk_feature {
     VK_FEATURE_INT_DOT,       /* shaderIntegerDotProduct: four 8-bit products in one instruction */
     VK_FEATURE_FP16,          /* shaderFloat16 */
-    VK_FEATURE_STORAGE16,     /* storageBuffer16BitAccess */
+    VK_FEATURE_STORAGE16,     /* storageBuffer16BitAccess; reported only, as the next: shaders read and write words of 32 bits */
+    VK_FEATURE_STORAGE8,      /* storageBuffer8BitAccess */
     VK_FEATURE_COOPMAT,       /* VK_KHR_cooperative_matrix: 16x16x16, f16 x f16 -> f32, in subgroups of 32 */
     VK_FEATURE_HOST_IMPORT,   /* VK_EXT_external_memory_host */
     VK_FEATURE_SUBGROUP_SIZE, /* subgroupSizeControl */

@@ -49,7 +49,8 @@ static int charge(struct vk_memory *m, enum vk_memory_kind kind, uint64_t bytes,
 {
     char a[16], b[16], c[16];
     if (m->limit && bytes > m->limit - MIN(m->used, m->limit))
-        return err_set(err, -ENOMEM, "%s: %s of device memory for %s do not fit: %s are used of %s (gpu.memory)",
+        return err_set(err, -ENOMEM,
+                       "%s: %s of device memory for %s do not fit: %s are used of %s, which gpu.memory or what was free allows",
                        m->budget->process, util_format_bytes(a, sizeof(a), bytes), what, util_format_bytes(b, sizeof(b), m->used),
                        util_format_bytes(c, sizeof(c), m->limit));
     int r = is_ours(m, kind) ? budget_take(m->budget, BUDGET_DEVICE, bytes, err) : 0;

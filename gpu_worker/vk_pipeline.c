@@ -31,8 +31,8 @@ struct vk_cache {
     VkPipelineCache cache;
     char folder[3500], path[4096]; /* "": none */
     struct cache_header header;    /* expected; bytes and checksum unset */
-    bool warm;
-    uint32_t made;
+    size_t read;                   /* bytes that the driver was given */
+    bool made;
 };
 
 static uint64_t checksum_of_shaders(void)
@@ -117,7 +117,7 @@ int vk_cache_open(const struct vk_device *d, const char *folder, struct vk_cache
     const VkPipelineCacheCreateInfo info = {
         .sType = VK_STRUCTURE_TYPE_PIPELINE_CACHE_CREATE_INFO, .initialDataSize = data ? bytes : 0, .pInitialData = data};
     VkResult r = vkCreatePipelineCache(d->device, &info, NULL, &c->cache);
-    c->warm = data && r == VK_SUCCESS;
+    c->read = data && r == VK_SUCCESS ? bytes : 0;
     free(data);
     if (r != VK_SUCCESS) {
         free(c);
@@ -139,7 +139,7 @@ uint64_t vk_cache_shaders(const struct vk_cache *c)
 
 bool vk_cache_warm(const struct vk_cache *c)
 {
-    return c->warm;
+    return c->read > 0;
 }
 
 static int write_file(const struct vk_cache *c, void *data, size_t bytes)
@@ -169,7 +169,7 @@ void vk_cache_close(struct vk_cache *c)
     size_t bytes = 0;
     void *data = NULL;
     if (c->path[0] && c->made && vkGetPipelineCacheData(c->device->device, c->cache, &bytes, NULL) == VK_SUCCESS && bytes &&
-        bytes <= FILE_MAX - sizeof(c->header) && (data = malloc(bytes)) &&
+        bytes != c->read && bytes <= FILE_MAX - sizeof(c->header) && (data = malloc(bytes)) &&
         vkGetPipelineCacheData(c->device->device, c->cache, &bytes, data) == VK_SUCCESS) {
         int r = write_file(c, data, bytes);
         if (r < 0)
@@ -242,7 +242,7 @@ int vk_kernel_make(const struct vk_device *d, struct vk_cache *c, const char *sh
         int e = vk_fail(d, r, "vkCreateComputePipelines", err);
         return err_wrap(err, e, "shader '%s'", shader);
     }
-    c->made += !c->warm;
+    c->made = true;
     return 0;
 }
 

@@ -32,7 +32,7 @@ bool vk_cache_warm(const struct vk_cache *c);
 const char *vk_cache_folder(const struct vk_cache *c);
 /* Checksum of all embedded shaders. */
 uint64_t vk_cache_shaders(const struct vk_cache *c);
-/* Writes the file when pipelines were made since it was read (to a temporary name, then renamed), and frees. NULL is fine. */
+/* Writes the file when the driver has more to keep than was read (to a temporary name, then renamed), and frees. NULL is fine. */
 void vk_cache_close(struct vk_cache *c);
 
 /* shader: a name of shaders.h; constants by number from 0 (constant 0 is the workgroup's size). subgroup: lanes to ask for; 0:

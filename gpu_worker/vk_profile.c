@@ -29,7 +29,8 @@ struct mark {
 
 struct recording {
     VkCommandBuffer cmd;
-    size_t first; /* of marks */
+    struct mark *marks;
+    size_t room;
     uint32_t n;
 };
 
@@ -44,8 +45,7 @@ struct vk_profile {
     struct vk_queue *queue;
     uint32_t most; /* marks of a command; 0: the device has no time stamps */
     struct recording *recordings;
-    struct mark *marks;
-    size_t n_recordings, n_marks, room_recordings, room_marks;
+    size_t n_recordings, room_recordings, current; /* current: what is being recorded */
     struct sum sums[VK_PROFILE_KERNELS];
     uint64_t runs, lost; /* lost: kernels without a time of their own */
     double wall;         /* seconds from submit to wake */
@@ -79,8 +79,9 @@ void vk_profile_close(struct vk_profile *p)
 {
     if (!p)
         return;
+    for (size_t i = 0; i < p->n_recordings; i++)
+        free(p->recordings[i].marks);
     free(p->recordings);
-    free(p->marks);
     free(p);
 }
 
@@ -97,13 +98,26 @@ static bool make_room(void **array, size_t *room, size_t n, size_t size)
     return true;
 }
 
+/* n_recordings: it is not there. */
+static size_t find(const struct vk_profile *p, VkCommandBuffer cmd)
+{
+    size_t i = 0;
+    while (i < p->n_recordings && p->recordings[i].cmd != cmd)
+        i++;
+    return i;
+}
+
 int vk_profile_begin(struct vk_profile *p, VkCommandBuffer cmd, struct err *err)
 {
     if (!p || !p->most)
         return 0;
-    if (!make_room((void **)&p->recordings, &p->room_recordings, p->n_recordings, sizeof(*p->recordings)))
-        return err_set(err, -ENOMEM, "vulkan: out of memory");
-    p->recordings[p->n_recordings++] = (struct recording){cmd, p->n_marks, 0};
+    p->current = find(p, cmd);
+    if (p->current == p->n_recordings) {
+        if (!make_room((void **)&p->recordings, &p->room_recordings, p->n_recordings, sizeof(*p->recordings)))
+            return err_set(err, -ENOMEM, "vulkan: out of memory");
+        p->recordings[p->n_recordings++] = (struct recording){.cmd = cmd};
+    }
+    p->recordings[p->current].n = 0;
     vk_stamps_reset(p->queue, cmd);
     vk_stamp(p->queue, cmd, 0);
     return 0;
@@ -111,21 +125,21 @@ int vk_profile_begin(struct vk_profile *p, VkCommandBuffer cmd, struct err *err)
 
 void vk_profile_mark(struct vk_profile *p, VkCommandBuffer cmd, enum vk_profile_kernel kernel, const struct vk_profile_work *w)
 {
-    struct recording *c = p && p->n_recordings ? &p->recordings[p->n_recordings - 1] : NULL;
+    struct recording *c = p && p->n_recordings ? &p->recordings[p->current] : NULL;
     if (!c || c->cmd != cmd)
         return;
-    if (c->n == p->most || !make_room((void **)&p->marks, &p->room_marks, p->n_marks, sizeof(*p->marks))) {
+    if (c->n == p->most || !make_room((void **)&c->marks, &c->room, c->n, sizeof(*c->marks))) {
         p->lost++;
         return;
     }
-    p->marks[p->n_marks++] = (struct mark){kernel, *w};
-    vk_stamp(p->queue, cmd, ++c->n);
+    c->marks[c->n++] = (struct mark){kernel, *w};
+    vk_stamp(p->queue, cmd, c->n);
 }
 
 static void add(struct vk_profile *p, const struct recording *c)
 {
     for (uint32_t i = 0; i < c->n; i++) {
-        const struct mark *m = &p->marks[c->first + i];
+        const struct mark *m = &c->marks[i];
         struct sum *s = &p->sums[m->kernel];
         double seconds = vk_stamp_seconds(p->queue, i, i + 1);
         if (seconds < 0) {
@@ -149,20 +163,18 @@ int vk_profile_run(struct vk_profile *p, struct vk_queue *q, VkCommandBuffer cmd
         return r;
     p->wall += (double)(util_now_ns() - begin) * 1e-9;
     p->runs++;
-    for (size_t i = 0; i < p->n_recordings; i++) {
-        if (p->recordings[i].cmd == cmd) {
-            add(p, &p->recordings[i]);
-            break;
-        }
-    }
+    size_t i = find(p, cmd);
+    if (i < p->n_recordings)
+        add(p, &p->recordings[i]);
     return 0;
 }
 
-static int record_copy(struct vk_profile *p, const struct vk_kernel *k, const struct vk_buffer *from, const struct vk_buffer *to,
-                       uint32_t groups, VkCommandBuffer *ret, struct err *err)
+static int record_copy(struct vk_profile *p, struct vk_recorder *rec, uint32_t number, const struct vk_kernel *k,
+                       const struct vk_buffer *from, const struct vk_buffer *to, uint32_t groups, VkCommandBuffer *ret,
+                       struct err *err)
 {
     const struct vk_range ranges[] = {{from->buffer, 0, 0}, {to->buffer, 0, 0}};
-    int r = vk_begin(p->queue, ret, err);
+    int r = vk_begin(p->queue, rec, number, ret, err);
     if (r < 0)
         return r;
     vk_stamps_reset(p->queue, *ret);
@@ -177,10 +189,13 @@ static int time_copy(struct vk_profile *p, const struct vk_kernel *k, const stru
                      struct rate *rate, struct err *err)
 {
     VkCommandBuffer cmds[2];
+    struct vk_recorder *rec = NULL;
     uint64_t group = (uint64_t)threads * COPY_BYTES_THREAD, groups = MIN(b[0].bytes / group, (uint64_t)COPY_GROUPS_MAX);
-    int r = record_copy(p, k, &b[0], &b[1], (uint32_t)groups, &cmds[0], err);
+    int r = vk_recorder_open(p->queue, 2, &rec, err);
     if (r == 0)
-        r = record_copy(p, k, &b[1], &b[0], (uint32_t)groups, &cmds[1], err);
+        r = record_copy(p, rec, 0, k, &b[0], &b[1], (uint32_t)groups, &cmds[0], err);
+    if (r == 0)
+        r = record_copy(p, rec, 1, k, &b[1], &b[0], (uint32_t)groups, &cmds[1], err);
     for (int i = 0; r == 0 && i < COPY_RUNS; i++) {
         r = vk_run(p->queue, cmds[i % 2], err);
         double seconds = vk_stamp_seconds(p->queue, 0, 1);
@@ -188,6 +203,8 @@ static int time_copy(struct vk_profile *p, const struct vk_kernel *k, const stru
             rate->best = MAX(rate->best, 2.0 * (double)(groups * group) / seconds);
     }
     rate->bytes = groups * group;
+    if (vk_idle(p->queue))
+        vk_recorder_close(p->queue, rec);
     return r;
 }
 

@@ -14,18 +14,78 @@
 #define POOLS_MAX 256
 #define POLL_NS 300000 /* decode steps of a layer end within it; waking a sleeper costs some 50 us */
 
+struct vk_recorder {
+    VkCommandPool commands;
+    VkCommandBuffer *buffers;
+    uint32_t n_buffers;
+    VkDescriptorPool pools[POOLS_MAX]; /* filled one after the other */
+    uint32_t n_pools, begun, in_pool;  /* made; of these begun; sets of the last begun */
+};
+
 struct vk_queue {
     const struct vk_device *device;
-    VkCommandPool commands, transient;
-    VkCommandBuffer upload; /* of `transient` */
-    VkDescriptorPool pools[POOLS_MAX];
-    uint32_t n_pools, in_pool;
+    struct vk_recorder *once, *recording; /* recording: where the commands that are begun belong */
     VkSemaphore done;
     uint64_t value; /* of `done` after what was submitted last */
     bool first;
     VkQueryPool stamps;
     uint32_t n_stamps;
 };
+
+int vk_recorder_open(const struct vk_queue *q, uint32_t n, struct vk_recorder **ret, struct err *err)
+{
+    VkDevice d = q->device->device;
+    const VkCommandPoolCreateInfo pool = {.sType = VK_STRUCTURE_TYPE_COMMAND_POOL_CREATE_INFO,
+                                          .queueFamilyIndex = q->device->family};
+    struct vk_recorder *rec = calloc(1, sizeof(*rec));
+    if (rec)
+        rec->buffers = calloc(n, sizeof(*rec->buffers));
+    if (!rec || !rec->buffers) {
+        vk_recorder_close(q, rec);
+        return err_set(err, -ENOMEM, "vulkan: out of memory");
+    }
+    VkResult r = vkCreateCommandPool(d, &pool, NULL, &rec->commands);
+    if (r == VK_SUCCESS) {
+        const VkCommandBufferAllocateInfo info = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_ALLOCATE_INFO,
+                                                  .commandPool = rec->commands,
+                                                  .level = VK_COMMAND_BUFFER_LEVEL_PRIMARY,
+                                                  .commandBufferCount = n};
+        r = vkAllocateCommandBuffers(d, &info, rec->buffers);
+    }
+    if (r != VK_SUCCESS) {
+        vk_recorder_close(q, rec);
+        return vk_fail(q->device, r, "vkAllocateCommandBuffers", err);
+    }
+    rec->n_buffers = n;
+    *ret = rec;
+    return 0;
+}
+
+void vk_recorder_close(const struct vk_queue *q, struct vk_recorder *rec)
+{
+    if (!rec)
+        return;
+    for (uint32_t i = 0; i < rec->n_pools; i++)
+        vkDestroyDescriptorPool(q->device->device, rec->pools[i], NULL);
+    if (rec->commands)
+        vkDestroyCommandPool(q->device->device, rec->commands, NULL);
+    free(rec->buffers);
+    free(rec);
+}
+
+uint32_t vk_recorder_sets(const struct vk_recorder *rec)
+{
+    return rec ? rec->begun * SETS_A_POOL : 0;
+}
+
+int vk_recorder_reset(const struct vk_queue *q, struct vk_recorder *rec, struct err *err)
+{
+    VkResult r = vkResetCommandPool(q->device->device, rec->commands, 0);
+    for (uint32_t i = 0; r == VK_SUCCESS && i < rec->begun; i++)
+        r = vkResetDescriptorPool(q->device->device, rec->pools[i], 0);
+    rec->begun = rec->in_pool = 0;
+    return r == VK_SUCCESS ? 0 : vk_fail(q->device, r, "vkResetCommandPool", err);
+}
 
 int vk_queue_open(const struct vk_device *d, struct vk_queue **ret, struct err *err)
 {
@@ -34,27 +94,17 @@ int vk_queue_open(const struct vk_device *d, struct vk_queue **ret, struct err *
         return err_set(err, -ENOMEM, "vulkan: out of memory");
     q->device = d;
     q->first = true;
-    const VkCommandPoolCreateInfo pool = {.sType = VK_STRUCTURE_TYPE_COMMAND_POOL_CREATE_INFO, .queueFamilyIndex = d->family};
     const VkSemaphoreTypeCreateInfo timeline = {.sType = VK_STRUCTURE_TYPE_SEMAPHORE_TYPE_CREATE_INFO,
                                                 .semaphoreType = VK_SEMAPHORE_TYPE_TIMELINE};
     const VkSemaphoreCreateInfo semaphore = {.sType = VK_STRUCTURE_TYPE_SEMAPHORE_CREATE_INFO, .pNext = &timeline};
-    VkCommandPoolCreateInfo again = pool;
-    again.flags = VK_COMMAND_POOL_CREATE_TRANSIENT_BIT | VK_COMMAND_POOL_CREATE_RESET_COMMAND_BUFFER_BIT;
-    VkResult r = vkCreateCommandPool(d->device, &pool, NULL, &q->commands);
-    if (r == VK_SUCCESS)
-        r = vkCreateCommandPool(d->device, &again, NULL, &q->transient);
-    if (r == VK_SUCCESS) {
-        const VkCommandBufferAllocateInfo one = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_ALLOCATE_INFO,
-                                                 .commandPool = q->transient,
-                                                 .level = VK_COMMAND_BUFFER_LEVEL_PRIMARY,
-                                                 .commandBufferCount = 1};
-        r = vkAllocateCommandBuffers(d->device, &one, &q->upload);
+    int r = vk_recorder_open(q, 1, &q->once, err);
+    if (r == 0) {
+        VkResult v = vkCreateSemaphore(d->device, &semaphore, NULL, &q->done);
+        r = v == VK_SUCCESS ? 0 : vk_fail(d, v, "vkCreateSemaphore", err);
     }
-    if (r == VK_SUCCESS)
-        r = vkCreateSemaphore(d->device, &semaphore, NULL, &q->done);
-    if (r != VK_SUCCESS) {
+    if (r < 0) {
         vk_queue_close(q);
-        return vk_fail(d, r, "vkCreateSemaphore", err);
+        return r;
     }
     *ret = q;
     return 0;
@@ -77,29 +127,23 @@ void vk_queue_close(struct vk_queue *q)
     if (!q)
         return;
     VkDevice d = q->device->device;
-    for (uint32_t i = 0; i < q->n_pools; i++)
-        vkDestroyDescriptorPool(d, q->pools[i], NULL);
+    vk_recorder_close(q, q->once);
     if (q->stamps)
         vkDestroyQueryPool(d, q->stamps, NULL);
     if (q->done)
         vkDestroySemaphore(d, q->done, NULL);
-    if (q->transient)
-        vkDestroyCommandPool(d, q->transient, NULL);
-    if (q->commands)
-        vkDestroyCommandPool(d, q->commands, NULL);
     free(q);
 }
 
-int vk_begin(struct vk_queue *q, VkCommandBuffer *ret, struct err *err)
+int vk_begin(struct vk_queue *q, struct vk_recorder *rec, uint32_t number, VkCommandBuffer *ret, struct err *err)
 {
-    const VkCommandBufferAllocateInfo info = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_ALLOCATE_INFO,
-                                              .commandPool = q->commands,
-                                              .level = VK_COMMAND_BUFFER_LEVEL_PRIMARY,
-                                              .commandBufferCount = 1};
     const VkCommandBufferBeginInfo begin = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO};
-    VkResult r = vkAllocateCommandBuffers(q->device->device, &info, ret);
-    if (r == VK_SUCCESS)
-        r = vkBeginCommandBuffer(*ret, &begin);
+    int e = rec ? 0 : vk_recorder_reset(q, q->once, err);
+    if (e < 0)
+        return e;
+    q->recording = rec ? rec : q->once;
+    *ret = q->recording->buffers[rec ? number : 0];
+    VkResult r = vkBeginCommandBuffer(*ret, &begin);
     return r == VK_SUCCESS ? 0 : vk_fail(q->device, r, "vkBeginCommandBuffer", err);
 }
 
@@ -110,36 +154,40 @@ int vk_end(struct vk_queue *q, VkCommandBuffer cmd, struct err *err)
     return r == VK_SUCCESS ? 0 : vk_fail(q->device, r, "vkEndCommandBuffer", err);
 }
 
-static VkResult more_sets(struct vk_queue *q)
+static VkResult next_pool(struct vk_queue *q, struct vk_recorder *rec)
 {
     const VkDescriptorPoolSize size = {VK_DESCRIPTOR_TYPE_STORAGE_BUFFER, SETS_A_POOL * VK_KERNEL_BINDINGS};
     const VkDescriptorPoolCreateInfo info = {
         .sType = VK_STRUCTURE_TYPE_DESCRIPTOR_POOL_CREATE_INFO, .maxSets = SETS_A_POOL, .poolSizeCount = 1, .pPoolSizes = &size};
-    if (q->n_pools == POOLS_MAX)
-        return VK_ERROR_OUT_OF_POOL_MEMORY;
-    VkResult r = vkCreateDescriptorPool(q->device->device, &info, NULL, &q->pools[q->n_pools]);
-    if (r == VK_SUCCESS) {
-        q->n_pools++;
-        q->in_pool = 0;
+    if (rec->begun == rec->n_pools) {
+        if (rec->n_pools == POOLS_MAX)
+            return VK_ERROR_OUT_OF_POOL_MEMORY;
+        VkResult r = vkCreateDescriptorPool(q->device->device, &info, NULL, &rec->pools[rec->n_pools]);
+        if (r != VK_SUCCESS)
+            return r;
+        rec->n_pools++;
     }
-    return r;
+    rec->begun++;
+    rec->in_pool = 0;
+    return VK_SUCCESS;
 }
 
 static VkResult make_set(struct vk_queue *q, const struct vk_kernel *k, const struct vk_range *ranges, VkDescriptorSet *ret)
 {
     VkDescriptorBufferInfo info[VK_KERNEL_BINDINGS];
     VkWriteDescriptorSet writes[VK_KERNEL_BINDINGS];
-    VkResult r = q->n_pools == 0 || q->in_pool == SETS_A_POOL ? more_sets(q) : VK_SUCCESS;
+    struct vk_recorder *rec = q->recording;
+    VkResult r = rec->begun == 0 || rec->in_pool == SETS_A_POOL ? next_pool(q, rec) : VK_SUCCESS;
     if (r != VK_SUCCESS)
         return r;
     const VkDescriptorSetAllocateInfo alloc = {.sType = VK_STRUCTURE_TYPE_DESCRIPTOR_SET_ALLOCATE_INFO,
-                                               .descriptorPool = q->pools[q->n_pools - 1],
+                                               .descriptorPool = rec->pools[rec->begun - 1],
                                                .descriptorSetCount = 1,
                                                .pSetLayouts = &k->set_layout};
     r = vkAllocateDescriptorSets(q->device->device, &alloc, ret);
     if (r != VK_SUCCESS)
         return r;
-    q->in_pool++;
+    rec->in_pool++;
     for (uint32_t i = 0; i < k->n_bindings; i++) {
         info[i] = (VkDescriptorBufferInfo){ranges[i].buffer, ranges[i].offset, ranges[i].bytes ? ranges[i].bytes : VK_WHOLE_SIZE};
         writes[i] = (VkWriteDescriptorSet){.sType = VK_STRUCTURE_TYPE_WRITE_DESCRIPTOR_SET,
@@ -156,7 +204,11 @@ static VkResult make_set(struct vk_queue *q, const struct vk_kernel *k, const st
 int vk_dispatch(struct vk_queue *q, VkCommandBuffer cmd, const struct vk_kernel *k, const struct vk_range *ranges, const void *push,
                 uint32_t x, uint32_t y, uint32_t z, struct err *err)
 {
+    const uint32_t *most = q->device->properties.limits.maxComputeWorkGroupCount;
     VkDescriptorSet set;
+    if (x > most[0] || y > most[1] || z > most[2])
+        return err_set(err, -ENOTSUP, "device '%s' takes %u x %u x %u workgroups at once; this model needs %u x %u x %u",
+                       q->device->name, most[0], most[1], most[2], x, y, z);
     VkResult r = make_set(q, k, ranges, &set);
     if (r != VK_SUCCESS)
         return vk_fail(q->device, r, "vkAllocateDescriptorSets", err);
@@ -222,19 +274,18 @@ bool vk_idle(const struct vk_queue *q)
 int vk_upload(struct vk_queue *q, const struct vk_buffer *staging, VkBuffer to, uint64_t at, const void *data, uint64_t bytes,
               struct err *err)
 {
-    const VkCommandBufferBeginInfo begin = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO,
-                                            .flags = VK_COMMAND_BUFFER_USAGE_ONE_TIME_SUBMIT_BIT};
+    VkCommandBuffer cmd;
     int r = 0;
     for (uint64_t done = 0, n; r == 0 && done < bytes; done += n) {
         n = MIN(bytes - done, staging->bytes);
         memcpy(staging->map, (const uint8_t *)data + done, n);
-        VkResult v = vkBeginCommandBuffer(q->upload, &begin);
-        if (v != VK_SUCCESS)
-            return vk_fail(q->device, v, "vkBeginCommandBuffer", err);
-        vk_copy(q->upload, staging->buffer, 0, to, at + done, n);
-        r = vk_end(q, q->upload, err);
+        r = vk_begin(q, NULL, 0, &cmd, err);
+        if (r < 0)
+            return r;
+        vk_copy(cmd, staging->buffer, 0, to, at + done, n);
+        r = vk_end(q, cmd, err);
         if (r == 0)
-            r = vk_run(q, q->upload, err);
+            r = vk_run(q, cmd, err);
     }
     return r;
 }

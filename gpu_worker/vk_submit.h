@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  * Command buffers of one queue, recorded once and submitted again and again, one at a time; a timeline semaphore says when one is
- * done, and no wait is without an end. Descriptor sets live as long as the recorder.
+ * done, and no wait is without an end. Descriptor sets live as long as the commands that they are for.
  * Threads: record on the main thread or the data thread, never both at once; submit and wait likewise. No allocation in submit. */
 #ifndef TANDEM_GPU_WORKER_VK_SUBMIT_H
 #define TANDEM_GPU_WORKER_VK_SUBMIT_H
@@ -15,6 +15,7 @@
 #define VK_WAIT_NS (UINT64_C(10) * 1000000000)
 
 struct vk_queue;
+struct vk_recorder;
 
 /* One binding of a set; bytes 0: to the end of the buffer. Offsets are multiples of the device's range_align. */
 struct vk_range {
@@ -27,8 +28,17 @@ int vk_queue_open(const struct vk_device *d, struct vk_queue **ret, struct err *
 bool vk_queue_settle(struct vk_queue *q); /* NULL is fine */
 void vk_queue_close(struct vk_queue *q);  /* settled; NULL is fine */
 
-/* A new command buffer, begun; recorded until vk_end. Freed with the queue. */
-int vk_begin(struct vk_queue *q, VkCommandBuffer *ret, struct err *err);
+/* n command buffers with their descriptor sets, recorded one by one and forgotten together: what they hold is kept for those that
+ * come after. */
+int vk_recorder_open(const struct vk_queue *q, uint32_t n, struct vk_recorder **ret, struct err *err);
+void vk_recorder_close(const struct vk_queue *q, struct vk_recorder *rec); /* NULL is fine */
+/* Descriptor sets of what is recorded, rounded up to pools. */
+uint32_t vk_recorder_sets(const struct vk_recorder *rec); /* NULL: 0 */
+/* Forgets what was recorded; none of it may be running. Handles stay the same. */
+int vk_recorder_reset(const struct vk_queue *q, struct vk_recorder *rec, struct err *err);
+
+/* Begins to record command buffer `number`, until vk_end. rec NULL: for one run, which ends before the next such recording. */
+int vk_begin(struct vk_queue *q, struct vk_recorder *rec, uint32_t number, VkCommandBuffer *ret, struct err *err);
 int vk_end(struct vk_queue *q, VkCommandBuffer cmd, struct err *err);
 /* ranges: [kernel->n_bindings]; push: kernel->push_bytes. */
 int vk_dispatch(struct vk_queue *q, VkCommandBuffer cmd, const struct vk_kernel *k, const struct vk_range *ranges, const void *push,

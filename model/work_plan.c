@@ -179,6 +179,11 @@ uint64_t work_plan_vulkan_bytes(const struct hparams *h, uint32_t chunk_tokens)
     return WORK_PLAN_VULKAN_STAGING + 2 * tokens * hidden + tokens * token + 2 * rows * 4 * (uint64_t)h->vocab + buffers * 4096;
 }
 
+uint64_t work_plan_vulkan_commands(const struct hparams *h)
+{
+    return (uint64_t)h->n_layers * 8 * (24 << 10);
+}
+
 size_t work_plan_bounce_bytes(uint64_t least)
 {
     return round_page(MAX(least, BOUNCE_MIN));

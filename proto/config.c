@@ -631,9 +631,9 @@ static int load_file(struct config *c, struct err *err)
 int config_load(const char *path, const char *const *overrides, int n_overrides, struct config **ret, struct err *err)
 {
     struct config *c = calloc(1, sizeof(*c));
-    if (!c || !(c->path = strdup(path))) {
+    if (!c || !(c->path = strdup(path ? path : ""))) {
         free(c);
-        return err_set(err, -ENOMEM, "config '%s': out of memory", path);
+        return err_set(err, -ENOMEM, "config '%s': out of memory", path ? path : "");
     }
     c->context = 2048;
     c->sequences = 4;
@@ -642,10 +642,10 @@ int config_load(const char *path, const char *const *overrides, int n_overrides,
     c->npu = (struct config_worker){.backend = "auto", .memory = 2ull << 30};
     c->gpu = (struct config_worker){.backend = "auto", .memory = 16ull << 30};
     c->device = (struct config_device){.name = "auto"};
-    int r = load_file(c, err);
+    int r = path ? load_file(c, err) : 0;
     for (int i = 0; r == 0 && i < n_overrides; i++)
         r = apply_override(c, overrides[i], err);
-    if (r == 0 && !c->model)
+    if (r == 0 && path && !c->model)
         r = err_set(err, -EINVAL,
                     "config '%s': key 'model' is missing; expected 'model: FILE.gguf' (a path relative to this file, or absolute)",
                     path);
@@ -676,21 +676,27 @@ void config_sample(const char *model, char *buf, unsigned long buf_size)
         quoted[n++] = *p;
     }
     quoted[n] = '\0';
-    snprintf(buf, buf_size,
-             "# Tandem. Every key but `model` may be left out; what stands here are the defaults.\n"
-             "# Sizes take KiB, MiB, GiB. A relative path is relative to this file.\n"
-             "model: '%s'\n"
-             "context: 2048        # tokens per sequence, 1 to 1048576\n"
-             "sequences: 4         # at once, 1 to 64\n"
-             "chunk_tokens: auto   # tokens that travel together: auto, or 1 to 1024\n"
-             "kv_type: f16         # entries of the KV cache: f32 or f16\n"
-             "pin_threads: auto    # workers that share processors keep their threads in place, or off\n"
-             "# A hard cap per process: auto (what the plan needs and a tenth more), or\n"
-             "# memory: {coordinator: 256MiB, loader: 512MiB, npu_worker: 2560MiB, gpu_worker: 1GiB}\n"
-             "memory: auto\n"
-             "# backend: auto or cpu; memory: the device pool, a size or auto; threads: auto, or 1 to 1024\n"
-             "npu: {backend: auto, memory: 2GiB, threads: auto}\n"
-             "# backend: auto, vulkan or cpu; device: auto, a number of `gpu_worker --list-devices`, or part of a name\n"
-             "gpu: {backend: auto, device: auto, memory: 16GiB, threads: auto}\n",
-             quoted);
+    snprintf(
+        buf, buf_size,
+        "# Tandem. Every key but `model` may be left out; what stands here are the defaults.\n"
+        "# Sizes take KiB, MiB, GiB. A relative path is relative to this file.\n"
+        "model: '%s'\n"
+        "context: 2048        # tokens per sequence, 1 to 1048576\n"
+        "sequences: 4         # at once, 1 to 64\n"
+        "chunk_tokens: auto   # tokens that travel together: auto, or 1 to 1024\n"
+        "kv_type: f16         # entries of the KV cache: f32 or f16\n"
+        "pin_threads: auto    # workers that share processors keep their threads in place, or off\n"
+        "# A hard cap per process: auto (what the plan needs and a tenth more), or\n"
+        "# memory: {coordinator: 256MiB, loader: 512MiB, npu_worker: 2560MiB, gpu_worker: 1GiB}\n"
+        "memory: auto\n"
+        "# backend: auto or cpu; memory: the device pool, a size or auto; threads: auto, or 1 to 1024\n"
+        "npu: {backend: auto, memory: 2GiB, threads: auto}\n"
+        "# backend: auto, vulkan or cpu; device: auto, a number of `gpu_worker --list-devices`, or part of a name\n"
+        "# memory: a size or auto. For tests and around faults of drivers (docs/OPERATIONS.md): allow_cpu_device, validate and\n"
+        "# profile: true or false; without: features, separated by commas; max_buffer: a size or auto; subgroup: auto, or 4 to "
+        "128;\n"
+        "# many: auto, or 1 to 4096\n"
+        "gpu: {backend: auto, device: auto, memory: 16GiB, threads: auto, allow_cpu_device: false, without: '', max_buffer: auto,\n"
+        "      subgroup: auto, many: auto, validate: false, profile: false}\n",
+        quoted);
 }

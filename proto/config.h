@@ -42,7 +42,8 @@ struct config {
     struct config_device device; /* keys gpu.device, gpu.without, ... */
 };
 
-/* overrides: "key=value" or "key.sub=value" strings as of --set, applied in order on top of the file. */
+/* path NULL: no file, all defaults, and `model` may be missing. overrides: "key=value" or "key.sub=value" strings as of --set,
+ * applied in order on top of the file. */
 int config_load(const char *path, const char *const *overrides, int n_overrides, struct config **ret, struct err *err);
 void config_free(struct config *c); /* NULL is fine */
 /* The documented sample with every key and its default, for --help and scripts/demo; `model` is written in. */

@@ -82,7 +82,7 @@ static const struct {
     {{"choose-device", no_argument, NULL, OPT_CHOOSE},
      SINGLE_DEVICE,
      NULL,
-     "only the one chosen: kind of memory, free bytes, name, by tabs (used by the coordinator)"},
+     "only the one chosen: kind of memory, free bytes, bytes usable in place, name, by tabs (used by the coordinator)"},
     {{"stage-fd", required_argument, NULL, OPT_STAGE_FD},
      0,
      "N",
@@ -278,7 +278,7 @@ static int run_single(struct parsed *a, struct err *err)
 static int run_list(struct parsed *a, struct err *err)
 {
     struct single *s = &a->s;
-    int r = s->config_path ? config_load(s->config_path, a->overrides, a->n_overrides, &s->config, err) : 0;
+    int r = config_load(s->config_path, a->overrides, a->n_overrides, &s->config, err);
     if (r == 0)
         r = s->program->list(s, a->choose, err);
     config_free(s->config);

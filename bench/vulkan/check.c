@@ -81,8 +81,7 @@ struct worst {
 static void compare(struct worst *w, double got, double want, double bound)
 {
     double e = fabs(got - want) / bound;
-    if (!(e <= w->ratio)) /* a NaN too */
-        w->ratio = e;
+    w->ratio = fmax(w->ratio, isnan(e) ? HUGE_VAL : e);
 }
 
 static int report(const char *name, const struct worst *w)

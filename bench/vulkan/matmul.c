@@ -151,8 +151,7 @@ static double compare(const struct product *p, const float *y, const float *scal
                 got += (double)y[q * y_part + (size_t)t * y_stride + r];
             got *= scale ? (double)scale[t] : 1.0;
             double e = fabs(got - (double)p->y[(size_t)t * rows + r]) / (bound * magnitudes(p, row, t));
-            if (!(e <= worst))
-                worst = e;
+            worst = fmax(worst, isnan(e) ? (double)INFINITY : e);
         }
     }
     free(row);
@@ -243,7 +242,7 @@ static int check_tiled_type(struct device *d, const char *family, int type)
             continue;
         struct product p = product_make(d, type, cases[i].rows, cases[i].cols, cases[i].tokens);
         double e = check_tiled(d, family, type, &tiled_shapes[cases[i].shape], &p, cases[i].tokens, cases[i].parts);
-        worst = !(e <= worst) ? e : worst;
+        worst = fmax(worst, isnan(e) ? (double)INFINITY : e);
         product_free(d, &p);
         n++;
     }

@@ -108,6 +108,36 @@ def test_kill_of_a_stage():
         check(not left_behind(), left_behind())
 
 
+def test_kill_for_a_cap():
+    """A stage that the kernel ends for its memory: the error says so, and which key to raise."""
+    process = start("coordinator", "--config", config(model("demo", "f32"), kv_type="f32"), *LONG)
+    wait_running(process)
+    folders = tandem.cgroups([process.pid])
+    if not folders:
+        process.kill()
+        finish(process)
+        tandem.skip("no cgroups: caps are not enforced here")
+    folder = os.path.join(folders[0], "npu_worker")
+    usage, cap = ("memory.current", "memory.max") if os.path.exists(os.path.join(folder, "memory.max")) else (
+        "memory.usage_in_bytes", "memory.limit_in_bytes")
+
+    def lower():
+        try:
+            with open(os.path.join(folder, usage), encoding="utf-8") as f:
+                room = int(f.read()) + (256 << 10)
+            with open(os.path.join(folder, cap), "w", encoding="utf-8") as f:
+                f.write(str(room))
+            return True
+        except OSError:  # it grew meanwhile
+            return process.poll() is not None
+
+    wait_until(lower, 30, "the cap could not be lowered")
+    _, err = finish(process, 120)
+    check(process.returncode == 1, "status", process.returncode, err)
+    check("npu_worker (pid " in err and "it needed more than its cap of" in err and "raise 'memory.npu_worker'" in err, err)
+    check(not left_behind(), left_behind())
+
+
 def test_end_of_input():
     """One prompt per line from a pipe; the end of input is a clean end."""
     r = tandem.run("coordinator", "--config", config(model("demo", "bf16")), "--temperature", "0",

@@ -110,6 +110,12 @@ static void test_failures(void **state)
 }
 
 /* The first device, or the test is left out. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+enum { SANITIZED = true };
+#else
+enum { SANITIZED = false };
+#endif
+
 static struct vk_device *open_device(uint32_t without, uint64_t max_buffer)
 {
     const struct vk_options o = {.device = "auto", .allow_cpu = true, .without = without, .max_buffer = max_buffer};
@@ -131,6 +137,10 @@ static void test_injected(void **state)
     assert_true(d->max_range <= 1 << 20 && d->max_bytes <= 1 << 20);
     assert_true(vk_device_room(d) > 0);
     vk_device_close(d);
+    const struct vk_options o = {.device = "auto", .allow_cpu = true, .subgroup = 12};
+    struct err err = {0};
+    assert_int_equal(vk_device_open(&o, &d, &err), -EINVAL);
+    assert_non_null(strstr(err.text, "'gpu.subgroup' is 12; device '"));
 }
 
 static void test_memory(void **state)
@@ -346,6 +356,16 @@ static void test_crossover(void **state)
     vk_device_close(d);
 }
 
+static long resident_kib(void)
+{
+    long total, resident = 0;
+    FILE *f = fopen("/proc/self/statm", "re");
+    assert_non_null(f);
+    assert_int_equal(fscanf(f, "%ld %ld", &total, &resident), 2);
+    fclose(f);
+    return resident * (sysconf(_SC_PAGESIZE) / 1024);
+}
+
 static void test_copy(void **state)
 {
     (void)state;
@@ -359,7 +379,9 @@ static void test_copy(void **state)
     VkCommandBuffer cmd;
     budget_init(&budget, "gpu_worker", 0);
     struct vk_memory m = {.device = d, .budget = &budget};
+    struct vk_recorder *rec = NULL;
     assert_int_equal(vk_queue_open(d, &q, &err), 0);
+    assert_int_equal(vk_recorder_open(q, 1, &rec, &err), 0);
     assert_int_equal(vk_cache_open(d, "", &c, &err), 0);
     assert_int_equal(vk_kernel_make(d, c, "nothing", 2, 0, NULL, 0, 0, &k, &err), -EINVAL);
     assert_int_equal(vk_kernel_make(d, c, "copy", 2, 0, (uint32_t[]){64}, 1, 0, &k, &err), 0);
@@ -370,7 +392,7 @@ static void test_copy(void **state)
     for (size_t i = 0; i < sizeof(data); i++)
         data[i] = (uint8_t)(i * 7 + i / 256);
     assert_int_equal(vk_upload(q, &s, a.buffer, 0, data, sizeof(data), &err), 0); /* in sixteen pieces */
-    assert_int_equal(vk_begin(q, &cmd, &err), 0);
+    assert_int_equal(vk_begin(q, rec, 0, &cmd, &err), 0);
     assert_int_equal(vk_dispatch(q, cmd, &k, (struct vk_range[]){{a.buffer, 0, 0}, {b.buffer, 0, 0}}, NULL, 16, 1, 1, &err), 0);
     assert_int_equal(vk_end(q, cmd, &err), 0);
     for (int i = 0; i < 3; i++) { /* recorded once, run again and again */
@@ -378,6 +400,20 @@ static void test_copy(void **state)
         assert_int_equal(vk_run(q, cmd, &err), 0);
         assert_memory_equal(b.map, data, sizeof(data));
     }
+    long before = 0;
+    for (int i = 0; i < 4000; i++) { /* recorded for one run, four thousand times in the memory of the first thousand */
+        assert_int_equal(vk_begin(q, NULL, 0, &cmd, &err), 0);
+        for (int n = 0; n < 4; n++)
+            assert_int_equal(vk_dispatch(q, cmd, &k, (struct vk_range[]){{a.buffer, 0, 0}, {b.buffer, 0, 0}}, NULL, 1, 1, 1, &err),
+                             0);
+        assert_int_equal(vk_end(q, cmd, &err), 0);
+        if (i % 100 == 0)
+            assert_int_equal(vk_run(q, cmd, &err), 0);
+        before = i == 1000 ? resident_kib() : before;
+    }
+    if (!SANITIZED) /* which keep what was freed */
+        assert_in_range(resident_kib(), 0, before + 2048);
+    vk_recorder_close(q, rec);
     vk_queue_close(q);
     vk_kernel_free(d, &k);
     vk_cache_close(c);
