@@ -37,7 +37,7 @@ const char *vk_result_name(VkResult r)
 
 int vk_fail(const struct vk_device *d, VkResult r, const char *call, struct err *err)
 {
-    const char *name = d ? d->name : "Vulkan";
+    const char *name = d && d->name[0] ? d->name : "none opened yet";
     switch ((int)r) {
     case VK_ERROR_DEVICE_LOST:
         return err_set(err, -ENODEV, "device '%s' was lost (%s: VK_ERROR_DEVICE_LOST): its driver reset it", name, call);

@@ -9,6 +9,7 @@ import signal
 import numpy as np
 
 import tandem
+import test_imatrix
 from tandem import check, close, config, evaluate, golden_json, model, run, st_load
 
 LOGITS = {"f32": 1e-3, "bf16": 1e-3}  # against Hugging Face, f32 K and V: as the CPU backend
@@ -214,6 +215,38 @@ def test_profile_of_the_pipeline():
     check(rows["post"]["calls"] >= 12 * 8, rows)
     r = run("coordinator", "--config", cfg, "--set", "gpu.backend=cpu", "generate", "--prompt", "Once", "--max-tokens", 1)
     check("gpu.profile: backend 'cpu' keeps no times" in r.stderr, r.stderr)
+
+
+def test_importance_matrix():
+    """More tokens at once than the device takes with intermediates: cut, and the sums are the processor's."""
+    keys = device()
+    text = tandem.scratch("importance.txt")
+    with open(os.path.join(tandem.DEMO, "eval.txt"), encoding="utf-8") as f, open(text, "w", encoding="utf-8") as g:
+        g.write(f.read()[:3000])
+    tensors = []
+    for less in ({"gpu__backend": "cpu"}, {**keys, "gpu__max_buffer": "1MiB"}):
+        out = tandem.scratch("importance.gguf")
+        run("coordinator", "--config", config(model("demo", "f32"), kv_type="f32", chunk_tokens=1024, **less), "imatrix", "--file", text,
+            "--out", out)
+        tensors.append(test_imatrix.gguf_tensors(out)[1])
+    check(tensors[0].keys() == tensors[1].keys() and tensors[0], "other tensors")
+    for name, want in tensors[0].items():
+        check(np.allclose(tensors[1][name], want, rtol=1e-3, atol=1e-6 * float(want.max())), name)
+
+
+def test_auto_says_why():
+    """A device that the config names and that is not there: the processor, and a warning; with no device at all nobody is warned."""
+    keys = device()
+    auto = {**keys, "gpu__backend": "auto", "gpu__device": "nobody's"}
+    words = ("generate", "--prompt", "Once", "--temperature", "0", "--max-tokens", "2")
+    r = run("coordinator", "--config", config(model("demo", "q8_0"), **auto), *words)
+    check(r.stderr.count(" warn ") == 1 and "nobody's" in r.stderr, r.stderr)
+    nothing = tandem.environment(VK_DRIVER_FILES="/nonexistent.json", VK_ICD_FILENAMES="/nonexistent.json")
+    r = run("coordinator", "--config", config(model("demo", "q8_0"), gpu__backend="auto"), *words, env=nothing)
+    check(not r.stderr, r.stderr)
+    small = {**keys, "gpu__backend": "auto", "gpu__memory": "20MiB"}  # enough for the processor
+    r = run("coordinator", "--config", config(model("demo", "q8_0"), **small), *words)
+    check(r.stderr.count(" warn ") == 1 and "'gpu.memory' is 20.0 MiB" in r.stderr, r.stderr)
 
 
 def test_failing_calls():
