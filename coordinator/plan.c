@@ -21,6 +21,7 @@
 #define MIB (1024.0 * 1024.0)
 #define DEFAULT_CHUNK 128
 #define DEFAULT_RING_SLOTS 4
+#define GOOD_CHUNK 16 /* prefill is slow below it: rather fewer sequences at once */
 #define LOGITS_BLOCK_BYTES (4u << 20)
 
 const char *plan_process_name(enum config_process p)
@@ -186,22 +187,68 @@ static int caps(const struct config *c, const struct plan *p, struct err *err)
                            plan_process_name((enum config_process)i), util_format_bytes(have, sizeof(have), p->process[i].cap),
                            (total + (1u << 20) - 1) >> 20);
     }
-    /* The NPU pool of the CPU backend is ordinary memory: weights, KV and scratch of npu_worker. */
-    const uint64_t *n = p->process[CONFIG_NPU].bytes;
-    uint64_t pool = n[BUDGET_WEIGHTS] + n[BUDGET_KV] + n[BUDGET_SCRATCH];
-    if (c->npu.memory && pool > c->npu.memory)
-        return err_set(err, -ENOMEM,
-                       "npu_worker's weights, KV cache and scratch need %s but 'npu.memory' is %s; raise it to %" PRIu64
-                       " MiB, or lower 'context' or 'sequences'",
-                       util_format_bytes(need, sizeof(need), pool), util_format_bytes(raise, sizeof(raise), c->npu.memory),
-                       (pool + (1u << 20) - 1) >> 20);
     const uint64_t *g = p->process[CONFIG_GPU].bytes;
-    pool = g[BUDGET_WEIGHTS] + g[BUDGET_SCRATCH] + g[BUDGET_DEVICE];
+    uint64_t pool = g[BUDGET_WEIGHTS] + g[BUDGET_SCRATCH] + g[BUDGET_DEVICE];
     if (c->gpu.memory && pool > c->gpu.memory)
         return err_set(err, -ENOMEM, "gpu_worker's weights and scratch need %s but 'gpu.memory' is %s; raise it to %" PRIu64 " MiB",
                        util_format_bytes(need, sizeof(need), pool), util_format_bytes(raise, sizeof(raise), c->gpu.memory),
                        (pool + (1u << 20) - 1) >> 20);
     return 0;
+}
+
+/* What npu_worker takes from its pool with such chunks and so many pages (0: all that the sequences may want). On the CPU backend
+ * the pool is ordinary memory. */
+static uint64_t npu_need(const struct plan *p, uint32_t chunk, uint64_t pages, uint64_t *ret_kv, uint64_t *ret_scratch)
+{
+    const struct hparams *h = &p->hparams;
+    *ret_kv = work_plan_kv_bytes(h, p->context, p->sequences, chunk, p->ring_slots, p->kv_type, pages);
+    *ret_scratch = work_plan_attn_bytes(h, p->types, chunk, p->ring_slots, p->npu_threads);
+    return p->process[CONFIG_NPU].bytes[BUDGET_WEIGHTS] + *ret_kv + *ret_scratch;
+}
+
+/* Pages for such chunks: all that may be wanted, or as many as fit, at least what one sequence may hold; 0: they do not fit. */
+static uint64_t npu_pages(const struct plan *p, uint32_t chunk, bool all)
+{
+    uint64_t kv, scratch, one = work_plan_kv_pages(&p->hparams, p->context, chunk, p->ring_slots), most = one * p->sequences;
+    if (p->npu_pool == 0 || npu_need(p, chunk, most, &kv, &scratch) <= p->npu_pool)
+        return most;
+    if (all || npu_need(p, chunk, one, &kv, &scratch) > p->npu_pool)
+        return 0;
+    for (uint64_t step = most - one; step > 0; step = step / 2) {
+        while (one + step <= most && npu_need(p, chunk, one + step, &kv, &scratch) <= p->npu_pool)
+            one += step;
+    }
+    return one;
+}
+
+/* The chunk and the pages that npu.memory allows, at 80% of it: large chunks first, then fewer pages, then small chunks. */
+static int fit_npu(const struct config *c, struct plan *p, struct err *err)
+{
+    uint32_t first = c->chunk_tokens ? c->chunk_tokens : MIN(DEFAULT_CHUNK, c->context), chunk;
+    uint32_t least = c->chunk_tokens ? first : MAX(p->sequences, 1u);
+    uint64_t *bytes = p->process[CONFIG_NPU].bytes, pages = 0;
+    first = MAX(first, p->sequences); /* a decode chunk holds one token of each */
+    least = MAX(MIN(least, first), p->sequences);
+    p->npu_pool = c->npu.memory / 5 * 4;
+    for (chunk = first; chunk >= MAX(least, GOOD_CHUNK) && !(pages = npu_pages(p, chunk, true)); chunk /= 2)
+        ;
+    for (chunk = pages ? chunk : MAX(MIN(first, GOOD_CHUNK), least);
+         !pages && !(pages = npu_pages(p, chunk, false)) && chunk > least;)
+        chunk = MAX(chunk / 2, least);
+    p->chunk_tokens = chunk;
+    p->kv_pages = (uint32_t)(pages ? pages : work_plan_kv_pages(&p->hparams, p->context, chunk, p->ring_slots));
+    uint64_t need = npu_need(p, chunk, p->kv_pages, &bytes[BUDGET_KV], &bytes[BUDGET_SCRATCH]);
+    if (pages)
+        return 0;
+    char a[32], b[32];
+    uint64_t raise = (need / 4 * 5 + (1u << 20)) >> 20;
+    return err_set(err, -ENOMEM,
+                   "npu_worker's weights, one sequence's KV cache and scratch for chunks of %u tokens need %s, at most 80%% of "
+                   "'npu.memory', which is %s; raise it to at least %" PRIu64 " MiB, or lower 'context'%s",
+                   chunk, util_format_bytes(a, sizeof(a), need), util_format_bytes(b, sizeof(b), c->npu.memory), raise,
+                   c->chunk_tokens    ? " or 'chunk_tokens'"
+                   : p->sequences > 1 ? " or 'sequences'"
+                                      : "");
 }
 
 static int with_device(const struct config *c, const struct gguf *g, const struct gpu_device *gpu, uint64_t command_bytes,
@@ -217,8 +264,6 @@ static int with_device(const struct config *c, const struct gguf *g, const struc
         return err_set(err, -EINVAL, "'context' is %u; the model was made for at most %u", c->context, h->context_max);
     p->context = c->context;
     p->sequences = c->sequences;
-    p->chunk_tokens = c->chunk_tokens ? c->chunk_tokens : MIN(DEFAULT_CHUNK, c->context);
-    p->chunk_tokens = MAX(p->chunk_tokens, p->sequences); /* a decode chunk holds one token of each */
     p->ring_slots = DEFAULT_RING_SLOTS;
     p->logits_rows = MIN(MAX(LOGITS_BLOCK_BYTES / (h->vocab * 4), 4u), 64u);
     p->logits_slots = 4;
@@ -229,10 +274,7 @@ static int with_device(const struct config *c, const struct gguf *g, const struc
     p->pin_threads = c->pin_threads && p->npu_threads + p->gpu_threads > cores;
     if ((r = collect_types(g, p, err)) < 0 || (r = weights(c, p, g, err)) < 0)
         return r;
-    p->process[CONFIG_NPU].bytes[BUDGET_KV] =
-        work_plan_kv_bytes(h, p->context, p->sequences, p->chunk_tokens, p->ring_slots, p->kv_type);
-    p->process[CONFIG_NPU].bytes[BUDGET_SCRATCH] =
-        work_plan_attn_bytes(h, p->types, p->chunk_tokens, p->ring_slots, p->npu_threads);
+    int fits = fit_npu(c, p, err);
     p->process[CONFIG_GPU].bytes[BUDGET_SCRATCH] = work_plan_last_bytes(h, p->chunk_tokens, p->logits_rows);
     if (!gpu->vulkan || strcmp(c->gpu.backend, "auto") == 0) /* auto may end on the processor, when the device fails at start */
         p->process[CONFIG_GPU].bytes[BUDGET_SCRATCH] += work_plan_ffn_bytes(h, p->types, p->chunk_tokens, p->logits_rows);
@@ -244,8 +286,9 @@ static int with_device(const struct config *c, const struct gguf *g, const struc
     fixed(p);
     p->process[CONFIG_COORDINATOR].fixed += command_bytes;
     totals(c, p);
-    r = room(p, err);
-    return r < 0 ? r : caps(c, p, err);
+    if (fits == 0)
+        fits = room(p, err);
+    return fits < 0 ? fits : caps(c, p, err);
 }
 
 int plan_make(const struct config *c, const struct gguf *g, const struct gpu_device *gpu, uint64_t command_bytes, struct plan *ret,
@@ -261,6 +304,26 @@ int plan_make(const struct config *c, const struct gguf *g, const struct gpu_dev
     return r < 0 ? err_set(err, r, "%s", lacks.text) : 0;
 }
 
+/* What npu_worker takes from its pool, and why chunks and pages are what they are. */
+static void print_npu(const struct plan *p, FILE *f)
+{
+    const struct hparams *h = &p->hparams;
+    const uint64_t *bytes = p->process[CONFIG_NPU].bytes;
+    struct work_plan_kv kv;
+    char all[32], w[32], k[32], s[32], page[32], pool[32];
+    work_plan_kv_init(&kv, h, p->context, p->sequences, p->chunk_tokens, p->ring_slots, p->kv_type, p->kv_pages);
+    fprintf(f, "npu_worker  weights %s + KV cache %s + scratch %s for chunks of %u tokens = %s",
+            util_format_bytes(w, sizeof(w), bytes[BUDGET_WEIGHTS]), util_format_bytes(k, sizeof(k), bytes[BUDGET_KV]),
+            util_format_bytes(s, sizeof(s), bytes[BUDGET_SCRATCH]), p->chunk_tokens,
+            util_format_bytes(all, sizeof(all), bytes[BUDGET_WEIGHTS] + bytes[BUDGET_KV] + bytes[BUDGET_SCRATCH]));
+    if (p->npu_pool)
+        fprintf(f, " of %s (80%% of npu.memory)", util_format_bytes(pool, sizeof(pool), p->npu_pool));
+    fprintf(f,
+            "\nKV cache    %u pages of %u positions and %s, for %.1f sequences of %u: %u a global layer, at most %u a local one\n",
+            p->kv_pages, WORK_PLAN_PAGE_POSITIONS, util_format_bytes(page, sizeof(page), kv.page_bytes),
+            (double)p->kv_pages / (double)kv.sequence_pages, p->context, kv.global, kv.local);
+}
+
 void plan_print(const struct plan *p, FILE *f)
 {
     char buf[32];
@@ -269,6 +332,7 @@ void plan_print(const struct plan *p, FILE *f)
             util_format_bytes(buf, sizeof(buf), p->tensor_bytes));
     fprintf(f, "run         context %u x %u sequences, KV %s, chunks of %u tokens, %u in flight, logits %u rows a block\n",
             p->context, p->sequences, p->kv_type == 0 ? "f32" : "f16", p->chunk_tokens, p->ring_slots, p->logits_rows);
+    print_npu(p, f);
     fprintf(f, "threads     npu_worker %u, gpu_worker %u\n", p->npu_threads, p->gpu_threads);
     if (p->gpu.vulkan)
         fprintf(f, "device      '%s', %s memory%s%s%s\n", p->gpu.name, p->gpu.unified ? "unified" : "its own",
@@ -307,11 +371,12 @@ int plan_print_json(const struct plan *p, FILE *f, struct err *err)
         json_object_set_new(processes, plan_process_name((enum config_process)i), o);
     }
     json_t *root =
-        json_pack("{s:i, s:i, s:i, s:s, s:i, s:i, s:i, s:i, s:s, s:I, s:I, s:o}", "layers", (int)p->hparams.n_layers, "context",
-                  (int)p->context, "sequences", (int)p->sequences, "kv_type", p->kv_type == 0 ? "f32" : "f16", "chunk_tokens",
-                  (int)p->chunk_tokens, "ring_slots", (int)p->ring_slots, "npu_threads", (int)p->npu_threads, "gpu_threads",
-                  (int)p->gpu_threads, "gpu_device", p->gpu.vulkan ? p->gpu.name : "", "device_bytes", (json_int_t)p->device_bytes,
-                  "tensor_bytes", (json_int_t)p->tensor_bytes, "processes", processes);
+        json_pack("{s:i, s:i, s:i, s:s, s:I, s:I, s:i, s:i, s:i, s:i, s:s, s:I, s:I, s:o}", "layers", (int)p->hparams.n_layers,
+                  "context", (int)p->context, "sequences", (int)p->sequences, "kv_type", p->kv_type == 0 ? "f32" : "f16",
+                  "kv_pages", (json_int_t)p->kv_pages, "npu_pool", (json_int_t)p->npu_pool, "chunk_tokens", (int)p->chunk_tokens,
+                  "ring_slots", (int)p->ring_slots, "npu_threads", (int)p->npu_threads, "gpu_threads", (int)p->gpu_threads,
+                  "gpu_device", p->gpu.vulkan ? p->gpu.name : "", "device_bytes", (json_int_t)p->device_bytes, "tensor_bytes",
+                  (json_int_t)p->tensor_bytes, "processes", processes);
     int r = root && json_dumpf(root, f, JSON_INDENT(2)) == 0 && fputc('\n', f) != EOF ? 0 : -EIO;
     json_decref(root);
     return r < 0 ? err_set(err, r, "cannot write the plan as JSON") : 0;

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "model/work_plan.h"
 #include "proto/err.h"
 #include "proto/ring.h"
 #include "proto/util.h"
@@ -21,6 +22,7 @@ struct request {
     struct request_params p;
     uint32_t *ids; /* prompt and output, room for n_ids + max_tokens */
     uint32_t n_ids, n_output;
+    uint64_t pages; /* of the KV cache, at most */
     uint64_t submitted_ns, started_ns, first_ns;
     struct request_result result;
     bool cancelled;
@@ -31,7 +33,8 @@ struct slot {
     uint32_t n_sent;     /* positions issued */
     uint32_t committed;  /* positions whose chunk has come back */
     uint32_t in_flight;  /* chunks */
-    bool fresh;          /* its next chunk must free old KV */
+    uint64_t pages;      /* of the KV cache that its request may come to hold */
+    bool stale;          /* the KV cache holds what an earlier request left: the next chunk of all frees it */
 };
 
 struct span { /* tokens of one slot in a chunk */
@@ -120,6 +123,11 @@ uint32_t schedule_active(const struct schedule *s)
     return s->n_active;
 }
 
+static uint64_t kv_pages(const struct schedule *s, uint32_t positions)
+{
+    return work_plan_kv_pages(&s->plan->hparams, positions, s->plan->chunk_tokens, s->plan->ring_slots);
+}
+
 static int request_check(const struct schedule *s, const struct request_params *p, struct err *err)
 {
     if (p->n_ids == 0)
@@ -153,6 +161,7 @@ int schedule_submit(struct schedule *s, const struct request_params *p, struct r
     q->p.ids = q->ids;
     q->n_ids = q->result.n_prompt = p->n_ids;
     q->submitted_ns = util_now_ns();
+    q->pages = kv_pages(s, p->n_ids + room);
     *s->queue_end = q;
     s->queue_end = &q->next;
     s->n_active++;
@@ -217,19 +226,26 @@ void schedule_fail(struct schedule *s, const struct err *err)
     }
 }
 
+/* Requests in order, as long as there is a slot, and pages for all that each may store. */
 static void admit(struct schedule *s)
 {
+    uint64_t held = 0;
+    for (uint32_t i = 0; i < s->n_slots; i++)
+        held += s->slots[i].req || s->slots[i].in_flight ? s->slots[i].pages : 0;
     for (uint32_t i = 0; i < s->n_slots && s->queue; i++) {
         struct slot *slot = &s->slots[i];
         if (slot->req || slot->in_flight)
             continue;
+        if (s->queue->pages > s->plan->kv_pages - held)
+            return;
         struct request *r = s->queue;
         s->queue = r->next;
         if (!s->queue)
             s->queue_end = &s->queue;
         r->next = NULL;
         r->started_ns = util_now_ns();
-        *slot = (struct slot){.req = r, .fresh = true};
+        held += r->pages;
+        *slot = (struct slot){.req = r, .pages = r->pages, .stale = slot->stale};
     }
 }
 
@@ -262,8 +278,8 @@ static void chunk_add(struct schedule *s, struct flight *f, uint32_t slot_index,
     struct slot *slot = &s->slots[slot_index];
     struct chunk *c = &s->chunk;
     c->seqs[c->h.n_seqs++] =
-        (struct chunk_seq){.seq = slot_index, .flags = slot->fresh ? CHUNK_SEQ_FREE : 0, .committed_pos = slot->committed};
-    slot->fresh = false;
+        (struct chunk_seq){.seq = slot_index, .flags = slot->n_sent == 0 ? CHUNK_SEQ_FREE : 0, .committed_pos = slot->committed};
+    slot->stale = true;
     f->spans[f->n_spans++] = (struct span){.slot = slot_index, .pos = slot->n_sent, .n = n};
     for (uint32_t i = 0; i < n; i++) {
         uint32_t pos = slot->n_sent + i;
@@ -273,6 +289,23 @@ static void chunk_add(struct schedule *s, struct flight *f, uint32_t slot_index,
             f->rows[f->n_logits].slot = slot_index;
             f->rows[f->n_logits++].pos = pos;
         }
+    }
+}
+
+/* Pages of requests that ended go back with the first chunk after them; what it stores comes later. */
+static void add_stale(struct schedule *s)
+{
+    struct chunk *c = &s->chunk;
+    uint64_t listed = 0;
+    for (uint32_t i = 0; i < c->h.n_seqs; i++)
+        listed |= UINT64_C(1) << c->seqs[i].seq;
+    for (uint32_t i = 0; i < s->n_slots; i++) {
+        struct slot *slot = &s->slots[i];
+        bool ended = !slot->in_flight && (!slot->req || slot->n_sent == 0);
+        if (!slot->stale || !ended || (listed >> i & 1))
+            continue;
+        c->seqs[c->h.n_seqs++] = (struct chunk_seq){.seq = i, .flags = CHUNK_SEQ_FREE};
+        slot->stale = false;
     }
 }
 
@@ -293,6 +326,7 @@ static bool send_chunk(struct schedule *s, bool decode)
     struct chunk_header *h = &s->chunk.h;
     if (!h->n_tokens)
         return false;
+    add_stale(s);
     h->magic = CHUNK_MAGIC;
     h->epoch = s->epoch;
     h->id = f->id = s->next_id++;

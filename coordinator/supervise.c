@@ -109,6 +109,7 @@ static int send_configure(struct stage *st, struct err *err)
     q->budget = p->process[process].cap - p->process[process].fixed;
     q->epoch = s->epoch;
     q->context = p->context;
+    q->kv_pages = p->kv_pages;
     q->sequences = p->sequences;
     q->chunk_tokens = p->chunk_tokens;
     q->ring_slots = p->ring_slots;

@@ -19,6 +19,8 @@
 #define BOUNCE_MIN (4u << 20)
 #define GRAIN_BYTES (48u << 10) /* of weights, about 5 us of one thread's bandwidth */
 
+_Static_assert(WORK_PLAN_PAGE_POSITIONS == ATTN_PAGE, "pages are those of the kernels");
+
 static uint64_t round_page(uint64_t n)
 {
     return (n + PAGE - 1) / PAGE * PAGE;
@@ -35,18 +37,27 @@ void work_plan_attn_shape(const struct hparams *h, int global, int kv_type, stru
 }
 
 /* A local layer holds the window below the oldest position that may come again, and everything in flight above it. */
+static uint32_t local_pages(const struct hparams *h, uint32_t positions, uint32_t chunk_tokens, uint32_t ring_slots)
+{
+    uint64_t span = (uint64_t)h->window + (uint64_t)ring_slots * chunk_tokens + chunk_tokens;
+    return (uint32_t)MIN((span + ATTN_PAGE - 1) / ATTN_PAGE + 2, (positions + ATTN_PAGE - 1) / ATTN_PAGE);
+}
+
+uint64_t work_plan_kv_pages(const struct hparams *h, uint32_t positions, uint32_t chunk_tokens, uint32_t ring_slots)
+{
+    uint64_t n_global = h->n_layers / h->global_every, global = (positions + ATTN_PAGE - 1) / ATTN_PAGE;
+    return n_global * global + (h->n_layers - n_global) * local_pages(h, positions, chunk_tokens, ring_slots);
+}
+
 void work_plan_kv_init(struct work_plan_kv *ret, const struct hparams *h, uint32_t context, uint32_t sequences,
-                       uint32_t chunk_tokens, uint32_t ring_slots, int kv_type)
+                       uint32_t chunk_tokens, uint32_t ring_slots, int kv_type, uint64_t pages)
 {
     struct attn_shape shape;
-    uint64_t n_global = h->n_layers / h->global_every;
     work_plan_attn_shape(h, 1, kv_type, &shape);
-    ret->table_pages = (context + ATTN_PAGE - 1) / ATTN_PAGE;
-    uint64_t span = (uint64_t)h->window + (uint64_t)ring_slots * chunk_tokens + chunk_tokens;
-    uint64_t local = (span + ATTN_PAGE - 1) / ATTN_PAGE + 2;
-    ret->global = ret->table_pages;
-    ret->local = (uint32_t)MIN(local, ret->global);
-    ret->pages = sequences * (n_global * ret->global + (h->n_layers - n_global) * ret->local);
+    ret->table_pages = ret->global = (context + ATTN_PAGE - 1) / ATTN_PAGE;
+    ret->local = local_pages(h, context, chunk_tokens, ring_slots);
+    ret->sequence_pages = work_plan_kv_pages(h, context, chunk_tokens, ring_slots);
+    ret->pages = pages ? pages : sequences * ret->sequence_pages;
     ret->page_bytes = attn_page_bytes(&shape);
     ret->pool_bytes = round_page(ret->pages * ret->page_bytes);
     ret->tables_bytes = round_page((uint64_t)h->n_layers * sequences * ret->table_pages * sizeof(void *));
@@ -54,10 +65,10 @@ void work_plan_kv_init(struct work_plan_kv *ret, const struct hparams *h, uint32
 }
 
 uint64_t work_plan_kv_bytes(const struct hparams *h, uint32_t context, uint32_t sequences, uint32_t chunk_tokens,
-                            uint32_t ring_slots, int kv_type)
+                            uint32_t ring_slots, int kv_type, uint64_t pages)
 {
     struct work_plan_kv p;
-    work_plan_kv_init(&p, h, context, sequences, chunk_tokens, ring_slots, kv_type);
+    work_plan_kv_init(&p, h, context, sequences, chunk_tokens, ring_slots, kv_type, pages);
     return p.pool_bytes + p.tables_bytes + p.free_list_bytes;
 }
 

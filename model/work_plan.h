@@ -11,9 +11,11 @@
 
 struct attn_shape;
 
-/* KV pool of npu_worker. */
+/* KV pool of npu_worker. pages: as for work_plan_kv_init. */
 uint64_t work_plan_kv_bytes(const struct hparams *h, uint32_t context, uint32_t sequences, uint32_t chunk_tokens,
-                            uint32_t ring_slots, int kv_type);
+                            uint32_t ring_slots, int kv_type, uint64_t pages);
+/* Pages that a sequence of so many positions holds at most at once, in all layers. */
+uint64_t work_plan_kv_pages(const struct hparams *h, uint32_t positions, uint32_t chunk_tokens, uint32_t ring_slots);
 /* Scratch of the attention backend (CPU). types: as CONFIGURE carries them. */
 uint64_t work_plan_attn_bytes(const struct hparams *h, const uint8_t *types, uint32_t chunk_tokens, uint32_t ring_slots,
                               uint32_t n_threads);
@@ -34,15 +36,19 @@ uint64_t work_plan_vulkan_commands(const struct hparams *h);
 /* Loader: bounce buffer for the largest segment, row cache. */
 uint64_t work_plan_loader_bytes(const struct hparams *h, uint64_t bounce_bytes);
 
+#define WORK_PLAN_PAGE_POSITIONS 64 /* kernels/attn.h: ATTN_PAGE */
+
 /* The parts of work_plan_kv_bytes. */
 struct work_plan_kv {
     uint32_t table_pages;       /* entries of the page table of one layer and sequence: ceil(context / 64) */
     uint32_t local, global;     /* pages that one sequence needs at most in a layer of that kind */
+    uint64_t sequence_pages;    /* of all layers */
     uint64_t pages, page_bytes; /* of the pool */
     uint64_t pool_bytes, tables_bytes, free_list_bytes;
 };
+/* pages: of the pool, which all sequences share; 0: so many that each may fill the context. */
 void work_plan_kv_init(struct work_plan_kv *ret, const struct hparams *h, uint32_t context, uint32_t sequences,
-                       uint32_t chunk_tokens, uint32_t ring_slots, int kv_type);
+                       uint32_t chunk_tokens, uint32_t ring_slots, int kv_type, uint64_t pages);
 /* Shape of one layer's attention for the kernels. */
 void work_plan_attn_shape(const struct hparams *h, int global, int kv_type, struct attn_shape *ret);
 

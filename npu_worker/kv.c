@@ -47,7 +47,7 @@ int kv_open(const struct kv_options *o, struct kv **ret, struct err *err)
     kv->budget = o->budget;
     kv->context = o->context;
     kv->sequences = o->sequences;
-    work_plan_kv_init(&kv->plan, o->hparams, o->context, o->sequences, o->chunk_tokens, o->ring_slots, o->kv_type);
+    work_plan_kv_init(&kv->plan, o->hparams, o->context, o->sequences, o->chunk_tokens, o->ring_slots, o->kv_type, o->pages);
     size_t n = (size_t)kv->hparams.n_layers * o->sequences;
     kv->tables = calloc(n, sizeof(*kv->tables));
     int r = kv->tables ? 0 : err_set(err, -ENOMEM, "KV cache: out of memory");

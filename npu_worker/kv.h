@@ -17,6 +17,7 @@ struct kv_options {
     struct budget *budget;         /* borrowed */
     uint32_t context, sequences, chunk_tokens, ring_slots;
     int kv_type;
+    uint64_t pages; /* of the pool; 0: enough for every sequence to fill the context */
 };
 
 int kv_open(const struct kv_options *o, struct kv **ret, struct err *err);

@@ -72,7 +72,8 @@ static int npu_configure(void *state, struct stage_io *io, const struct msg_conf
                                  .sequences = c->sequences,
                                  .chunk_tokens = c->chunk_tokens,
                                  .ring_slots = c->ring_slots,
-                                 .kv_type = (int)c->kv_type};
+                                 .kv_type = (int)c->kv_type,
+                                 .pages = c->kv_pages};
     r = kv_open(&k, &n->kv, err);
     if (r < 0)
         return r;

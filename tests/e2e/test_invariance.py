@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The CPU backends are batch-invariant: chunk size, thread count, other sequences, prefill or decode change no bit of a logit."""
 import itertools
+import json
 import os
 import random
+import re
 
 import numpy as np
 
@@ -137,6 +139,51 @@ def test_parallel_copies():
             check(len(choices) == copies, "choices:", len(choices))
             for c in choices:
                 check(c["output_ids"] == alone, f"{kind}: a copy among {copies} differs:", c["output_ids"])
+
+
+def plan(cfg, memory):
+    return tandem.run("coordinator", "--config", cfg, "--set", f"npu.memory={memory}", "plan", "--json", status=None)
+
+
+def smallest(cfg):
+    """MiB that npu.memory needs at least, as the refusal names it; a MiB less is refused, too."""
+    r = plan(cfg, "1MiB")
+    check(r.returncode == 1 and "'npu.memory'" in r.stderr, r.stderr)
+    least = int(re.search(r"raise it to at least (\d+) MiB", r.stderr).group(1))
+    r = plan(cfg, f"{least - 1}MiB")
+    check(r.returncode == 1 and f"raise it to at least {least} MiB" in r.stderr, r.stderr)
+    return least
+
+
+def test_npu_budget():
+    """From the smallest budget to 2 GiB: chunks and pages differ, no bit of a logit does."""
+    ids = some_ids(700)
+    cfg = config(model("demo", "q8_0"), sequences=1)
+    least = smallest(cfg)
+    chunks, first = set(), None
+    for mib in (2048, 64, least + 4, least + 2, least + 1, least):
+        made = json.loads(plan(cfg, f"{mib}MiB").stdout)
+        npu = made["processes"]["npu_worker"]
+        check(npu["weights"] + npu["kv"] + npu["scratch"] <= 0.8 * mib * 2**20, mib, made)
+        chunks.add(made["chunk_tokens"])
+        got = evaluate(config(model("demo", "q8_0"), sequences=1, npu__memory=f"{mib}MiB"), ids)
+        first = got if first is None else first
+        same_bits(got, first, f"npu.memory {mib} MiB")
+    check(len(chunks) >= 3 and 128 in chunks, "chunks", chunks)
+
+
+def test_shared_pages():
+    """Eight answers at once where the KV cache holds little more than one context: they wait for pages, and none differs."""
+    words = ("--chat", "--prompt", "Tell me a story", "--temperature", "1", "--seed", "5", "--max-tokens", "300", "--parallel", "8")
+    texts, pages = [], []
+    cfg = config(model("demo", "q8_0"), sequences=8)
+    for mib in (smallest(cfg) + 1, 2048):
+        cfg = config(model("demo", "q8_0"), sequences=8, npu__memory=f"{mib}MiB")
+        pages.append(json.loads(plan(cfg, f"{mib}MiB").stdout)["kv_pages"])
+        out = json.loads(tandem.run("coordinator", "--config", cfg, "generate", *words, "--json").stdout)
+        texts.append([c["output_ids"] for c in sorted(out["choices"], key=lambda c: c["choice"])])
+    check(pages[0] * 4 < pages[1], "pages", pages)
+    check(texts[0] == texts[1] and len(set(map(tuple, texts[0]))) == 8, *texts)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "coordinator/schedule.h"
+#include "model/work_plan.h"
 #include "proto/err.h"
 #include "proto/ring.h"
 #include "proto/util.h"
@@ -36,6 +37,11 @@ static uint32_t next_token(uint32_t id, uint32_t pos)
     return (id * 31 + pos * 17 + 5) % VOCAB;
 }
 
+static uint32_t pages_of(uint32_t positions)
+{
+    return (positions + WORK_PLAN_PAGE_POSITIONS - 1) / WORK_PLAN_PAGE_POSITIONS;
+}
+
 static void world_open(struct world *w, uint32_t sequences, uint32_t chunk, uint32_t context)
 {
     struct err err = {0};
@@ -43,12 +49,13 @@ static void world_open(struct world *w, uint32_t sequences, uint32_t chunk, uint
     struct plan *p = &w->plan;
     p->hparams.vocab = VOCAB;
     p->hparams.hidden = HIDDEN;
-    p->hparams.n_layers = 1;
+    p->hparams.n_layers = p->hparams.global_every = 1;
     p->context = context;
     p->sequences = sequences;
     p->chunk_tokens = chunk;
     p->ring_slots = p->logits_slots = 4;
     p->logits_rows = 3;
+    p->kv_pages = sequences * pages_of(context);
     w->bell_fd = bell_make(&err);
     assert_true(w->bell_fd >= 0);
     assert_int_equal(bell_map(w->bell_fd, &w->bell, &err), 0);
@@ -150,6 +157,10 @@ static bool pipeline_step(struct world *w)
     }
     for (uint32_t i = 0; i < c.h.n_tokens; i++)
         assert_int_equal(c.tokens[i].pos, w->n_seen[c.tokens[i].seq]++);
+    uint32_t pages = 0;
+    for (uint32_t i = 0; i < w->plan.sequences; i++)
+        pages += pages_of(w->n_seen[i]);
+    assert_true(pages <= w->plan.kv_pages);
     ring_release(w->tokens[1]);
     w->chunks++;
     w->largest = MAX(w->largest, c.h.n_tokens);
@@ -253,6 +264,34 @@ static void test_text_is_independent_of_batching(void **state)
             assert_true(sequences[b] == 1 || w.decode_batch > 1);
             world_close(&w);
         }
+    }
+}
+
+/* Four slots, and pages for two or three requests of the lengths below: each waits until what it may store has room. */
+static void test_pages_are_shared(void **state)
+{
+    (void)state;
+    for (uint32_t chunk = 4; chunk <= 128; chunk *= 2) {
+        struct world w;
+        struct client clients[12] = {0};
+        uint32_t prompt[12][200];
+        world_open(&w, 4, chunk, 256);
+        w.plan.kv_pages = 6;
+        for (uint32_t i = 0; i < 12; i++) {
+            uint32_t n = i % 5 == 4 ? 200 : 20 + 9 * i;
+            for (uint32_t j = 0; j < n; j++)
+                prompt[i][j] = (i * 13 + j * 5) % VOCAB;
+            struct request_params p = params(&clients[i], prompt[i], n, 50);
+            assert_int_equal(schedule_submit(w.s, &p, NULL, NULL), 0);
+        }
+        run(&w);
+        for (uint32_t i = 0; i < 12; i++) {
+            assert_int_equal(clients[i].finish, ENGINE_FINISH_LENGTH);
+            assert_int_equal(clients[i].n, 50);
+            check_output(&clients[i], prompt[i], i % 5 == 4 ? 200 : 20 + 9 * i);
+        }
+        assert_in_range(w.decode_batch, 2, 4);
+        world_close(&w);
     }
 }
 
@@ -385,6 +424,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_text_is_independent_of_batching),
+        cmocka_unit_test(test_pages_are_shared),
         cmocka_unit_test(test_all_logits),
         cmocka_unit_test(test_context_is_a_limit),
         cmocka_unit_test(test_failed_chunk_fails_its_requests_only),

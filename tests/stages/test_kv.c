@@ -54,7 +54,7 @@ static void open_kv(uint32_t context, uint32_t sequences, uint32_t chunk_tokens,
     const struct kv_options o = options(context, sequences, chunk_tokens, ring_slots);
     if (kv_open(&o, &kv, &err) < 0)
         fail_msg("%s", err.text);
-    assert_int_equal(budget.used[BUDGET_KV], work_plan_kv_bytes(&hp, context, sequences, chunk_tokens, ring_slots, QUANT_F16));
+    assert_int_equal(budget.used[BUDGET_KV], work_plan_kv_bytes(&hp, context, sequences, chunk_tokens, ring_slots, QUANT_F16, 0));
 }
 
 static void close_kv(void)
@@ -190,7 +190,7 @@ static void test_budget(void **state)
     (void)state;
     struct err err = {0};
     const struct kv_options o = options(1024, 4, 64, 4);
-    uint64_t need = work_plan_kv_bytes(&hp, 1024, 4, 64, 4, QUANT_F16);
+    uint64_t need = work_plan_kv_bytes(&hp, 1024, 4, 64, 4, QUANT_F16, 0);
     budget_init(&budget, "npu_worker", need - 1);
     assert_int_equal(kv_open(&o, &kv, &err), -ENOMEM);
     assert_non_null(strstr(err.text, "npu_worker"));
