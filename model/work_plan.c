@@ -58,10 +58,10 @@ void work_plan_kv_init(struct work_plan_kv *ret, const struct hparams *h, uint32
     ret->local = local_pages(h, context, chunk_tokens, ring_slots);
     ret->sequence_pages = work_plan_kv_pages(h, context, chunk_tokens, ring_slots);
     ret->pages = pages ? pages : sequences * ret->sequence_pages;
-    ret->page_bytes = attn_page_bytes(&shape);
-    ret->pool_bytes = round_page(ret->pages * ret->page_bytes);
+    ret->page_bytes = round_page(attn_page_bytes(&shape));
+    ret->pool_bytes = ret->pages * ret->page_bytes;
     ret->tables_bytes = round_page((uint64_t)h->n_layers * sequences * ret->table_pages * sizeof(void *));
-    ret->free_list_bytes = round_page(ret->pages * sizeof(uint32_t));
+    ret->blocks_bytes = round_page((uint64_t)h->n_layers * sequences * ret->table_pages * sizeof(uint32_t));
 }
 
 uint64_t work_plan_kv_bytes(const struct hparams *h, uint32_t context, uint32_t sequences, uint32_t chunk_tokens,
@@ -69,7 +69,7 @@ uint64_t work_plan_kv_bytes(const struct hparams *h, uint32_t context, uint32_t 
 {
     struct work_plan_kv p;
     work_plan_kv_init(&p, h, context, sequences, chunk_tokens, ring_slots, kv_type, pages);
-    return p.pool_bytes + p.tables_bytes + p.free_list_bytes;
+    return p.pool_bytes + p.tables_bytes + p.blocks_bytes;
 }
 
 int work_plan_form(int type)

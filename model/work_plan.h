@@ -44,7 +44,7 @@ struct work_plan_kv {
     uint32_t local, global;     /* pages that one sequence needs at most in a layer of that kind */
     uint64_t sequence_pages;    /* of all layers */
     uint64_t pages, page_bytes; /* of the pool */
-    uint64_t pool_bytes, tables_bytes, free_list_bytes;
+    uint64_t pool_bytes, tables_bytes, blocks_bytes;
 };
 /* pages: of the pool, which all sequences share; 0: so many that each may fill the context. */
 void work_plan_kv_init(struct work_plan_kv *ret, const struct hparams *h, uint32_t context, uint32_t sequences,

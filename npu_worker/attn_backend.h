@@ -10,6 +10,7 @@
 
 #include "model/segment.h"
 
+struct arena;
 struct budget;
 struct chunk;
 struct err;
@@ -18,8 +19,9 @@ struct kv;
 struct attn_backend_options {
     const struct hparams *hparams;
     struct budget *budget; /* borrowed */
-    struct kv *kv;         /* borrowed; created by npu.c, pages from the NPU pool */
-    const uint8_t *types;  /* as CONFIGURE carries them; borrowed until open returns */
+    struct arena *arena;   /* borrowed, as the cache, whose pages come from it */
+    struct kv *kv;
+    const uint8_t *types; /* as CONFIGURE carries them; borrowed until open returns */
     uint32_t n_threads, chunk_tokens, ring_slots;
     int kv_type;
     bool pin;            /* compute threads stay where they are (pool_pin) */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * Attention on the CPU. Owns the thread pool and one scratch block (laid out by model/work_plan, taken from the budget at open);
+ * Attention on the CPU. Owns the thread pool and one scratch block (laid out by model/work_plan, taken from the arena at open);
  * borrows weights and KV cache. `run` is called on the data thread; it allocates nothing, takes no lock and never logs.
  *
  * One layer is five parallel loops: norm + preparation by token; the tiles of q, k and v together; norm, RoPE and storing of K
@@ -22,6 +22,7 @@
 #include "kernels/repack.h"
 #include "kernels/vec.h"
 #include "model/work_plan.h"
+#include "npu_worker/arena.h"
 #include "npu_worker/kv.h"
 #include "proto/budget.h"
 #include "proto/chunk.h"
@@ -47,12 +48,14 @@ struct block { /* queries of one span that share a pass over the keys */
 struct attn {
     struct hparams hparams;
     struct budget *budget;
+    struct arena *arena;
     struct kv *kv;
     const struct cpu_kernels *kernels;
     struct pool *pool;
     char name[32];
     struct work_plan_attn plan;
     uint8_t *scratch;
+    uint32_t scratch_block;
     struct attn_shape shapes[2]; /* local, global */
     struct weights *layers;
     uint32_t chunk_tokens;
@@ -95,11 +98,25 @@ static void cpu_close(void *b)
     if (!a)
         return;
     pool_close(a->pool);
-    budget_free(a->budget, BUDGET_SCRATCH, a->scratch, a->plan.bytes);
+    if (a->scratch) {
+        arena_give(a->arena, ARENA_SCRATCH, a->plan.bytes, a->scratch_block);
+        budget_give(a->budget, BUDGET_SCRATCH, a->plan.bytes);
+    }
     free(a->rope_pos);
     free(a->rope_used);
     free(a->layers);
     free(a);
+}
+
+static int take_scratch(struct attn *a, struct err *err)
+{
+    int r = budget_take(a->budget, BUDGET_SCRATCH, a->plan.bytes, err);
+    if (r < 0)
+        return r;
+    r = arena_take(a->arena, ARENA_SCRATCH, a->plan.bytes, ARENA_PAGE_ALIGN, &a->scratch_block, (void **)&a->scratch, err);
+    if (r < 0)
+        budget_give(a->budget, BUDGET_SCRATCH, a->plan.bytes);
+    return r;
 }
 
 static int cpu_open(const struct attn_backend_options *o, void **ret, struct err *err)
@@ -114,6 +131,7 @@ static int cpu_open(const struct attn_backend_options *o, void **ret, struct err
         return err_set(err, -ENOMEM, "attention: out of memory");
     a->hparams = *o->hparams;
     a->budget = o->budget;
+    a->arena = o->arena;
     a->kv = o->kv;
     a->kernels = kernels;
     a->chunk_tokens = MIN(o->chunk_tokens, CHUNK_MAX_TOKENS);
@@ -126,7 +144,7 @@ static int cpu_open(const struct attn_backend_options *o, void **ret, struct err
     a->rope_used = calloc(a->plan.rope_slots, sizeof(*a->rope_used));
     int r = a->layers && a->rope_pos && a->rope_used ? 0 : err_set(err, -ENOMEM, "attention: out of memory");
     if (r == 0)
-        r = budget_alloc(o->budget, BUDGET_SCRATCH, a->plan.bytes, (void **)&a->scratch, err);
+        r = take_scratch(a, err);
     if (r == 0) {
         r = pool_open((int)o->n_threads, &a->pool);
         if (r < 0)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * Owns the pool, its free list (a stack of page numbers) and one page table per layer and sequence. Called by the stage (free) and
- * by the attention backend (prepare) on the data thread; never allocates after open.
+ * Owns one page table per layer and sequence, and the pages in them, which come from the arena. Called by the stage (free) and
+ * by the attention backend (prepare) on the data thread; all pages are charged at open, and none is asked of the system later.
  *
  * A table holds pages `first` .. `next` - 1; below `first` everything was given back, `end` positions have been stored. A chunk may
  * repeat positions (a re-issued chunk does), but it may not leave a gap: that would let attention read what another sequence left
@@ -12,12 +12,14 @@
 
 #include "kernels/attn.h"
 #include "model/work_plan.h"
+#include "npu_worker/arena.h"
 #include "proto/budget.h"
 #include "proto/err.h"
 #include "proto/util.h"
 
 struct table {
     void **pages;
+    uint32_t *blocks; /* of the arena */
     uint32_t first, next, end;
 };
 
@@ -26,16 +28,28 @@ struct kv {
     struct budget *budget;
     struct work_plan_kv plan;
     uint32_t context, sequences;
-    uint8_t *pool;
-    void **tables_memory;
-    uint32_t *free_list;
-    uint64_t n_free;
+    struct arena *arena;
+    void **pages_memory;
+    uint32_t *blocks_memory;
+    uint64_t charged, n_used;
     struct table *tables; /* [layer * sequences + seq] */
 };
 
 static struct table *table_of(struct kv *kv, uint32_t layer, uint32_t seq)
 {
     return &kv->tables[(size_t)layer * kv->sequences + seq];
+}
+
+static void plan(const struct kv_options *o, struct work_plan_kv *ret)
+{
+    work_plan_kv_init(ret, o->hparams, o->context, o->sequences, o->chunk_tokens, o->ring_slots, o->kv_type, o->pages);
+}
+
+int kv_make_arena(const struct kv_options *o, uint64_t scratch, struct arena **ret, struct err *err)
+{
+    struct work_plan_kv p;
+    plan(o, &p);
+    return arena_open(p.pool_bytes + util_round_up(scratch, ARENA_PAGE_ALIGN), (uint32_t)p.pages + 1, ret, err);
 }
 
 int kv_open(const struct kv_options *o, struct kv **ret, struct err *err)
@@ -45,28 +59,29 @@ int kv_open(const struct kv_options *o, struct kv **ret, struct err *err)
         return err_set(err, -ENOMEM, "KV cache: out of memory");
     kv->hparams = *o->hparams;
     kv->budget = o->budget;
+    kv->arena = o->arena;
     kv->context = o->context;
     kv->sequences = o->sequences;
-    work_plan_kv_init(&kv->plan, o->hparams, o->context, o->sequences, o->chunk_tokens, o->ring_slots, o->kv_type, o->pages);
+    plan(o, &kv->plan);
     size_t n = (size_t)kv->hparams.n_layers * o->sequences;
     kv->tables = calloc(n, sizeof(*kv->tables));
     int r = kv->tables ? 0 : err_set(err, -ENOMEM, "KV cache: out of memory");
     if (r == 0)
-        r = budget_alloc(o->budget, BUDGET_KV, kv->plan.tables_bytes, (void **)&kv->tables_memory, err);
+        r = budget_alloc(o->budget, BUDGET_KV, kv->plan.tables_bytes, (void **)&kv->pages_memory, err);
     if (r == 0)
-        r = budget_alloc(o->budget, BUDGET_KV, kv->plan.free_list_bytes, (void **)&kv->free_list, err);
+        r = budget_alloc(o->budget, BUDGET_KV, kv->plan.blocks_bytes, (void **)&kv->blocks_memory, err);
     if (r == 0)
-        r = budget_alloc(o->budget, BUDGET_KV, kv->plan.pool_bytes, (void **)&kv->pool, err);
+        r = budget_take(o->budget, BUDGET_KV, kv->plan.pool_bytes, err);
+    kv->charged = r == 0 ? kv->plan.pool_bytes : 0;
     if (r < 0) {
         kv_close(kv);
         return err_wrap(err, r, "KV cache for %u sequences of %u tokens (lower 'context' or 'sequences')", o->sequences,
                         o->context);
     }
-    for (size_t i = 0; i < n; i++)
-        kv->tables[i].pages = kv->tables_memory + i * kv->plan.table_pages;
-    for (uint64_t i = 0; i < kv->plan.pages; i++)
-        kv->free_list[i] = (uint32_t)(kv->plan.pages - 1 - i);
-    kv->n_free = kv->plan.pages;
+    for (size_t i = 0; i < n; i++) {
+        kv->tables[i].pages = kv->pages_memory + i * kv->plan.table_pages;
+        kv->tables[i].blocks = kv->blocks_memory + i * kv->plan.table_pages;
+    }
     *ret = kv;
     return 0;
 }
@@ -75,9 +90,11 @@ void kv_close(struct kv *kv)
 {
     if (!kv)
         return;
-    budget_free(kv->budget, BUDGET_KV, kv->pool, kv->plan.pool_bytes);
-    budget_free(kv->budget, BUDGET_KV, kv->free_list, kv->plan.free_list_bytes);
-    budget_free(kv->budget, BUDGET_KV, kv->tables_memory, kv->plan.tables_bytes);
+    for (uint32_t seq = 0; kv->n_used && seq < kv->sequences; seq++)
+        kv_free(kv, seq);
+    budget_give(kv->budget, BUDGET_KV, kv->charged);
+    budget_free(kv->budget, BUDGET_KV, kv->blocks_memory, kv->plan.blocks_bytes);
+    budget_free(kv->budget, BUDGET_KV, kv->pages_memory, kv->plan.tables_bytes);
     free(kv->tables);
     free(kv);
 }
@@ -85,9 +102,9 @@ void kv_close(struct kv *kv)
 static void give_back(struct kv *kv, struct table *t, uint32_t until)
 {
     for (; t->first < until; t->first++) {
-        uint64_t offset = (uint64_t)((uint8_t *)t->pages[t->first] - kv->pool);
-        kv->free_list[kv->n_free++] = (uint32_t)(offset / kv->plan.page_bytes);
+        arena_give(kv->arena, ARENA_KV, kv->plan.page_bytes, t->blocks[t->first]);
         t->pages[t->first] = NULL;
+        kv->n_used--;
     }
 }
 
@@ -127,10 +144,13 @@ int kv_prepare(struct kv *kv, uint32_t layer, uint32_t seq, uint32_t committed_p
         return r;
     uint32_t last = (pos + n - 1) / ATTN_PAGE;
     for (; t->next <= last; t->next++) {
-        if (kv->n_free == 0)
+        if (kv->n_used == kv->plan.pages)
             return err_set(err, -ENOSPC, "KV cache: all %" PRIu64 " pages are in use at sequence %u, layer %u, position %u",
                            kv->plan.pages, seq, layer, pos);
-        t->pages[t->next] = kv->pool + kv->free_list[--kv->n_free] * kv->plan.page_bytes;
+        r = arena_take(kv->arena, ARENA_KV, kv->plan.page_bytes, ARENA_PAGE_ALIGN, &t->blocks[t->next], &t->pages[t->next], err);
+        if (r < 0)
+            return r;
+        kv->n_used++;
     }
     t->end = MAX(t->end, pos + n);
     *ret_pages = t->pages;
@@ -150,7 +170,7 @@ void kv_free(struct kv *kv, uint32_t seq)
 
 uint64_t kv_pages_used(const struct kv *kv)
 {
-    return kv->plan.pages - kv->n_free;
+    return kv->n_used;
 }
 
 uint64_t kv_pages_total(const struct kv *kv)

@@ -8,18 +8,22 @@
 
 #include "model/hparams.h"
 
+struct arena;
 struct budget;
 struct err;
 struct kv;
 
 struct kv_options {
     const struct hparams *hparams; /* copied */
-    struct budget *budget;         /* borrowed */
+    struct budget *budget;         /* borrowed, as the arena */
+    struct arena *arena;           /* with room for the pages */
     uint32_t context, sequences, chunk_tokens, ring_slots;
     int kv_type;
     uint64_t pages; /* of the pool; 0: enough for every sequence to fill the context */
 };
 
+/* An arena with room for the pages of such a cache, and so many bytes of scratch; o->arena is not looked at. */
+int kv_make_arena(const struct kv_options *o, uint64_t scratch, struct arena **ret, struct err *err);
 int kv_open(const struct kv_options *o, struct kv **ret, struct err *err);
 void kv_close(struct kv *kv); /* NULL and half-built are fine */
 

@@ -7,6 +7,8 @@
 
 #include "kernels/cpu.h"
 #include "model/npy.h"
+#include "model/work_plan.h"
+#include "npu_worker/arena.h"
 #include "npu_worker/attn_backend.h"
 #include "npu_worker/kv.h"
 #include "npu_worker/npu.h"
@@ -85,23 +87,29 @@ static int run_rows(struct single *s, uint32_t layer, const uint32_t *positions,
                     size_t n, struct err *err)
 {
     void *b = NULL, *data = NULL;
+    struct arena *arena = NULL;
     struct kv *kv = NULL;
     struct segment_layout l;
     uint32_t chunk = s->config->chunk_tokens ? s->config->chunk_tokens : CHUNK;
     chunk = (uint32_t)MIN(s->dump ? CHUNK_MAX_TOKENS : chunk, n);
-    const struct kv_options k = {.hparams = &s->hparams,
-                                 .budget = &s->budget,
-                                 .context = context,
-                                 .sequences = 1,
-                                 .chunk_tokens = chunk,
-                                 .ring_slots = 1,
-                                 .kv_type = s->config->kv_type};
-    int r = kv_open(&k, &kv, err);
+    uint32_t threads = s->config->npu.threads ? s->config->npu.threads : (uint32_t)cpu_count();
+    struct kv_options k = {.hparams = &s->hparams,
+                           .budget = &s->budget,
+                           .context = context,
+                           .sequences = 1,
+                           .chunk_tokens = chunk,
+                           .ring_slots = 1,
+                           .kv_type = s->config->kv_type};
+    int r = kv_make_arena(&k, work_plan_attn_bytes(&s->hparams, s->types, chunk, 1, threads), &arena, err);
+    k.arena = arena;
+    if (r == 0)
+        r = kv_open(&k, &kv, err);
     const struct attn_backend_options o = {.hparams = &s->hparams,
                                            .budget = &s->budget,
+                                           .arena = arena,
                                            .kv = kv,
                                            .types = s->types,
-                                           .n_threads = s->config->npu.threads ? s->config->npu.threads : (uint32_t)cpu_count(),
+                                           .n_threads = threads,
                                            .chunk_tokens = chunk,
                                            .ring_slots = 1,
                                            .kv_type = s->config->kv_type,
@@ -116,6 +124,7 @@ static int run_rows(struct single *s, uint32_t layer, const uint32_t *positions,
         r = all_chunks(s, b, layer, positions, x, h, n, chunk, err);
     attn_cpu.close(b);
     kv_close(kv);
+    arena_close(arena);
     single_free_segment(s, &l, data);
     return r;
 }

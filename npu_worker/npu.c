@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * The stage: attention of one chunk at one layer. Owns the KV cache and the backend; which backend it is matters only in configure.
+ * The stage: attention of one chunk at one layer. Owns arena, KV cache and backend; which backend it is matters only in configure.
  * configure, segment and close run on the main thread, process on the data thread. Chunks that come back from gpu_worker are taken
  * before new ones, so that neither worker waits for the other with a full ring. */
 #include "npu_worker/npu.h"
@@ -10,6 +10,8 @@
 
 #include "model/collect.h"
 #include "model/segment.h"
+#include "model/work_plan.h"
+#include "npu_worker/arena.h"
 #include "npu_worker/attn_backend.h"
 #include "npu_worker/kv.h"
 #include "proto/chunk.h"
@@ -19,6 +21,7 @@
 struct npu {
     struct hparams hparams;
     uint8_t types[sizeof(((struct msg_configure *)0)->types)];
+    struct arena *arena;
     struct kv *kv;
     const struct attn_backend *backend;
     void *device;
@@ -66,19 +69,24 @@ static int npu_configure(void *state, struct stage_io *io, const struct msg_conf
     int r = pick_backend(n, c->backend, err);
     if (r < 0)
         return r;
-    const struct kv_options k = {.hparams = &n->hparams,
-                                 .budget = stage_budget(io),
-                                 .context = c->context,
-                                 .sequences = c->sequences,
-                                 .chunk_tokens = c->chunk_tokens,
-                                 .ring_slots = c->ring_slots,
-                                 .kv_type = (int)c->kv_type,
-                                 .pages = c->kv_pages};
-    r = kv_open(&k, &n->kv, err);
+    struct kv_options k = {.hparams = &n->hparams,
+                           .budget = stage_budget(io),
+                           .context = c->context,
+                           .sequences = c->sequences,
+                           .chunk_tokens = c->chunk_tokens,
+                           .ring_slots = c->ring_slots,
+                           .kv_type = (int)c->kv_type,
+                           .pages = c->kv_pages};
+    uint64_t scratch = work_plan_attn_bytes(&n->hparams, n->types, c->chunk_tokens, c->ring_slots, c->threads);
+    r = kv_make_arena(&k, scratch, &n->arena, err);
+    k.arena = n->arena;
+    if (r == 0)
+        r = kv_open(&k, &n->kv, err);
     if (r < 0)
         return r;
     const struct attn_backend_options o = {.hparams = &n->hparams,
                                            .budget = stage_budget(io),
+                                           .arena = n->arena,
                                            .kv = n->kv,
                                            .types = n->types,
                                            .n_threads = c->threads,
@@ -155,6 +163,7 @@ static void npu_close(void *state)
     if (n->backend)
         n->backend->close(n->device);
     kv_close(n->kv);
+    arena_close(n->arena);
     free(n);
 }
 

@@ -17,6 +17,8 @@
 #include "model/gguf.h"
 #include "model/safetensors.h"
 #include "model/segment.h"
+#include "model/work_plan.h"
+#include "npu_worker/arena.h"
 #include "npu_worker/attn_backend.h"
 #include "npu_worker/kv.h"
 #include "proto/chunk.h"
@@ -84,16 +86,20 @@ void rig_open(struct rig *r, const struct rig_options *o)
     must(gemma3_hparams(r->gguf, &r->hparams, &err), &err);
     r->types = rig_types(r->gguf, &r->hparams);
     const char *variant = o->variant ? o->variant : "auto";
-    const struct kv_options k = {.hparams = &r->hparams,
-                                 .budget = &r->budget,
-                                 .context = o->context,
-                                 .sequences = o->sequences,
-                                 .chunk_tokens = o->chunk_tokens,
-                                 .ring_slots = o->ring_slots,
-                                 .kv_type = o->kv_type};
+    struct kv_options k = {.hparams = &r->hparams,
+                           .budget = &r->budget,
+                           .context = o->context,
+                           .sequences = o->sequences,
+                           .chunk_tokens = o->chunk_tokens,
+                           .ring_slots = o->ring_slots,
+                           .kv_type = o->kv_type};
+    uint64_t scratch = work_plan_attn_bytes(&r->hparams, r->types, o->chunk_tokens, o->ring_slots, o->n_threads);
+    must(kv_make_arena(&k, scratch, &r->arena, &err), &err);
+    k.arena = r->arena;
     must(kv_open(&k, &r->kv, &err), &err);
     const struct attn_backend_options a = {.hparams = &r->hparams,
                                            .budget = &r->budget,
+                                           .arena = r->arena,
                                            .kv = r->kv,
                                            .types = r->types,
                                            .n_threads = o->n_threads,
@@ -128,6 +134,7 @@ void rig_close(struct rig *r)
     attn_cpu.close(r->attn);
     ffn_cpu.close(r->ffn);
     kv_close(r->kv);
+    arena_close(r->arena);
     embed_close(r->embed);
     gguf_close(r->gguf);
     free(r->segments);

@@ -31,6 +31,7 @@ struct rig {
     uint8_t *types;
     struct budget budget;
     struct embed *embed;
+    struct arena *arena;
     struct kv *kv;
     void *attn, *ffn;
     struct rig_segment *segments;

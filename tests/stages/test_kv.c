@@ -12,6 +12,7 @@
 
 #include "kernels/quant.h"
 #include "model/work_plan.h"
+#include "npu_worker/arena.h"
 #include "npu_worker/kv.h"
 #include "proto/budget.h"
 #include "proto/err.h"
@@ -34,6 +35,7 @@ static const struct hparams hp = {.n_layers = 6,
                                   .attn_scale = 1};
 
 static struct budget budget;
+static struct arena *arena;
 static struct kv *kv;
 
 static struct kv_options options(uint32_t context, uint32_t sequences, uint32_t chunk_tokens, uint32_t ring_slots)
@@ -51,7 +53,9 @@ static void open_kv(uint32_t context, uint32_t sequences, uint32_t chunk_tokens,
 {
     struct err err = {0};
     budget_init(&budget, "npu_worker", 0);
-    const struct kv_options o = options(context, sequences, chunk_tokens, ring_slots);
+    struct kv_options o = options(context, sequences, chunk_tokens, ring_slots);
+    assert_int_equal(kv_make_arena(&o, 0, &arena, &err), 0);
+    o.arena = arena;
     if (kv_open(&o, &kv, &err) < 0)
         fail_msg("%s", err.text);
     assert_int_equal(budget.used[BUDGET_KV], work_plan_kv_bytes(&hp, context, sequences, chunk_tokens, ring_slots, QUANT_F16, 0));
@@ -61,6 +65,11 @@ static void close_kv(void)
 {
     kv_close(kv);
     kv = NULL;
+    struct arena_stats s;
+    arena_stats(arena, &s);
+    assert_int_equal(s.all.blocks, 0); /* nothing leaked */
+    assert_int_equal(s.used[ARENA_KV], 0);
+    arena_close(arena);
     assert_int_equal(budget.total, 0);
 }
 
@@ -189,7 +198,9 @@ static void test_budget(void **state)
 {
     (void)state;
     struct err err = {0};
-    const struct kv_options o = options(1024, 4, 64, 4);
+    struct kv_options o = options(1024, 4, 64, 4);
+    assert_int_equal(kv_make_arena(&o, 0, &arena, &err), 0);
+    o.arena = arena;
     uint64_t need = work_plan_kv_bytes(&hp, 1024, 4, 64, 4, QUANT_F16, 0);
     budget_init(&budget, "npu_worker", need - 1);
     assert_int_equal(kv_open(&o, &kv, &err), -ENOMEM);
@@ -200,6 +211,8 @@ static void test_budget(void **state)
     budget_init(&budget, "npu_worker", need);
     assert_int_equal(kv_open(&o, &kv, &err), 0);
     close_kv();
+    assert_int_equal(kv_make_arena(&o, 0, &arena, &err), 0);
+    o.arena = arena;
     for (int n = 0;; n++) {
         budget_init(&budget, "npu_worker", 0);
         budget.fail_after = n;
