@@ -12,6 +12,7 @@
 #include "npu_worker/attn_backend.h"
 #include "npu_worker/kv.h"
 #include "npu_worker/npu.h"
+#include "npu_worker/xrt_load.h"
 #include "proto/chunk.h"
 #include "proto/err.h"
 #include "proto/util.h"
@@ -148,12 +149,19 @@ static int run(struct single *s, struct err *err)
     return run_rows(s, layer, positions, context, x, h, n, err);
 }
 
+static int list(struct single *s, bool choose, struct err *err)
+{
+    (void)s;
+    return choose ? xrt_load_choose(stdout, err) : xrt_load_list(stdout, err);
+}
+
 int main(int argc, char **argv)
 {
     static const struct single_program program = {.name = "npu_worker",
                                                   .summary = "computes h = x + post_norm(Attention(norm(x))) of a layer",
                                                   .options = SINGLE_LAYER | SINGLE_IN | SINGLE_DUMP | SINGLE_POSITIONS,
                                                   .ops = &npu_ops,
-                                                  .run = run};
+                                                  .run = run,
+                                                  .list = list};
     return single_main(&program, argc, argv);
 }

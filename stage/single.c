@@ -76,13 +76,13 @@ static const struct {
      NULL,
      "compute ten times and print where the device's time goes, kernel by kernel (vulkan)"},
     {{"list-devices", no_argument, NULL, OPT_LIST},
-     SINGLE_DEVICE,
+     SINGLE_LIST,
      NULL,
      "what devices there are, their limits, and which one is chosen and why"},
     {{"choose-device", no_argument, NULL, OPT_CHOOSE},
-     SINGLE_DEVICE,
+     SINGLE_LIST,
      NULL,
-     "only the one chosen: kind of memory, free bytes, bytes usable in place, name, by tabs (used by the coordinator)"},
+     "only the one chosen, its facts by tabs (used by the coordinator)"},
     {{"stage-fd", required_argument, NULL, OPT_STAGE_FD},
      0,
      "N",
@@ -90,6 +90,11 @@ static const struct {
     {{"help", no_argument, NULL, OPT_HELP}, 0, NULL, "this text"},
     {{"version", no_argument, NULL, OPT_VERSION}, 0, NULL, "name and version"},
 };
+
+static unsigned accepted(const struct single_program *p)
+{
+    return p->options | (p->list ? SINGLE_LIST : 0u);
+}
 
 static void print_help(const struct single_program *p)
 {
@@ -100,7 +105,7 @@ static void print_help(const struct single_program *p)
                                       : "--layer N --in FILE.npy [--positions LIST]");
     for (size_t i = 0; i < ARRAY_LEN(options); i++) {
         char left[48];
-        if (options[i].needs & ~p->options)
+        if (options[i].needs & ~accepted(p))
             continue;
         snprintf(left, sizeof(left), "--%s %s", options[i].o.name, options[i].argument ? options[i].argument : "");
         printf("  %-22s %s\n", left, options[i].help);
@@ -209,7 +214,7 @@ static int parse(struct parsed *a, const struct single_program *p, int argc, cha
     struct option table[ARRAY_LEN(options) + 1] = {0};
     size_t n = 0;
     for (size_t i = 0; i < ARRAY_LEN(options); i++) {
-        if (!(options[i].needs & ~p->options))
+        if (!(options[i].needs & ~accepted(p)))
             table[n++] = options[i].o;
     }
     *a = (struct parsed){.s = {.program = p, .layer = -1}, .stage_fd = -1};

@@ -26,7 +26,8 @@ enum {
     SINGLE_POSITIONS = 8,
     SINGLE_HEAD = 16,
     SINGLE_IDS = 32,
-    SINGLE_DEVICE = 64
+    SINGLE_DEVICE = 64,
+    SINGLE_LIST = 128 /* of every program that has `list` */
 };
 
 struct single_program {
@@ -35,7 +36,7 @@ struct single_program {
     unsigned options;    /* SINGLE_*: accepted */
     const struct stage_ops *ops;
     int (*run)(struct single *s, struct err *err);
-    /* With SINGLE_DEVICE: --list-devices, or --choose-device (choose); s->config is NULL where none was named. */
+    /* NULL, or --list-devices, or --choose-device (choose); s->config is NULL where none was named. */
     int (*list)(struct single *s, bool choose, struct err *err);
 };
 

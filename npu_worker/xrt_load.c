@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: MIT
+ * Loads the module of XRT (xrt_device.cpp) from beside the program and prints what devices there are. Called by main before any
+ * thread exists. The module is never unloaded: XRT keeps threads and exit handlers. Nothing global is changed but XILINX_XRT in
+ * the environment, and only where it is unset. Opening a device runs a driver, which may crash or hang: npu_worker as a stage does
+ * it in a child first (xrt_probe.h). */
+#include "npu_worker/xrt_load.h"
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "npu_worker/xrt_device.h"
+#include "npu_worker/xrt_memlock.h"
+#include "proto/err.h"
+#include "proto/util.h"
+
+#define XRT_HOME "/opt/xilinx/xrt"
+#define DEVICES_MAX 16u
+
+static int module_path(char *buf, size_t bytes, struct err *err)
+{
+    ssize_t n = readlink("/proc/self/exe", buf, bytes - 1);
+    if (n < 0)
+        return err_set_errno(err, -errno, "'/proc/self/exe'");
+    buf[n] = '\0';
+    char *slash = strrchr(buf, '/');
+    size_t folder = slash ? (size_t)(slash - buf) + 1 : 0;
+    if (folder + sizeof(XRT_LOAD_MODULE) > bytes)
+        return err_set(err, -ENAMETOOLONG, "'%s': the path of the program is too long", buf);
+    memcpy(buf + folder, XRT_LOAD_MODULE, sizeof(XRT_LOAD_MODULE));
+    return 0;
+}
+
+static int check_table(const char *path, const struct xrt_device_ops *t, struct err *err)
+{
+    if (t && t->abi == XRT_DEVICE_ABI && t->bytes == sizeof(*t))
+        return 0;
+    if (!t)
+        return err_set(err, -ENOSYS, "'%s': '%s' is not in it; it is not a module of Tandem", path, XRT_DEVICE_TABLE);
+    return err_set(err, -ENOSYS, "'%s' is of another version (table %u of %u bytes; expected %u of %zu); build or install it again",
+                   path, t->abi, t->bytes, XRT_DEVICE_ABI, sizeof(*t));
+}
+
+int xrt_load(const char *path, const struct xrt_device_ops **ret, struct err *err)
+{
+    char beside[PATH_MAX];
+    int r = path ? 0 : module_path(beside, sizeof(beside), err);
+    if (r < 0)
+        return r;
+    path = path ? path : beside;
+    if (access(path, F_OK) < 0)
+        return err_set(err, -ENOSYS,
+                       "'%s' is not there: this npu_worker was built without XRT; install XRT (Debian: libxrt-dev) and build again",
+                       path);
+    if (access(XRT_HOME, F_OK) == 0)
+        setenv("XILINX_XRT", XRT_HOME, 0);
+    void *module = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    if (!module)
+        return err_set(err, -ENOSYS, "XRT cannot be loaded: %s; install it (/opt/xilinx/xrt, or Debian's libxrt1)", dlerror());
+    const struct xrt_device_ops *t = dlsym(module, XRT_DEVICE_TABLE);
+    r = check_table(path, t, err);
+    if (r < 0)
+        dlclose(module);
+    else
+        *ret = t;
+    return r;
+}
+
+static void print_limit(FILE *out)
+{
+    char text[32];
+    uint64_t limit = xrt_memlock_limit();
+    if (limit == XRT_MEMLOCK_UNLIMITED)
+        fprintf(out, "locked memory: unlimited\n");
+    else
+        fprintf(out, "locked memory (ulimit -l): %s; the buffers of a Ryzen AI NPU must fit in it (npu.memory)\n",
+                util_format_bytes(text, sizeof(text), limit));
+}
+
+int xrt_load_list(FILE *out, struct err *err)
+{
+    const struct xrt_device_ops *t = NULL;
+    unsigned n = 0;
+    int r = xrt_load(NULL, &t, err);
+    if (r < 0)
+        return r;
+    fprintf(out, "XRT %u.%u, %s%s\n", t->xrt_major, t->xrt_minor, t->flavour,
+            t->locks_memory ? "" : ": too old for a Ryzen AI NPU, which needs an XRT with hw_context");
+    print_limit(out);
+    fflush(out);
+    for (; r == 0 && n < DEVICES_MAX; n++) {
+        struct xrt_device *d = NULL;
+        r = t->open(n, &d, err);
+        if (r < 0)
+            break;
+        fprintf(out, "%u  %s\n", n, t->name(d));
+        t->close(d);
+    }
+    return n ? 0 : r;
+}
+
+int xrt_load_choose(FILE *out, struct err *err)
+{
+    const struct xrt_device_ops *t = NULL;
+    struct xrt_device *d = NULL;
+    int r = xrt_load(NULL, &t, err);
+    if (r == 0)
+        r = t->open(0, &d, err);
+    if (r < 0)
+        return r;
+    fprintf(out, "npu\t%s\t%u.%u\t%s\n", t->flavour, t->xrt_major, t->xrt_minor, t->name(d));
+    t->close(d);
+    return 0;
+}
