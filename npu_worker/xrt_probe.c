@@ -40,8 +40,8 @@ int xrt_probe(const char *program, int timeout_ms, struct xrt_probe_answer *ret,
         return 0;
     }
     const char *sentence = strstr(text, "error: ");
-    sentence = sentence ? sentence + 7 : text;
+    sentence = sentence ? sentence + 7 : *text ? text : "no answer";
     /* What the child wrote is for people; of its two kinds of failure only "no XRT" is worth a code of its own. */
     bool absent = strstr(sentence, "built without XRT") || strstr(sentence, "XRT cannot be loaded");
-    return err_set(err, absent ? -ENOSYS : -ENODEV, "%.*s", (int)strcspn(sentence, "\n"), *sentence ? sentence : "no answer");
+    return err_set(err, absent ? -ENOSYS : -ENODEV, "%.*s", (int)strcspn(sentence, "\n"), sentence);
 }
