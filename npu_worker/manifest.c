@@ -492,14 +492,19 @@ size_t manifest_bytes(const struct manifest_operator *o, unsigned argument)
 static int read_whole(const char *path, char **ret, size_t *ret_n, struct err *err)
 {
     auto_fd fd = open(path, O_RDONLY | O_CLOEXEC);
-    size_t n = 0;
+    auto_free char *data = NULL;
+    size_t n = 0, room = 0;
     if (fd < 0)
         return err_set_errno(err, -errno, "instructions '%s': cannot be opened", path);
-    auto_free char *data = malloc(INSTRUCTIONS_MAX_BYTES + 1);
-    if (!data)
-        return err_set(err, -ENOMEM, "instructions '%s': out of memory", path);
     for (;;) {
-        ssize_t got = read(fd, data + n, INSTRUCTIONS_MAX_BYTES + 1 - n);
+        if (n == room) {
+            room = room ? 2 * room : 4096;
+            char *more = realloc(data, room);
+            if (!more)
+                return err_set(err, -ENOMEM, "instructions '%s': out of memory", path);
+            data = more;
+        }
+        ssize_t got = read(fd, data + n, room - n);
         if (got < 0 && errno == EINTR)
             continue;
         if (got < 0)

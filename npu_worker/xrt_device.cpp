@@ -306,17 +306,11 @@ int make(xrt_kernel *k, int argument, std::size_t bytes, xrt::bo::flags flags, c
 
 int make_buffer(xrt_kernel *k, unsigned argument, std::size_t bytes, xrt_buffer **ret, struct err *err) noexcept
 {
-    xrt_buffer *b = nullptr;
     if (argument >= XRT_DEVICE_ARGUMENTS || bytes == 0)
         return err_set(err, -EINVAL,
                        "NPU buffer of %zu bytes for argument %u: expected at least 1 byte and an argument from 0 to %u", bytes,
                        argument, XRT_DEVICE_ARGUMENTS - 1);
-    int r = make(k, first_data + static_cast<int>(argument), bytes, xrt::bo::flags::host_only, {"NPU buffer", -EIO, err}, &b);
-    if (r < 0)
-        return r;
-    std::memset(b->host, 0, bytes);
-    *ret = b;
-    return 0;
+    return make(k, first_data + static_cast<int>(argument), bytes, xrt::bo::flags::host_only, {"NPU buffer", -EIO, err}, ret);
 }
 
 int sync(xrt_buffer *b, xrt_device_direction direction, std::size_t offset, std::size_t bytes, struct err *err) noexcept

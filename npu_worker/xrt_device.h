@@ -13,7 +13,7 @@
  *   -ENODEV     no device with this number, or its driver cannot be reached; any call after a run has hung or failed
  *   -ENOMEM     out of NPU memory
  *   -EAGAIN     the limit of locked memory is too low (ulimit -l)
- *   -ENOEXEC    the xclbin is damaged, made for another device, or has no such kernel
+ *   -ENOEXEC    the xclbin is damaged, made for another device, has no such kernel, or the device has no room for it
  *   -ENOTSUP    an operator is missing (manifest.h alone)
  *   -ETIMEDOUT  a run has not ended in time, or the device says so itself
  *   -EIO        a run ended in an error, was aborted or could not be submitted; a sync failed
@@ -67,7 +67,7 @@ struct xrt_device_ops {
     void (*free_kernel)(struct xrt_kernel *k);
 
     /* Data, host_only, in the memory that bo<argument> of this kernel reads; usable by every kernel of the device that reads the
-     * same memory, which on an NPU is all of them. Zeroes on the host's side. */
+     * same memory, which on an NPU is all of them. What is in it is not known. */
     int (*make_buffer)(struct xrt_kernel *k, unsigned argument, size_t bytes, struct xrt_buffer **ret, struct err *err);
     /* A cacheable buffer that holds the words, uploaded. */
     int (*make_instructions)(struct xrt_kernel *k, const uint32_t *words, size_t n_words, struct xrt_buffer **ret, struct err *err);

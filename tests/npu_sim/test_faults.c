@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <stdlib.h>
 
+#include "proto/util.h"
 #include "tests/npu_sim/rig.h"
 #include "tests/npu_sim/sim.h"
 #include "tests/unit/unit_test.h"
@@ -144,6 +145,43 @@ static int submit(const char *folder)
     return second_run(folder, -EIO, "could not be submitted", 60000);
 }
 
+/* 30 ms each; only that they take as long as they say is checked. */
+static int slow(const char *folder)
+{
+    struct rig r;
+    struct rig_operator o;
+    CHECK_OK(rig_open(&r, folder, norm, 1, err));
+    CHECK_OK(rig_operator_open(&r, 0, &o, err));
+    uint64_t before = util_now_ns();
+    for (int i = 0; i < 3; i++)
+        CHECK_OK(rig_operator_run(&r, &o, err));
+    CHECK(util_now_ns() - before >= 90000000u);
+    rig_operator_close(&r, &o);
+    rig_close(&r);
+    return 0;
+}
+
+/* The whole default budget in one buffer, beside the operator's: nothing but address space until it is used. */
+static int arena(const char *folder)
+{
+    const size_t bytes = (size_t)2 << 30;
+    struct rig r;
+    struct xrt_buffer *all = NULL, *last = NULL;
+    CHECK_OK(rig_open(&r, folder, norm, 1, err));
+    CHECK_OK(r.ops->make_buffer(r.kernel, 0, bytes, &all, err));
+    CHECK_OK(r.ops->make_slice(all, bytes - 4096, 4096, &last, err));
+    memset(r.ops->map(last), 1, 4096);
+    CHECK_OK(r.ops->sync(last, XRT_DEVICE_TO, 0, 4096, err));
+    memset(r.ops->map(last), 2, 4096);
+    CHECK_OK(r.ops->sync(last, XRT_DEVICE_FROM, 0, 4096, err));
+    CHECK(((unsigned char *)r.ops->map(all))[bytes - 1] == 1);
+    r.ops->free_buffer(last);
+    r.ops->free_buffer(all);
+    rig_close(&r);
+    CHECK(rig_report(folder, "peak_bytes") == (int64_t)bytes && rig_report(folder, "bytes") == 0);
+    return 0;
+}
+
 static int crash(const char *folder)
 {
     struct rig r;
@@ -200,6 +238,7 @@ static void test_memory(void **state)
     (void)state;
     rig_case(memory, "memory=65536");
     rig_case(locked_memory, "memlock=65536");
+    rig_case(arena, "memory=2147483648");
 }
 
 static void test_runs(void **state)
@@ -213,6 +252,7 @@ static void test_runs(void **state)
     rig_case(submit, "submit_fail=2");
     rig_case(wrong_stream, "");
     rig_case(small_buffer, "");
+    rig_case(slow, "delay_us=30000");
     rig_dies(crash, "crash_at=2", SIGABRT);
 }
 
