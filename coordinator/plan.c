@@ -10,6 +10,7 @@
 #include <jansson.h>
 
 #include "kernels/cpu.h"
+#include "kernels/quant.h"
 #include "model/gguf.h"
 #include "model/segment.h"
 #include "model/work_plan.h"
@@ -268,6 +269,9 @@ static int with_device(const struct config *c, const struct gguf *g, const struc
     p->logits_rows = MIN(MAX(LOGITS_BLOCK_BYTES / (h->vocab * 4), 4u), 64u);
     p->logits_slots = 4;
     p->kv_type = c->kv_type;
+    if (p->kv_type == QUANT_Q8_0 && h->head_dim % QUANT_BLOCK)
+        return err_set(err, -EINVAL, "'kv_type' is q8_0; this model's heads of %u are no multiple of %d: expected f16 or f32",
+                       h->head_dim, QUANT_BLOCK);
     uint32_t cores = (uint32_t)cpu_order(NULL, 0);
     p->npu_threads = c->npu.threads ? c->npu.threads : cores;
     p->gpu_threads = c->gpu.threads ? c->gpu.threads : cores;
@@ -331,7 +335,7 @@ void plan_print(const struct plan *p, FILE *f)
             p->hparams.hidden, p->hparams.ffn, p->hparams.n_heads, p->hparams.n_kv_heads, p->hparams.head_dim, p->hparams.vocab,
             util_format_bytes(buf, sizeof(buf), p->tensor_bytes));
     fprintf(f, "run         context %u x %u sequences, KV %s, chunks of %u tokens, %u in flight, logits %u rows a block\n",
-            p->context, p->sequences, p->kv_type == 0 ? "f32" : "f16", p->chunk_tokens, p->ring_slots, p->logits_rows);
+            p->context, p->sequences, quant_name(p->kv_type), p->chunk_tokens, p->ring_slots, p->logits_rows);
     print_npu(p, f);
     fprintf(f, "threads     npu_worker %u, gpu_worker %u\n", p->npu_threads, p->gpu_threads);
     if (p->gpu.vulkan)
@@ -370,13 +374,12 @@ int plan_print_json(const struct plan *p, FILE *f, struct err *err)
         json_object_set_new(o, "cap", json_integer((json_int_t)p->process[i].cap));
         json_object_set_new(processes, plan_process_name((enum config_process)i), o);
     }
-    json_t *root =
-        json_pack("{s:i, s:i, s:i, s:s, s:I, s:I, s:i, s:i, s:i, s:i, s:s, s:I, s:I, s:o}", "layers", (int)p->hparams.n_layers,
-                  "context", (int)p->context, "sequences", (int)p->sequences, "kv_type", p->kv_type == 0 ? "f32" : "f16",
-                  "kv_pages", (json_int_t)p->kv_pages, "npu_pool", (json_int_t)p->npu_pool, "chunk_tokens", (int)p->chunk_tokens,
-                  "ring_slots", (int)p->ring_slots, "npu_threads", (int)p->npu_threads, "gpu_threads", (int)p->gpu_threads,
-                  "gpu_device", p->gpu.vulkan ? p->gpu.name : "", "device_bytes", (json_int_t)p->device_bytes, "tensor_bytes",
-                  (json_int_t)p->tensor_bytes, "processes", processes);
+    json_t *root = json_pack(
+        "{s:i, s:i, s:i, s:s, s:I, s:I, s:i, s:i, s:i, s:i, s:s, s:I, s:I, s:o}", "layers", (int)p->hparams.n_layers, "context",
+        (int)p->context, "sequences", (int)p->sequences, "kv_type", quant_name(p->kv_type), "kv_pages", (json_int_t)p->kv_pages,
+        "npu_pool", (json_int_t)p->npu_pool, "chunk_tokens", (int)p->chunk_tokens, "ring_slots", (int)p->ring_slots, "npu_threads",
+        (int)p->npu_threads, "gpu_threads", (int)p->gpu_threads, "gpu_device", p->gpu.vulkan ? p->gpu.name : "", "device_bytes",
+        (json_int_t)p->device_bytes, "tensor_bytes", (json_int_t)p->tensor_bytes, "processes", processes);
     int r = root && json_dumpf(root, f, JSON_INDENT(2)) == 0 && fputc('\n', f) != EOF ? 0 : -EIO;
     json_decref(root);
     return r < 0 ? err_set(err, r, "cannot write the plan as JSON") : 0;

@@ -6,7 +6,8 @@
 
 size_t attn_page_bytes(const struct attn_shape *s)
 {
-    return (size_t)s->n_kv_heads * s->head_dim * 2 * ATTN_PAGE * (s->kv_type == QUANT_F16 ? 2 : 4);
+    size_t entries = (size_t)s->n_kv_heads * s->head_dim * 2 * ATTN_PAGE;
+    return s->kv_type == QUANT_Q8_0 ? entries + entries / 32 * 2 : entries * (s->kv_type == QUANT_F16 ? 2 : 4);
 }
 
 /* K and V of one tile and head as f32; per row its scores, 16 lane sums and 16 floats of state. */

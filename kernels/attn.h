@@ -2,9 +2,10 @@
  * Causal, optionally windowed, grouped-query attention over a paged KV cache, with online softmax on absolute
  * tiles of ATTN_PAGE positions (Dao et al. 2022, FlashAttention; Milakov and Gimelshein 2018).
  *
- * A page holds ATTN_PAGE positions of one layer: per KV head, K as [head_dim][64] then V as [64][head_dim], entries f16
- * or f32. Lanes are positions for K and dimensions for V, each walked in order, so that a query's result depends only on
- * its position and the cache, not on how queries are grouped. All variants agree bit for bit. */
+ * A page holds ATTN_PAGE positions of one layer: per KV head, K as [head_dim][64] then V as [64][head_dim], entries f32, f16
+ * or, as q8_0, int8, and behind them f16 scales of blocks of 32 dimensions, [head_dim / 32][64] for K and [64][head_dim / 32] for
+ * V. Lanes are positions for K and dimensions for V, each walked in order, so that a query's result depends only on its position
+ * and the cache, not on how queries are grouped. All variants agree bit for bit. */
 #ifndef TANDEM_KERNELS_ATTN_H
 #define TANDEM_KERNELS_ATTN_H
 
@@ -18,7 +19,7 @@ struct attn_shape {
     uint32_t n_heads, n_kv_heads, head_dim; /* n_heads % n_kv_heads == 0; head_dim % 16 == 0 */
     uint32_t window;                        /* positions seen, itself included; 0 = all */
     float scale;                            /* multiplies q . k */
-    int kv_type;                            /* QUANT_F16 or QUANT_F32 */
+    int kv_type;                            /* QUANT_F32, QUANT_F16, or QUANT_Q8_0 where head_dim % 32 == 0 */
 };
 
 size_t attn_page_bytes(const struct attn_shape *s);

@@ -14,7 +14,7 @@
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16") for
 
-#define NARROW_ROWS 6 /* up to here f16 is converted on the way to the registers, above it once per tile */
+#define NARROW_ROWS 6 /* up to here entries are converted on the way to the registers, above it once per tile */
 
 struct row {
     const float *q;
@@ -25,16 +25,47 @@ struct row {
     uint32_t pos;
 };
 
-static inline size_t entry_bytes(const struct attn_shape *s)
+/* One head's part of a page. Scales (q8_0) are those of a block of 32 dimensions of one position. */
+struct tile {
+    const void *k, *v;    /* [head_dim][64], [64][head_dim] */
+    const float *ks, *vs; /* scales as f32: [head_dim / 32][64], [64][head_dim / 32] */
+};
+
+/* One position's 32 values as int8, and their scale: the f16 that is kept, so that no value is further off than half of it. Values
+ * that are no numbers give a scale that is none. */
+static uint16_t quantize(const float *x, int8_t *ret)
 {
-    return s->kv_type == QUANT_F16 ? 2 : 4;
+    v16 a = v16_load(x), b = v16_load(x + 16);
+    float most = max16(v16_max(v16_abs(a), v16_abs(b))) / 127.0f;
+    bool finite = sum16(v16_add(v16_abs(a), v16_abs(b))) < INFINITY;
+    uint16_t scale = finite ? quant_f32_to_f16(most < 65504.0f ? most : 65504.0f) : 0x7e00;
+    float d = quant_f16_to_f32(scale);
+    v16 inverse = v16_set(d > 0 ? 1.0f / d : 0.0f), limit = v16_set(127.0f);
+    v16_store_i8(ret, v16_max(v16_min(v16_round(v16_mul(a, inverse)), limit), v16_set(-127.0f)));
+    v16_store_i8(ret + 16, v16_max(v16_min(v16_round(v16_mul(b, inverse)), limit), v16_set(-127.0f)));
+    return scale;
+}
+
+static void store_q8(const struct attn_shape *s, uint8_t *head, uint32_t slot, const float *k, const float *v)
+{
+    size_t d = s->head_dim, half = d * ATTN_PAGE;
+    int8_t *pk = (int8_t *)head, *pv = pk + half + slot * d, t[32];
+    uint16_t *ks = (uint16_t *)(void *)(head + 2 * half), *vs = ks + half / 32 + slot * (d / 32);
+    for (size_t i = 0; i < d; i += 32) {
+        ks[i / 32 * ATTN_PAGE + slot] = quantize(k + i, t);
+        for (size_t j = 0; j < 32; j++)
+            pk[(i + j) * ATTN_PAGE + slot] = t[j];
+        vs[i / 32] = quantize(v + i, pv + i);
+    }
 }
 
 static void store(const struct attn_shape *s, void *page, uint32_t slot, const float *k, const float *v)
 {
     size_t d = s->head_dim, half = d * ATTN_PAGE;
     for (uint32_t h = 0; h < s->n_kv_heads; h++, k += d, v += d) {
-        if (s->kv_type == QUANT_F16) {
+        if (s->kv_type == QUANT_Q8_0) {
+            store_q8(s, (uint8_t *)page + h * attn_page_bytes(s) / s->n_kv_heads, slot, k, v);
+        } else if (s->kv_type == QUANT_F16) {
             uint16_t *pk = (uint16_t *)page + h * 2 * half, *pv = pk + half + slot * d, t[16];
             for (size_t i = 0; i < d; i += 16) {
                 v16_store_f16(t, v16_load(k + i));
@@ -51,10 +82,10 @@ static void store(const struct attn_shape *s, void *page, uint32_t slot, const f
     }
 }
 
-/* One head's K and V of a page, 2 x 64 x head_dim entries. */
+/* One head's K and V of a page. */
 static const uint8_t *page_head(const struct attn_shape *s, const void *page, uint32_t kv_head)
 {
-    return (const uint8_t *)page + kv_head * 2 * ATTN_PAGE * s->head_dim * entry_bytes(s);
+    return (const uint8_t *)page + kv_head * (attn_page_bytes(s) / s->n_kv_heads);
 }
 
 static void widen(const uint16_t *half, size_t n, float *ret)
@@ -63,14 +94,28 @@ static void widen(const uint16_t *half, size_t n, float *ret)
         v16_store(ret + i, v16_load_f16(half + i));
 }
 
-/* Sixteen entries at index i of a tile of type f16 or f32. */
+/* int8 times an f16 is exact in f32, so it does not matter where that is done. */
+static void widen_q8(const int8_t *k, const uint16_t *ks, size_t d, float *ret)
+{
+    const size_t half = d * ATTN_PAGE;
+    const int8_t *v = k + half;
+    const uint16_t *vs = ks + half / 32;
+    for (size_t i = 0; i < half; i += 16)
+        v16_store(ret + i, v16_mul(v16_load_i8(k + i), v16_load_f16(ks + i / (32 * ATTN_PAGE) * ATTN_PAGE + i % ATTN_PAGE)));
+    for (size_t i = 0; i < half; i += 16)
+        v16_store(ret + half + i, v16_mul(v16_load_i8(v + i), v16_set(quant_f16_to_f32(vs[i / 32]))));
+}
+
+/* Sixteen entries at index i of a tile, those of q8_0 without their scale. */
 INLINE v16 entries(int type, const void *p, size_t i)
 {
-    return type == QUANT_F16 ? v16_load_f16((const uint16_t *)p + i) : v16_load((const float *)p + i);
+    return type == QUANT_F16    ? v16_load_f16((const uint16_t *)p + i)
+           : type == QUANT_Q8_0 ? v16_load_i8((const int8_t *)p + i)
+                                : v16_load((const float *)p + i);
 }
 
 /* Scores of 64 positions for n rows, a constant at the call; meanwhile as many bytes as K has are fetched from `fetch`, if any. */
-INLINE void scores(int type, int n, const struct row *r, const void *k, const uint8_t *fetch, size_t d, float scale)
+INLINE void scores(int type, int n, const struct row *r, const struct tile *t, const uint8_t *fetch, size_t d, float scale)
 {
     const int vectors = LANES_VECTORS(n);
     for (size_t j0 = 0; j0 < ATTN_PAGE; j0 += 16 * (size_t)vectors) {
@@ -80,14 +125,23 @@ INLINE void scores(int type, int n, const struct row *r, const void *k, const ui
             UNROLL(int j = 0; j < vectors; j++)
             acc[i][j] = v16_set(0);
         }
+        v16 of_block[4] = {v16_set(0), v16_set(0), v16_set(0), v16_set(0)};
         for (size_t x = 0; x < d; x++) {
             v16 kv[4];
+            if (type == QUANT_Q8_0 && x % 32 == 0) {
+                UNROLL(int j = 0; j < vectors; j++)
+                of_block[j] = v16_load(t->ks + x / 32 * ATTN_PAGE + j0 + 16 * (size_t)j);
+            }
             if (fetch && j0 == 0) {
-                for (size_t line = 0; line < (type == QUANT_F16 ? 2 : 4); line++, fetch += 64)
+                for (size_t line = 0; line < (type == QUANT_F16 ? 2 : type == QUANT_Q8_0 ? 1 : 4); line++, fetch += 64)
                     __builtin_prefetch(fetch);
             }
             UNROLL(int j = 0; j < vectors; j++)
-            kv[j] = entries(type, k, x * ATTN_PAGE + j0 + 16 * (size_t)j);
+            kv[j] = entries(type, t->k, x * ATTN_PAGE + j0 + 16 * (size_t)j);
+            if (type == QUANT_Q8_0) {
+                UNROLL(int j = 0; j < vectors; j++)
+                kv[j] = v16_mul(kv[j], of_block[j]);
+            }
             UNROLL(int i = 0; i < n; i++)
             {
                 v16 q = v16_set(r[i].q[x]);
@@ -131,7 +185,8 @@ static void soften(const struct row *r, size_t d, int lo, int hi)
 }
 
 /* Dimensions x.. of positions lo..hi-1 of V, weighted, onto the outputs of n rows; n and the number of vectors are constants. */
-INLINE void weigh_vectors(int type, int n, int vectors, const struct row *r, const void *v, size_t d, size_t x, int lo, int hi)
+INLINE void weigh_vectors(int type, int n, int vectors, const struct row *r, const struct tile *tile, size_t d, size_t x, int lo,
+                          int hi)
 {
     v16 acc[LANES_ROWS][4];
     UNROLL(int i = 0; i < n; i++)
@@ -142,7 +197,11 @@ INLINE void weigh_vectors(int type, int n, int vectors, const struct row *r, con
     for (int t = lo; t < hi; t++) {
         v16 value[4];
         UNROLL(int j = 0; j < vectors; j++)
-        value[j] = entries(type, v, (size_t)t * d + x + 16 * (size_t)j);
+        value[j] = entries(type, tile->v, (size_t)t * d + x + 16 * (size_t)j);
+        if (type == QUANT_Q8_0) {
+            UNROLL(int j = 0; j < vectors; j++)
+            value[j] = v16_mul(value[j], v16_set(tile->vs[((size_t)t * d + x + 16 * (size_t)j) / 32]));
+        }
         UNROLL(int i = 0; i < n; i++)
         {
             v16 p = v16_set(r[i].p[t]);
@@ -157,13 +216,13 @@ INLINE void weigh_vectors(int type, int n, int vectors, const struct row *r, con
     }
 }
 
-INLINE void weigh(int type, int n, const struct row *r, const void *v, size_t d, int lo, int hi)
+INLINE void weigh(int type, int n, const struct row *r, const struct tile *t, size_t d, int lo, int hi)
 {
     size_t x = 0;
     for (const size_t step = 16 * LANES_VECTORS(n); x + step <= d; x += step)
-        weigh_vectors(type, n, LANES_VECTORS(n), r, v, d, x, lo, hi);
+        weigh_vectors(type, n, LANES_VECTORS(n), r, t, d, x, lo, hi);
     for (; x < d; x += 16)
-        weigh_vectors(type, n, 1, r, v, d, x, lo, hi);
+        weigh_vectors(type, n, 1, r, t, d, x, lo, hi);
 }
 
 struct range {
@@ -185,11 +244,11 @@ static bool sees(const struct attn_shape *s, uint32_t pos, uint32_t base)
 
 /* n rows that all see part of the tile. Positions seen by all are weighed together, those before and after row by row: each row
  * still walks its own range upwards. */
-INLINE void tile_block(int type, int n, const struct attn_shape *s, const struct row *r, uint32_t base, const void *k,
-                       const void *v, const uint8_t *fetch)
+INLINE void tile_block(int type, int n, const struct attn_shape *s, const struct row *r, uint32_t base, const struct tile *t,
+                       const uint8_t *fetch)
 {
     struct range seen[LANES_ROWS], all = {0, ATTN_PAGE};
-    scores(type, n, r, k, fetch, s->head_dim, s->scale);
+    scores(type, n, r, t, fetch, s->head_dim, s->scale);
     for (int i = 0; i < n; i++) {
         seen[i] = visible(s, r[i].pos, base);
         soften(&r[i], s->head_dim, seen[i].lo, seen[i].hi);
@@ -201,20 +260,19 @@ INLINE void tile_block(int type, int n, const struct attn_shape *s, const struct
     for (int i = 0; i < n; i++) {
         int end = seen[i].hi < all.lo ? seen[i].hi : all.lo;
         if (seen[i].lo < end)
-            weigh(type, 1, &r[i], v, s->head_dim, seen[i].lo, end);
+            weigh(type, 1, &r[i], t, s->head_dim, seen[i].lo, end);
     }
     if (all.lo < all.hi)
-        weigh(type, n, r, v, s->head_dim, all.lo, all.hi);
+        weigh(type, n, r, t, s->head_dim, all.lo, all.hi);
     for (int i = 0; i < n; i++) {
         if (all.hi < seen[i].hi)
-            weigh(type, 1, &r[i], v, s->head_dim, all.hi, seen[i].hi);
+            weigh(type, 1, &r[i], t, s->head_dim, all.hi, seen[i].hi);
     }
 }
 
-INLINE void tile_rows(int type, const struct attn_shape *s, const struct row *r, uint32_t n, uint32_t base, const void *k,
-                      const void *v)
+INLINE void tile_rows(int type, const struct attn_shape *s, const struct row *r, uint32_t n, uint32_t base, const struct tile *t)
 {
-    const uint8_t *fetch = n <= NARROW_ROWS ? v : NULL;
+    const uint8_t *fetch = n <= NARROW_ROWS ? t->v : NULL;
     for (uint32_t i = 0, m; i < n; i += m) {
         for (m = 0; m < LANES_ROWS && i + m < n && sees(s, r[i + m].pos, base);)
             m++;
@@ -222,24 +280,29 @@ INLINE void tile_rows(int type, const struct attn_shape *s, const struct row *r,
         if (!sees(s, r[i].pos, base))
             continue;
         if (m == 6)
-            tile_block(type, LANES_ROWS >= 6 ? 6 : 1, s, r + i, base, k, v, fetch);
+            tile_block(type, LANES_ROWS >= 6 ? 6 : 1, s, r + i, base, t, fetch);
         else if (m == 4)
-            tile_block(type, LANES_ROWS >= 4 ? 4 : 1, s, r + i, base, k, v, fetch);
+            tile_block(type, LANES_ROWS >= 4 ? 4 : 1, s, r + i, base, t, fetch);
         else if (m == 2)
-            tile_block(type, LANES_ROWS >= 2 ? 2 : 1, s, r + i, base, k, v, fetch);
+            tile_block(type, LANES_ROWS >= 2 ? 2 : 1, s, r + i, base, t, fetch);
         else
-            tile_block(type, 1, s, r + i, base, k, v, fetch);
+            tile_block(type, 1, s, r + i, base, t, fetch);
     }
 }
 
-static void tile_f16(const struct attn_shape *s, const struct row *r, uint32_t n, uint32_t base, const void *k, const void *v)
+static void tile_f16(const struct attn_shape *s, const struct row *r, uint32_t n, uint32_t base, const struct tile *t)
 {
-    tile_rows(QUANT_F16, s, r, n, base, k, v);
+    tile_rows(QUANT_F16, s, r, n, base, t);
 }
 
-static void tile_f32(const struct attn_shape *s, const struct row *r, uint32_t n, uint32_t base, const void *k, const void *v)
+static void tile_q8(const struct attn_shape *s, const struct row *r, uint32_t n, uint32_t base, const struct tile *t)
 {
-    tile_rows(QUANT_F32, s, r, n, base, k, v);
+    tile_rows(QUANT_Q8_0, s, r, n, base, t);
+}
+
+static void tile_f32(const struct attn_shape *s, const struct row *r, uint32_t n, uint32_t base, const struct tile *t)
+{
+    tile_rows(QUANT_F32, s, r, n, base, t);
 }
 
 static void run_rows(const struct attn_shape *s, uint32_t kv_head, struct row *r, uint32_t n, void *const *pages, float *wide)
@@ -257,14 +320,25 @@ static void run_rows(const struct attn_shape *s, uint32_t kv_head, struct row *r
     for (uint32_t page = from / ATTN_PAGE; page <= last / ATTN_PAGE; page++) {
         const uint8_t *k = page_head(s, pages[page], kv_head);
         uint32_t base = page * ATTN_PAGE;
+        const uint16_t *scales = (const uint16_t *)(const void *)(k + 2 * half);
+        struct tile t = {.k = wide, .v = wide + half};
         if (s->kv_type == QUANT_F32) {
-            tile_f32(s, r, n, base, k, k + half * sizeof(float));
+            t = (struct tile){.k = k, .v = k + half * sizeof(float)};
+        } else if (n <= NARROW_ROWS && s->kv_type == QUANT_F16) {
+            t = (struct tile){.k = k, .v = k + half * sizeof(uint16_t)};
+            tile_f16(s, r, n, base, &t);
+            continue;
         } else if (n <= NARROW_ROWS) {
-            tile_f16(s, r, n, base, k, k + half * sizeof(uint16_t));
-        } else {
+            widen(scales, half / 16, wide);
+            t = (struct tile){.k = k, .v = k + half, .ks = wide, .vs = wide + half / 32};
+            tile_q8(s, r, n, base, &t);
+            continue;
+        } else if (s->kv_type == QUANT_F16) {
             widen((const uint16_t *)(const void *)k, 2 * half, wide);
-            tile_f32(s, r, n, base, wide, wide + half);
+        } else {
+            widen_q8((const int8_t *)k, scales, s->head_dim, wide);
         }
+        tile_f32(s, r, n, base, &t);
     }
     for (uint32_t i = 0; i < n; i++) {
         v16 inverse = v16_set(1.0f / sum16(v16_load(r[i].lanes)));

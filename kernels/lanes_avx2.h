@@ -59,6 +59,11 @@ static inline void v16_store_bf16(uint16_t *p, v16 x)
     __m256i w = _mm256_packus_epi32(v16_bf16_half(x.a), v16_bf16_half(x.b));
     _mm256_storeu_si256((void *)p, _mm256_permute4x64_epi64(w, 0xd8));
 }
+static inline v16 v16_load_i8(const int8_t *p)
+{
+    return (v16){_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)p))),
+                 _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)(p + 8))))};
+}
 static inline void v16_store_i8(int8_t *p, v16 x)
 {
     __m256i w = _mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)); /* a0-3 b0-3 | a4-7 b4-7 */

@@ -67,6 +67,12 @@ LANE void v16_store_bf16(uint16_t *p, v16 a)
 {
     EACH p[i] = quant_f32_to_bf16(a.v[i]);
 }
+LANE v16 v16_load_i8(const int8_t *p)
+{
+    v16 r;
+    EACH r.v[i] = (float)p[i];
+    return r;
+}
 /* integral values within int8 */
 LANE void v16_store_i8(int8_t *p, v16 a)
 {

@@ -11,6 +11,7 @@
 #include <inttypes.h>
 
 #include "kernels/attn.h"
+#include "kernels/quant.h"
 #include "model/work_plan.h"
 #include "npu_worker/arena.h"
 #include "proto/budget.h"
@@ -54,6 +55,11 @@ int kv_make_arena(const struct kv_options *o, uint64_t scratch, struct arena **r
 
 int kv_open(const struct kv_options *o, struct kv **ret, struct err *err)
 {
+    int t = o->kv_type;
+    if ((t != QUANT_F32 && t != QUANT_F16 && t != QUANT_Q8_0) || (t == QUANT_Q8_0 && o->hparams->head_dim % QUANT_BLOCK))
+        return err_set(err, -ENOTSUP,
+                       "KV cache of type %d with heads of %u; expected f32, f16, or q8_0 with a multiple of %d (change 'kv_type')",
+                       t, o->hparams->head_dim, QUANT_BLOCK);
     struct kv *kv = calloc(1, sizeof(*kv));
     if (!kv)
         return err_set(err, -ENOMEM, "KV cache: out of memory");

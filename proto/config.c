@@ -75,7 +75,7 @@ static const struct key keys[] = {
     KEY("context", KIND_U32, false, 1, 1048576, context, context, "a whole number from 1 to 1048576"),
     KEY("sequences", KIND_U32, false, 1, 64, sequences, sequences, "a whole number from 1 to 64"),
     KEY("chunk_tokens", KIND_U32, true, 1, 1024, chunk_tokens, chunk_tokens, "auto or a whole number from 1 to 1024"),
-    KEY("kv_type", KIND_KV_TYPE, false, 0, 0, kv_type, kv_type, "f32 or f16"),
+    KEY("kv_type", KIND_KV_TYPE, false, 0, 0, kv_type, kv_type, "f32, f16 or q8_0"),
     KEY("pin_threads", KIND_PIN, false, 0, 0, pin_threads, pin_threads, "auto or off"),
     KEY("memory", KIND_ALL_CAPS, false, 0, 0, memory_word, caps,
         "auto, or a mapping of coordinator, loader, npu_worker, gpu_worker to sizes"),
@@ -111,7 +111,7 @@ static const struct {
     {"npu.spawn", "stages are always started by the coordinator; remove the key"},
     {"gpu.spawn", "stages are always started by the coordinator; remove the key"},
 };
-static const char *const absent_values[] = {"xrt", "q8_0"};
+static const char *const absent_values[] = {"xrt"};
 
 /* clang-format off */
 #define LEAF(type, name, member) \
@@ -490,8 +490,8 @@ static int apply(struct config *c, const struct key *k, const char *value, const
         r = parse_u32(k, value, out);
         break;
     case KIND_KV_TYPE: /* ggml type ids, as CONFIGURE carries them */
-        if (strcmp(value, "f32") == 0 || strcmp(value, "f16") == 0) {
-            c->kv_type = strcmp(value, "f16") == 0;
+        if (strcmp(value, "f32") == 0 || strcmp(value, "f16") == 0 || strcmp(value, "q8_0") == 0) {
+            c->kv_type = value[0] == 'q' ? 8 : strcmp(value, "f16") == 0;
             return 0;
         }
         break;
@@ -545,7 +545,7 @@ static int apply(struct config *c, const struct key *k, const char *value, const
     if (r != -EINVAL)
         return err_set_errno(err, r, "%s: key '%s'", place, k->name);
     for (size_t i = 0; i < ARRAY_LEN(absent_values); i++) {
-        if ((k->kind == KIND_BACKEND || k->kind == KIND_KV_TYPE) && strcmp(absent_values[i], value) == 0)
+        if (k->kind == KIND_BACKEND && strcmp(absent_values[i], value) == 0)
             return err_set(err, -EINVAL, "%s: key '%s': found '%s', which this version does not have; expected %s", place, k->name,
                            value, k->expected);
     }
@@ -684,7 +684,7 @@ void config_sample(const char *model, char *buf, unsigned long buf_size)
         "context: 2048        # tokens per sequence, 1 to 1048576\n"
         "sequences: 4         # at once, 1 to 64\n"
         "chunk_tokens: auto   # tokens that travel together: auto, or 1 to 1024\n"
-        "kv_type: f16         # entries of the KV cache: f32 or f16\n"
+        "kv_type: f16         # entries of the KV cache: f32, f16 or q8_0\n"
         "pin_threads: auto    # workers that share processors keep their threads in place, or off\n"
         "# A hard cap per process: auto (what the plan needs and a tenth more), or\n"
         "# memory: {coordinator: 256MiB, loader: 512MiB, npu_worker: 2560MiB, gpu_worker: 1GiB}\n"

@@ -35,7 +35,7 @@ struct config {
     uint32_t context;                /* tokens per sequence, default 2048 */
     uint32_t sequences;              /* default 4, 1..64 */
     uint32_t chunk_tokens;           /* 0 = auto, else 1..1024 */
-    int kv_type;                     /* QUANT_F32 or QUANT_F16 (default) */
+    int kv_type;                     /* QUANT_F32, QUANT_F16 (default) or QUANT_Q8_0 */
     bool pin_threads;                /* where both workers together have more threads than there are cores; default true */
     uint64_t caps[CONFIG_PROCESSES]; /* memory: bytes per process, 0 = auto */
     struct config_worker npu, gpu;

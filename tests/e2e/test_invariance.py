@@ -51,6 +51,15 @@ def test_bf16():
     sweep("bf16", all_pairs())
 
 
+def test_kv_q8_0():
+    """Pages of int8, for chunks that convert them on the way and chunks that convert them once."""
+    ids, first = some_ids(300), None
+    for chunk, threads in ((256, 2), (1, 1), (7, 3)):
+        got = evaluate(config(model("demo", "bf16"), kv_type="q8_0", sequences=1, chunk_tokens=chunk, npu__threads=threads), ids)
+        first = got if first is None else first
+        same_bits(got, first, f"kv q8_0: chunk {chunk}, {threads} threads")
+
+
 def test_f16():
     sweep("f16", [(64, 1), (7, 2), (1, 3)])
 

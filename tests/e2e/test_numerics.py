@@ -2,7 +2,7 @@
 """Logits, hidden states and greedy continuations against the values that Hugging Face transformers gave.
 
 Bounds: 1e-3 for f32 and bf16 weights with an f32 KV cache (only the order of f32 sums differs), 0.05 with f16 K and V
-(rounding them alone moves logits by up to 0.024).
+(rounding them alone moves logits by up to 0.024), and 1.0 with int8 K and V in blocks of 32.
 """
 import os
 
@@ -11,7 +11,7 @@ import numpy as np
 import tandem
 from tandem import check, close, config, evaluate, generate, model, st_load
 
-EXACT, HALF_KV = 1e-3, 0.05
+EXACT, HALF_KV, BYTE_KV = 1e-3, 0.05, 1.0
 
 
 def golden(name):
@@ -27,6 +27,7 @@ def test_demo_32_tokens():
     for kind in ("f32", "bf16"):
         logits("demo", kind, "f32", EXACT, g["p32.ids"], g["p32.logits"], "32 tokens")
         logits("demo", kind, None, HALF_KV, g["p32.ids"], g["p32.logits"], "32 tokens")
+        logits("demo", kind, "q8_0", BYTE_KV, g["p32.ids"], g["p32.logits"], "32 tokens")
 
 
 def test_tiny_27b():
@@ -34,6 +35,7 @@ def test_tiny_27b():
     for kind in ("f32", "bf16"):
         logits("tiny-27b", kind, "f32", EXACT, g["ids"], g["logits"], "100 tokens")
         logits("tiny-27b", kind, None, HALF_KV, g["ids"], g["logits"], "100 tokens")
+        logits("tiny-27b", kind, "q8_0", BYTE_KV, g["ids"], g["logits"], "100 tokens")
 
 
 def test_tiny_27b_config_of_transformers_5():

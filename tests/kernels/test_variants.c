@@ -560,9 +560,19 @@ static void attend(const struct cache *c, const struct attn_ops *ops, uint32_t s
     free(scratch);
 }
 
-static float rounded(const struct attn_shape *s, float x)
+/* Value i of an array as the cache keeps it; q8_0: int8 times an f16 scale for each 32 of them, at most half a step away. */
+static float rounded(const struct attn_shape *s, const float *all, size_t i)
 {
-    return s->kv_type == QUANT_F16 ? quant_f16_to_f32(quant_f32_to_f16(x)) : x;
+    if (s->kv_type != QUANT_Q8_0)
+        return s->kv_type == QUANT_F16 ? quant_f16_to_f32(quant_f32_to_f16(all[i])) : all[i];
+    const float *block = all + i / 32 * 32;
+    float most = 0;
+    for (int j = 0; j < 32; j++)
+        most = fmaxf(most, fabsf(block[j]));
+    float d = quant_f16_to_f32(quant_f32_to_f16(most / 127.0f));
+    float x = d > 0 ? fmaxf(fminf(rintf(all[i] * (1.0f / d)), 127.0f), -127.0f) * d : 0.0f;
+    assert_true(fabsf(x - all[i]) <= 0.5f * d + most * 0x1p-10f);
+    return x;
 }
 
 static void check_softmax(const struct cache *c, const float *out)
@@ -577,7 +587,7 @@ static void check_softmax(const struct cache *c, const float *out)
                 p[t] = 0;
                 for (uint32_t x = 0; x < d; x++)
                     p[t] += (double)c->q[(i * s->n_heads + h) * d + x] *
-                            (double)rounded(s, c->k[(t * s->n_kv_heads + h / group) * d + x]);
+                            (double)rounded(s, c->k, (t * s->n_kv_heads + h / group) * d + x);
                 p[t] *= (double)s->scale;
                 top = fmax(top, p[t]);
             }
@@ -586,7 +596,7 @@ static void check_softmax(const struct cache *c, const float *out)
             for (uint32_t x = 0; x < d; x++) {
                 double want = 0;
                 for (uint32_t t = from; t <= i; t++)
-                    want += p[t] / sum * (double)rounded(s, c->v[(t * s->n_kv_heads + h / group) * d + x]);
+                    want += p[t] / sum * (double)rounded(s, c->v, (t * s->n_kv_heads + h / group) * d + x);
                 assert_true(fabs((double)out[(i * s->n_heads + h) * d + x] - want) < 2e-5 * 8);
             }
         }
@@ -601,9 +611,9 @@ static void test_attention(void **state)
     } cases[] = {{4, 2, 32, 0, 200},    {4, 1, 64, 33, 200}, {2, 2, 16, 64, 150}, {4, 2, 80, 1, 70},
                  {8, 2, 128, 100, 300}, {6, 2, 64, 70, 200}, {4, 1, 256, 0, 130}, {7, 1, 48, 5, 140}};
     for (size_t a = 0; a < LEN(cases); a++) {
-        for (int t = 0; t < 2; t++) {
-            struct cache c = cache_new(cases[a].heads, cases[a].kv, cases[a].dim, cases[a].window, t ? QUANT_F16 : QUANT_F32,
-                                       cases[a].n, &attn_ref);
+        static const int kept[] = {QUANT_F32, QUANT_F16, QUANT_Q8_0};
+        for (size_t t = 0; t < LEN(kept) - (cases[a].dim % 32 != 0); t++) {
+            struct cache c = cache_new(cases[a].heads, cases[a].kv, cases[a].dim, cases[a].window, kept[t], cases[a].n, &attn_ref);
             size_t bytes = (size_t)c.n * c.s.n_heads * c.s.head_dim * 4;
             float *want = malloc(bytes), *got = malloc(bytes);
             attend(&c, &attn_ref, 1, want);
@@ -613,8 +623,8 @@ static void test_attention(void **state)
             for (size_t v = 0; v < LEN(names); v++) {
                 const struct cpu_kernels *k = cpu_select(names[v]);
                 for (uint32_t step = 1; k && step <= 70; step += 23) {
-                    struct cache other = cache_new(cases[a].heads, cases[a].kv, cases[a].dim, cases[a].window,
-                                                   t ? QUANT_F16 : QUANT_F32, cases[a].n, k->attn);
+                    struct cache other =
+                        cache_new(cases[a].heads, cases[a].kv, cases[a].dim, cases[a].window, kept[t], cases[a].n, k->attn);
                     attend(&other, k->attn, step, got);
                     assert_memory_equal(got, want, bytes);
                     cache_free(&other);

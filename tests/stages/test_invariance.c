@@ -85,6 +85,12 @@ static void test_tiny_bf16_kv_f16(void **state)
     combinations("tiny-27b-bf16", QUANT_F16, 100, 512);
 }
 
+static void test_tiny_bf16_kv_q8_0(void **state)
+{
+    (void)state;
+    combinations("tiny-27b-bf16", QUANT_Q8_0, 100, 512);
+}
+
 static void test_tiny_q8_0(void **state)
 {
     (void)state;
@@ -200,9 +206,9 @@ static void test_batches_integer(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_tiny_f32),        cmocka_unit_test(test_tiny_bf16_kv_f16), cmocka_unit_test(test_tiny_q8_0),
-        cmocka_unit_test(test_tiny_q4_0),       cmocka_unit_test(test_demo_f16),         cmocka_unit_test(test_batches_float),
-        cmocka_unit_test(test_batches_integer),
+        cmocka_unit_test(test_tiny_f32),      cmocka_unit_test(test_tiny_bf16_kv_f16), cmocka_unit_test(test_tiny_bf16_kv_q8_0),
+        cmocka_unit_test(test_tiny_q8_0),     cmocka_unit_test(test_tiny_q4_0),        cmocka_unit_test(test_demo_f16),
+        cmocka_unit_test(test_batches_float), cmocka_unit_test(test_batches_integer),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
