@@ -15,6 +15,7 @@
 
 pthread_mutex_t sim_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct sim_bo bos[SIM_BOS];
+static unsigned n_bos = 1; /* numbers from here on were never used */
 static uint64_t next_address = 1ull << 40;
 
 static size_t mapped(size_t bytes)
@@ -71,6 +72,7 @@ unsigned sim_memory_alloc(void *user, size_t bytes, unsigned flags)
     b.address = next_address;
     next_address += mapped(bytes) + PAGE; /* one buffer's end is never another's beginning */
     bos[i] = b;
+    n_bos = i < n_bos ? n_bos : i + 1;
     if (!packet) {
         sim_count(SIM_BUFFERS, 1);
         sim_count_allocated((int64_t)bytes);
@@ -99,7 +101,7 @@ struct sim_bo *sim_memory_get(unsigned bo)
 
 void *sim_memory_at(uint64_t address, size_t bytes)
 {
-    for (unsigned i = 1; i < SIM_BOS; i++) {
+    for (unsigned i = 1; i < n_bos; i++) {
         const struct sim_bo *b = &bos[i];
         if (b->used && address >= b->address && address - b->address <= b->bytes && bytes <= b->bytes - (address - b->address))
             return (char *)b->device + (address - b->address);
