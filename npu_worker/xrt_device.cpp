@@ -292,6 +292,10 @@ int make(xrt_kernel *k, int argument, std::size_t bytes, xrt::bo::flags flags, c
 {
     if (k->device->lost)
         return refuse_lost(k->device, a.what, a.err);
+#if HW_CONTEXT
+    if (xrt_memlock_check(xrt_memlock_limit(), k->device->stats.bytes + bytes, a.what, a.err) < 0)
+        return -EAGAIN;
+#endif
     return call(k->device, bytes, a, [&] {
         auto b = std::make_unique<xrt_buffer>();
         b->device = k->device;

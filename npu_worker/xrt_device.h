@@ -53,7 +53,7 @@ struct xrt_device_ops {
     uint32_t abi, bytes;           /* XRT_DEVICE_ABI, size of this struct */
     const char *flavour;           /* "hw_context", or "load_xclbin": an older XRT, which knows no Ryzen AI NPU */
     uint32_t xrt_major, xrt_minor; /* that the module was compiled for */
-    bool locks_memory;             /* buffers of this flavour's driver count under RLIMIT_MEMLOCK */
+    bool locks_memory;             /* buffers of this flavour's driver count under RLIMIT_MEMLOCK, and are checked against it */
 
     /* The name lives as long as the device. */
     int (*open)(unsigned index, struct xrt_device **ret, struct err *err);

@@ -24,6 +24,7 @@ static void test_absent(void **state)
     Dl_info libc;
     assert_true(dladdr((void *)(uintptr_t)getpid, &libc) != 0);
     assert_err(xrt_load(libc.dli_fname, &ops, err), -ENOSYS, "'xrt_device_table' is not in it");
+    assert_err(xrt_load(TANDEM_OLD_MODULE, &ops, err), -ENOSYS, "of another version (table 0 of 8 bytes; expected 1 of ");
     assert_null(ops);
 }
 
