@@ -1,77 +1,22 @@
 /* SPDX-License-Identifier: MIT
- * Runs `gpu_worker --choose-device` and reads its one line. Owns the child until it is reaped, within a bounded time. */
+ * Runs `gpu_worker --choose-device` and reads its one line. A child that crashes or hangs is an answer. */
 #include "coordinator/gpu_device.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
-#include <poll.h>
-#include <signal.h>
-#include <spawn.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/wait.h>
-#include <unistd.h>
 
 #include "coordinator/supervise.h"
+#include "proto/ask.h"
 #include "proto/config.h"
 #include "proto/err.h"
 #include "proto/util.h"
 
 #define WAIT_MS 20000 /* a driver's first start may compile */
 #define TEXT_BYTES 4096
-
-extern char **environ;
-
-/* What comes until the end, of it the last TEXT_BYTES - 1 (drivers may chatter before); -ETIMEDOUT. */
-static int read_all(int fd, char *buf, int64_t deadline)
-{
-    size_t n = 0;
-    for (;;) {
-        int64_t left = deadline - (int64_t)(util_now_ns() / 1000000);
-        struct pollfd p = {.fd = fd, .events = POLLIN};
-        if (left <= 0 || poll(&p, 1, (int)left) == 0)
-            return -ETIMEDOUT;
-        if (n == TEXT_BYTES - 1)
-            memmove(buf, buf + TEXT_BYTES / 2, n -= TEXT_BYTES / 2);
-        ssize_t got = read(fd, buf + n, TEXT_BYTES - 1 - n);
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got <= 0)
-            break;
-        n += (size_t)got;
-    }
-    buf[n] = '\0';
-    return 0;
-}
-
-static int ask(const char *path, const char *const *words, char *text, int *ret_status, struct err *err)
-{
-    int fds[2];
-    pid_t pid;
-    if (pipe2(fds, O_CLOEXEC) < 0)
-        return err_set_errno(err, -errno, "a pipe to '%s'", path);
-    posix_spawn_file_actions_t actions;
-    posix_spawn_file_actions_init(&actions);
-    posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
-    posix_spawn_file_actions_adddup2(&actions, fds[1], 1);
-    posix_spawn_file_actions_adddup2(&actions, fds[1], 2);
-    int e = posix_spawn(&pid, path, &actions, NULL, (char *const *)(uintptr_t)words, environ);
-    posix_spawn_file_actions_destroy(&actions);
-    close(fds[1]);
-    if (e) {
-        close(fds[0]);
-        return err_set_errno(err, -e, "'%s' cannot be started", path);
-    }
-    int r = read_all(fds[0], text, (int64_t)(util_now_ns() / 1000000) + WAIT_MS);
-    close(fds[0]);
-    if (r < 0)
-        kill(pid, SIGKILL);
-    while (waitpid(pid, ret_status, 0) < 0 && errno == EINTR)
-        ;
-    return r < 0 ? err_set(err, r, "its driver did not answer within %d s", WAIT_MS / 1000) : 0;
-}
 
 /* "unified\t123\t45\tname\n", the last line. */
 static bool parse(const char *text, struct gpu_device *d)
@@ -115,7 +60,9 @@ int gpu_device_find(const struct config *c, const char *stage_dir, struct gpu_de
     const char *const words[] = {path,  "--choose-device", "--set",  device,  "--set", without, "--set",
                                  allow, "--set",           subgroup, "--set", buffer,  NULL};
     struct err said = {0};
-    r = ask(path, words, text, &status, &said);
+    r = ask_program(words, WAIT_MS, text, sizeof(text), &status, &said);
+    if (r == -ETIMEDOUT)
+        err_set(&said, r, "its driver did not answer within %d s", WAIT_MS / 1000);
     if (r == 0 && WIFEXITED(status) && WEXITSTATUS(status) == 0 && parse(text, ret)) {
         ret->vulkan = true;
         return 0;

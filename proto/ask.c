@@ -8,6 +8,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <spawn.h>
+#include <string.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -24,23 +25,24 @@ static int64_t now_ms(void)
     return (int64_t)(util_now_ns() / 1000000);
 }
 
+/* What comes until the end, of it the last bytes - 1: drivers chatter before the answer. */
 static int read_all(int fd, char *text, size_t bytes, int64_t deadline)
 {
-    size_t n = 0;
+    size_t n = 0, half = bytes / 2;
     text[0] = '\0';
     for (;;) {
         int64_t left = deadline - now_ms();
         struct pollfd p = {.fd = fd, .events = POLLIN};
-        char rest[256];
         if (left <= 0 || poll(&p, 1, (int)left) == 0)
             return -ETIMEDOUT;
-        size_t room = bytes - 1 - n;
-        ssize_t got = read(fd, room ? text + n : rest, room ? room : sizeof(rest));
+        if (n == bytes - 1)
+            memmove(text, text + half, n -= half);
+        ssize_t got = read(fd, text + n, bytes - 1 - n);
         if (got < 0 && errno == EINTR)
             continue;
         if (got <= 0)
             return 0;
-        n += room ? (size_t)got : 0;
+        n += (size_t)got;
         text[n] = '\0';
     }
 }

@@ -8,8 +8,8 @@
 
 struct err;
 
-/* words: the path of the program, its arguments, NULL. text: what it wrote to both of its outputs, cut at bytes - 1, terminated.
- * *ret_status: as of waitpid. -ETIMEDOUT where it has not ended in time: it is killed. */
+/* words: the path of the program, its arguments, NULL. text: what it wrote to both of its outputs, terminated; of more than fits
+ * (bytes, at least 16), the end. *ret_status: as of waitpid. -ETIMEDOUT where it has not ended in time: it is killed. */
 int ask_program(const char *const *words, int timeout_ms, char *text, size_t bytes, int *ret_status, struct err *err);
 
 #endif
