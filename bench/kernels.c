@@ -292,6 +292,8 @@ static void bench_attn(struct pool *pool, const struct options *o)
         {"1b  prefill 64 at 2048", {4, 1, 256, 0, 0.0625f, QUANT_F16}, 2048, 64, 1},
         {"1b  decode at 4096", {4, 1, 256, 0, 0.0625f, QUANT_F16}, 4096, 1, 24},
         {"27b decode at 4096", {32, 16, 128, 0, 0.08f, QUANT_F16}, 4096, 1, 2},
+        {"1b  decode, q8_0 KV", {4, 1, 256, 0, 0.0625f, QUANT_Q8_0}, 4096, 1, 24},
+        {"27b decode, q8_0 KV", {32, 16, 128, 0, 0.08f, QUANT_Q8_0}, 4096, 1, 2},
     };
     printf("\nattention: GFLOP/s (4 x head_dim x visible positions x heads), GB/s of cache\n");
     for (size_t c = 0; c < sizeof(cases) / sizeof(cases[0]); c++) {

@@ -136,8 +136,8 @@ static int next(struct walk *w, yaml_event_type_t *ret_type, char *buf, size_t b
 static int expect(struct walk *w, yaml_event_type_t type, const char *what, struct err *err)
 {
     char text[8], place[160];
-    unsigned line;
-    yaml_event_type_t got;
+    unsigned line = 0;
+    yaml_event_type_t got = YAML_NO_EVENT;
     int r = next(w, &got, text, sizeof(text), &line, err);
     if (r == 0 && got != type)
         r = err_set(err, -EINVAL, "%s: expected %s", manifest_yaml_place(place, w->path, line), what);
