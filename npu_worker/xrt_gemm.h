@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: MIT
+ * Matrix products on the NPU: y[t] = W x[t] by a gemm operator of the manifest, whatever the shape of W. Activations and weights go
+ * over as bf16, tile by tile: while the NPU multiplies one tile of W, the processor unpacks the next from the segment. Sums are the
+ * operator's (f32), results its output type. All buffers are made at open. Threads: open and close on the main thread, multiply on
+ * the data thread; it allocates nothing. */
+#ifndef TANDEM_NPU_WORKER_XRT_GEMM_H
+#define TANDEM_NPU_WORKER_XRT_GEMM_H
+
+#include <stdint.h>
+
+#include "kernels/gemm.h"
+#include "npu_worker/manifest.h"
+#include "npu_worker/xrt_device.h"
+
+struct err;
+struct pool;
+struct xrt_gemm;
+
+struct xrt_gemm_options {
+    const struct xrt_device_ops *ops;
+    struct xrt_device *device;
+    const struct manifest *manifest;
+    struct pool *pool;       /* unpacks weights; all four borrowed */
+    uint32_t n_rows, n_cols; /* of W, at most; n_cols exactly or less than the operator's k */
+    uint32_t n_tokens;       /* at once, at most */
+    unsigned timeout_ms;     /* of a run */
+};
+
+/* -ENOTSUP when the manifest has no operator for the shape. */
+int xrt_gemm_open(const struct xrt_gemm_options *o, struct xrt_gemm **ret, struct err *err);
+void xrt_gemm_close(struct xrt_gemm *g); /* NULL is fine */
+/* Bytes of NPU memory that open takes for this shape. */
+uint64_t xrt_gemm_bytes(const struct manifest_operator *op, uint32_t n_tokens);
+const struct manifest_operator *xrt_gemm_operator(const struct xrt_gemm *g);
+/* x: [n_tokens][m->n_cols], y: [n_tokens][m->n_rows] f32. Errors of xrt_device.h. */
+int xrt_gemm_multiply(struct xrt_gemm *g, const struct gemm_matrix *m, const float *x, uint32_t n_tokens, float *y,
+                      struct err *err);
+
+#endif

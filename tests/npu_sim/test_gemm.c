@@ -1,0 +1,264 @@
+/* SPDX-License-Identifier: MIT
+ * Products of whole matrices by operators of another shape, on the simulated NPU, beside sums in double over the same values
+ * rounded to bf16: float and integer types, both layouts of b, rows, columns and tokens that fill no tile. A device that fails or
+ * is told to wait does so in the middle. */
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+
+#include "kernels/pool.h"
+#include "kernels/quant.h"
+#include "kernels/quant_ops.h"
+#include "kernels/repack.h"
+#include "npu_worker/xrt_gemm.h"
+#include "proto/util.h"
+#include "tests/npu_sim/rig.h"
+#include "tests/npu_sim/sim.h"
+#include "tests/unit/unit_test.h"
+
+#define ROWS 200
+#define COLS 96
+#define TOKENS 75
+#define OF_VALUE (1.0 / 256)
+#define OF_SUM 1e-5
+
+struct matrix {
+    struct gemm_matrix m;
+    float *values; /* [ROWS][COLS], as the type keeps them */
+};
+
+static uint32_t seed = 1;
+
+static float random_value(void)
+{
+    seed = seed * 1664525u + 1013904223u;
+    return (float)(seed >> 20) / 2048 - 1;
+}
+
+static struct matrix make(int type)
+{
+    size_t row = quant_row_bytes(type, COLS);
+    struct matrix x = {.m = {type, ROWS, COLS, aligned_alloc(64, repack_bytes(type, ROWS, COLS))},
+                       .values = malloc(ROWS * COLS * sizeof(float))};
+    uint8_t *packed = malloc(16 * row);
+    float values[COLS];
+    for (uint32_t i = 0; i < ROWS; i++) {
+        for (int j = 0; j < COLS; j++)
+            values[j] = random_value();
+        quant_ops_best()->from_f32(type, values, packed + i % 16 * row, COLS);
+        quant_ops_best()->to_f32(type, packed + i % 16 * row, x.values + i * COLS, COLS);
+        if (i % 16 == 15 || i + 1 == ROWS)
+            repack_tile(type, packed, i % 16 + 1, COLS, (uint8_t *)(uintptr_t)x.m.tiles + i / 16 * repack_tile_bytes(type, COLS));
+    }
+    free(packed);
+    return x;
+}
+
+static double bf16(float x)
+{
+    return (double)sim_float(sim_bf16(x));
+}
+
+static int check(const struct matrix *w, const float *x, const float *y, uint32_t n_tokens)
+{
+    for (uint32_t t = 0; t < n_tokens; t++) {
+        for (uint32_t r = 0; r < ROWS; r++) {
+            double sum = 0, magnitude = 0, got = (double)y[t * ROWS + r];
+            for (uint32_t c = 0; c < COLS; c++) {
+                double product = bf16(w->values[r * COLS + c]) * bf16(x[t * COLS + c]);
+                sum += product;
+                magnitude += fabs(product);
+            }
+            if (!(fabs(got - sum) <= OF_VALUE * fabs(sum) + OF_SUM * magnitude)) {
+                fprintf(stderr, "token %u, row %u: %.9g, the reference has %.9g\n", t, r, got, sum);
+                return 1;
+            }
+        }
+    }
+    return 0;
+}
+
+struct bench {
+    struct rig rig;
+    struct pool *pool;
+    struct xrt_gemm *g;
+    float *x, *y;
+};
+
+static int open_bench(struct bench *b, const char *folder, const char *const *operators, size_t n, unsigned timeout_ms)
+{
+    *b = (struct bench){.x = malloc(TOKENS * COLS * sizeof(float)), .y = malloc(TOKENS * ROWS * sizeof(float))};
+    CHECK_OK(rig_open(&b->rig, folder, operators, n, err));
+    CHECK(pool_open(2, &b->pool) == 0);
+    const struct xrt_gemm_options o = {.ops = b->rig.ops,
+                                       .device = b->rig.device,
+                                       .manifest = b->rig.manifest,
+                                       .pool = b->pool,
+                                       .n_rows = ROWS,
+                                       .n_cols = COLS,
+                                       .n_tokens = TOKENS,
+                                       .timeout_ms = timeout_ms};
+    CHECK_OK(xrt_gemm_open(&o, &b->g, err));
+    for (int i = 0; i < TOKENS * COLS; i++)
+        b->x[i] = random_value();
+    return 0;
+}
+
+static int close_bench(struct bench *b)
+{
+    struct xrt_device_stats s;
+    xrt_gemm_close(b->g);
+    b->rig.ops->stats(b->rig.device, &s);
+    CHECK(s.bytes == 0); /* nothing leaked on the device */
+    pool_close(b->pool);
+    rig_close(&b->rig);
+    free(b->x);
+    free(b->y);
+    return 0;
+}
+
+static int products(const char *folder, const char *const *operators, size_t n)
+{
+    static const int types[] = {QUANT_F32, QUANT_BF16, QUANT_Q8_0, QUANT_Q4_0};
+    static const uint32_t counts[] = {TOKENS, 1, 32, 33};
+    struct bench b;
+    if (open_bench(&b, folder, operators, n, 60000))
+        return 1;
+    for (size_t i = 0; i < ARRAY_LEN(types); i++) {
+        struct matrix w = make(types[i]);
+        for (size_t c = 0; c < ARRAY_LEN(counts); c++) {
+            memset(b.y, 0xff, TOKENS * ROWS * sizeof(float));
+            CHECK_OK(xrt_gemm_multiply(b.g, &w.m, b.x, counts[c], b.y, err));
+            if (check(&w, b.x, b.y, counts[c]))
+                return 1;
+        }
+        free((void *)(uintptr_t)w.m.tiles);
+        free(w.values);
+    }
+    CHECK(xrt_gemm_bytes(xrt_gemm_operator(b.g), TOKENS) > 0);
+    struct xrt_device_stats s;
+    b.rig.ops->stats(b.rig.device, &s);
+    CHECK(s.starts == s.waits && s.starts > 0);
+    return close_bench(&b);
+}
+
+static int columns_first(const char *folder)
+{
+    static const char *const operators[] = {"gemm:32x128x64"};
+    return products(folder, operators, 1);
+}
+
+static int rows_first(const char *folder)
+{
+    static const char *const operators[] = {"gemm:32x128x64:nk"};
+    return products(folder, operators, 1);
+}
+
+/* The best of several; one tile holds all rows, and one group all tokens. */
+static int one_call(const char *folder)
+{
+    static const char *const operators[] = {"gemm:32x64x64", "gemm:96x96x208:nk", "gemm:256x128x512"};
+    return products(folder, operators, 3);
+}
+
+static int none_fits(const char *folder)
+{
+    static const char *const operators[] = {"gemm:32x64x64", "gemv:64x96"};
+    struct rig r;
+    struct pool *pool;
+    struct xrt_gemm *g = NULL;
+    CHECK_OK(rig_open(&r, folder, operators, 2, err));
+    CHECK(pool_open(1, &pool) == 0);
+    const struct xrt_gemm_options o = {.ops = r.ops,
+                                       .device = r.device,
+                                       .manifest = r.manifest,
+                                       .pool = pool,
+                                       .n_rows = ROWS,
+                                       .n_cols = COLS,
+                                       .n_tokens = 8,
+                                       .timeout_ms = 1000};
+    CHECK_ERR(xrt_gemm_open(&o, &g, err), -ENOTSUP, "gemm");
+    pool_close(pool);
+    rig_close(&r);
+    return 0;
+}
+
+static int fails(const char *folder, int code, const char *part)
+{
+    static const char *const operators[] = {"gemm:32x128x64"};
+    struct bench b;
+    struct matrix w = make(QUANT_Q8_0);
+    if (open_bench(&b, folder, operators, 1, 300))
+        return 1;
+    CHECK_ERR(xrt_gemm_multiply(b.g, &w.m, b.x, TOKENS, b.y, err), code, part);
+    CHECK(b.rig.ops->lost(b.rig.device));
+    CHECK_ERR(xrt_gemm_multiply(b.g, &w.m, b.x, TOKENS, b.y, err), -ENODEV, "");
+    xrt_gemm_close(b.g); /* keeps what the device may still use */
+    return 0;
+}
+
+static int hangs(const char *folder)
+{
+    return fails(folder, -ETIMEDOUT, "not done within 300 ms");
+}
+
+static int breaks(const char *folder)
+{
+    return fails(folder, -EIO, "ended it with an error");
+}
+
+static int no_memory(const char *folder)
+{
+    static const char *const operators[] = {"gemm:32x128x64"};
+    struct rig r;
+    struct pool *pool;
+    struct xrt_gemm *g = NULL;
+    CHECK_OK(rig_open(&r, folder, operators, 1, err));
+    CHECK(pool_open(1, &pool) == 0);
+    const struct xrt_gemm_options o = {.ops = r.ops,
+                                       .device = r.device,
+                                       .manifest = r.manifest,
+                                       .pool = pool,
+                                       .n_rows = ROWS,
+                                       .n_cols = COLS,
+                                       .n_tokens = TOKENS,
+                                       .timeout_ms = 1000};
+    CHECK_ERR(xrt_gemm_open(&o, &g, err), -ENOMEM, "out of NPU memory");
+    pool_close(pool);
+    rig_close(&r);
+    return 0;
+}
+
+static void test_products(void **state)
+{
+    (void)state;
+    rig_case(columns_first, "");
+    rig_case(rows_first, "");
+    rig_case(one_call, "");
+    rig_case(columns_first, "delay_us=2000");
+}
+
+static void test_refusals(void **state)
+{
+    (void)state;
+    rig_case(none_fits, "");
+    rig_case(no_memory, "memory=40000");
+}
+
+static void test_faults(void **state)
+{
+    (void)state;
+    for (int at = 1; at <= 7; at += 3) {
+        char text[32];
+        snprintf(text, sizeof(text), "hang_at=%d", at);
+        rig_case(hangs, text);
+        snprintf(text, sizeof(text), "error_at=%d", at);
+        rig_case(breaks, text);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {UNIT_TEST(test_products), UNIT_TEST(test_refusals), UNIT_TEST(test_faults)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
