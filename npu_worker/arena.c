@@ -36,7 +36,8 @@ int arena_open(uint64_t bytes, uint32_t max_blocks, struct arena **ret, struct e
             r = err_set_errno(err, -errno, "NPU memory: a range of %" PRIu64 " bytes (see 'ulimit -v')", a->bytes);
     }
     if (r < 0) {
-        arena_close(a);
+        offsets_close(a->offsets);
+        free(a);
         return r;
     }
     madvise(a->base, a->bytes, MADV_HUGEPAGE);
@@ -48,12 +49,17 @@ void arena_close(struct arena *a)
 {
     if (!a)
         return;
+    struct arena_stats s;
+    arena_stats(a, &s);
+    log_info("npu",
+             "memory: %" PRIu64 " bytes were used at most of %" PRIu64 " (KV pages %" PRIu64 ", scratch %" PRIu64
+             "); %.0f%% fragmented at the end",
+             s.all.peak, s.all.bytes, s.peak[ARENA_KV], s.peak[ARENA_SCRATCH], 100 * offsets_fragmentation(&s.all));
     for (int i = 0; i < ARENA_USES; i++) {
         if (a->used[i])
             log_warn("npu", "%" PRIu64 " bytes of NPU memory for %s were not given back", a->used[i], names[i]);
     }
-    if (a->base)
-        munmap(a->base, a->bytes);
+    munmap(a->base, a->bytes);
     offsets_close(a->offsets);
     free(a);
 }

@@ -23,7 +23,7 @@ struct arena_stats {
 
 /* bytes: of the range; max_blocks: taken at once. Budgets are its users' affair. */
 int arena_open(uint64_t bytes, uint32_t max_blocks, struct arena **ret, struct err *err);
-/* Says in the log what was never given back. NULL is fine. */
+/* Says in the log what was used at most, and warns of what was never given back. NULL is fine. */
 void arena_close(struct arena *a);
 /* -ENOMEM names what is used and the largest part that is free. Zeroed only where it was never taken before. */
 int arena_take(struct arena *a, enum arena_use use, uint64_t bytes, uint64_t align, uint32_t *ret_block, void **ret,
