@@ -280,34 +280,57 @@ static void attend(void *ctx, uint32_t begin, uint32_t end, int thread)
     }
 }
 
+/* Pages of one type for all layers of a case. */
+struct pages {
+    struct attn_shape s;
+    size_t page, bytes;
+    uint8_t *memory;
+    void **all; /* [layers][n_pages] */
+};
+
+static struct pages make_pages(struct attn_shape s, int kv_type, uint32_t n_pages, uint32_t layers)
+{
+    s.kv_type = kv_type;
+    struct pages p = {.s = s, .page = attn_page_bytes(&s)};
+    size_t width = (size_t)s.n_kv_heads * s.head_dim;
+    p.bytes = p.page * n_pages * layers;
+    p.memory = map(p.bytes);
+    p.all = must(malloc(sizeof(*p.all) * n_pages * layers));
+    float *rows = random_floats(width + ATTN_PAGE);
+    for (size_t i = 0; i < (size_t)n_pages * layers; i++) {
+        p.all[i] = p.memory + i * p.page;
+        for (uint32_t slot = 0; slot < ATTN_PAGE; slot++)
+            cpu_select(NULL)->attn->store(&p.s, p.all[i], slot, rows + slot, rows + slot);
+    }
+    munmap(rows, (width + ATTN_PAGE) * sizeof(float));
+    return p;
+}
+
+/* The types take turns, as the variants do. */
 static void bench_attn(struct pool *pool, const struct options *o)
 {
+    static const int kv_types[] = {QUANT_F16, QUANT_Q8_0};
+    enum { KV_TYPES = sizeof(kv_types) / sizeof(kv_types[0]) };
     static const struct {
         const char *name;
         struct attn_shape s;
         uint32_t pos0, n, layers;
     } cases[] = {
-        {"1b  prefill 512 at 0", {4, 1, 256, 0, 0.0625f, QUANT_F16}, 0, 512, 1},
-        {"27b prefill 512 at 0", {32, 16, 128, 0, 0.08f, QUANT_F16}, 0, 512, 1},
-        {"1b  prefill 64 at 2048", {4, 1, 256, 0, 0.0625f, QUANT_F16}, 2048, 64, 1},
-        {"1b  decode at 4096", {4, 1, 256, 0, 0.0625f, QUANT_F16}, 4096, 1, 24},
-        {"27b decode at 4096", {32, 16, 128, 0, 0.08f, QUANT_F16}, 4096, 1, 2},
-        {"1b  decode, q8_0 KV", {4, 1, 256, 0, 0.0625f, QUANT_Q8_0}, 4096, 1, 24},
-        {"27b decode, q8_0 KV", {32, 16, 128, 0, 0.08f, QUANT_Q8_0}, 4096, 1, 2},
+        {"1b  prefill 512 at 0", {.n_heads = 4, .n_kv_heads = 1, .head_dim = 256, .scale = 0.0625f}, 0, 512, 1},
+        {"27b prefill 512 at 0", {.n_heads = 32, .n_kv_heads = 16, .head_dim = 128, .scale = 0.08f}, 0, 512, 1},
+        {"1b  prefill 64 at 2048", {.n_heads = 4, .n_kv_heads = 1, .head_dim = 256, .scale = 0.0625f}, 2048, 64, 1},
+        {"1b  decode at 4096", {.n_heads = 4, .n_kv_heads = 1, .head_dim = 256, .scale = 0.0625f}, 4096, 1, 64},
+        {"27b decode at 4096", {.n_heads = 32, .n_kv_heads = 16, .head_dim = 128, .scale = 0.08f}, 4096, 1, 8},
     };
-    printf("\nattention: GFLOP/s (4 x head_dim x visible positions x heads), GB/s of cache\n");
+    printf("\nattention by type of K and V: us a layer, GFLOP/s (4 x head_dim x visible positions x heads), GB/s of cache\n");
     for (size_t c = 0; c < sizeof(cases) / sizeof(cases[0]); c++) {
         const struct attn_shape *s = &cases[c].s;
         uint32_t n = cases[c].n, last = cases[c].pos0 + n, n_pages = (last + 63) / 64, layers = cases[c].layers;
-        size_t page = attn_page_bytes(s), bytes = page * n_pages * layers, stride = (size_t)s->n_heads * s->head_dim;
-        uint16_t *memory = map(bytes);
-        for (size_t i = 0; i < bytes / 2; i++)
-            memory[i] = quant_f32_to_f16((float)(i * 2654435761u % 1024) / 512 - 1);
-        void **pages = must(malloc(sizeof(*pages) * n_pages * layers));
-        for (size_t i = 0; i < (size_t)n_pages * layers; i++)
-            pages[i] = (uint8_t *)memory + i * page;
-        struct attend a = {.s = s,
-                           .q = random_floats(n * stride),
+        size_t stride = (size_t)s->n_heads * s->head_dim;
+        struct pages p[KV_TYPES];
+        for (int t = 0; t < KV_TYPES; t++)
+            p[t] = make_pages(*s, kv_types[t], n_pages, layers);
+        struct attend a = {.q = random_floats(n * stride),
                            .out = map(n * stride * sizeof(float)),
                            .stride = stride,
                            .pos0 = cases[c].pos0,
@@ -315,33 +338,38 @@ static void bench_attn(struct pool *pool, const struct options *o)
                            .step = 16};
         a.scratch_bytes = (attn_scratch_bytes(s, a.step) + 63) / 64 * 64;
         a.scratch = map(a.scratch_bytes * (size_t)o->threads);
-        double best[VARIANTS] = {0}, visible = ((double)cases[c].pos0 + (n + 1) / 2.0) * n;
-        for (int r = 0; r < o->rounds; r++) {
-            for (int v = 1; v < VARIANTS; v++) {
-                a.k = wanted(o->variant, names[v]) ? cpu_select(names[v]) : NULL;
-                if (!a.k)
-                    continue;
-                double t = now();
-                pool_begin(pool);
-                for (uint32_t l = 0; l < layers; l++) {
-                    a.pages = pages + (size_t)l * n_pages;
-                    pool_run(pool, (n + a.step - 1) / a.step * s->n_kv_heads, 1, attend, &a);
-                }
-                pool_end(pool);
-                t = (now() - t) / layers;
-                best[v] = 1 / t > best[v] ? 1 / t : best[v];
+        double best[KV_TYPES][VARIANTS] = {0}, visible = ((double)cases[c].pos0 + (n + 1) / 2.0) * n;
+        for (int r = 0; r < o->rounds * KV_TYPES * VARIANTS; r++) {
+            int t = r % KV_TYPES, v = r / KV_TYPES % VARIANTS;
+            a.k = v > 0 && wanted(o->variant, names[v]) ? cpu_select(names[v]) : NULL;
+            if (!a.k || !wanted(o->type, quant_name(kv_types[t])))
+                continue;
+            a.s = &p[t].s;
+            double start = now();
+            pool_begin(pool);
+            for (uint32_t l = 0; l < layers; l++) {
+                a.pages = p[t].all + (size_t)l * n_pages;
+                pool_run(pool, (n + a.step - 1) / a.step * s->n_kv_heads, 1, attend, &a);
             }
+            pool_end(pool);
+            double rate = layers / (now() - start);
+            best[t][v] = rate > best[t][v] ? rate : best[t][v];
         }
-        printf("  %-24s", cases[c].name);
-        for (int v = 1; v < VARIANTS; v++) {
-            if (best[v] > 0)
-                printf("   %s %7.1f GFLOP/s %6.2f GB/s", names[v], best[v] * 4 * s->head_dim * visible * s->n_heads / 1e9,
-                       best[v] * (double)(page * n_pages) / 1e9);
+        for (int t = 0; t < KV_TYPES; t++) {
+            if (wanted(o->type, quant_name(kv_types[t])))
+                printf("  %-22s %-4s", cases[c].name, quant_name(kv_types[t]));
+            for (int v = 1; v < VARIANTS; v++) {
+                if (best[t][v] > 0)
+                    printf("   %s %8.1f us %7.1f GFLOP/s %6.2f GB/s", names[v], 1e6 / best[t][v],
+                           best[t][v] * 4 * s->head_dim * visible * s->n_heads / 1e9,
+                           best[t][v] * (double)(p[t].page * n_pages) / 1e9);
+            }
+            if (wanted(o->type, quant_name(kv_types[t])))
+                printf("\n");
+            free(p[t].all);
+            munmap(p[t].memory, p[t].bytes);
         }
-        printf("\n");
         fflush(stdout);
-        free(pages);
-        munmap(memory, bytes);
     }
 }
 

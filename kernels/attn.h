@@ -3,7 +3,7 @@
  * tiles of ATTN_PAGE positions (Dao et al. 2022, FlashAttention; Milakov and Gimelshein 2018).
  *
  * A page holds ATTN_PAGE positions of one layer: per KV head, K as [head_dim][64] then V as [64][head_dim], entries f32, f16
- * or, as q8_0, int8, and behind them f16 scales of blocks of 32 dimensions, [head_dim / 32][64] for K and [64][head_dim / 32] for
+ * or, as q8_0, int8, and before them f16 scales of blocks of 32 dimensions, [head_dim / 32][64] for K and [64][head_dim / 32] for
  * V. Lanes are positions for K and dimensions for V, each walked in order, so that a query's result depends only on its position
  * and the cache, not on how queries are grouped. All variants agree bit for bit. */
 #ifndef TANDEM_KERNELS_ATTN_H

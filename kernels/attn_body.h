@@ -29,7 +29,18 @@ struct row {
 struct tile {
     const void *k, *v;    /* [head_dim][64], [64][head_dim] */
     const float *ks, *vs; /* scales as f32: [head_dim / 32][64], [64][head_dim / 32] */
+    const uint8_t *next;  /* the same head in the next page; NULL: none, or nothing is fetched ahead */
 };
+
+/* Memory to be fetched while other things are computed, a line or a few at each step. */
+struct fetch {
+    const uint8_t *at, *end;
+};
+
+INLINE size_t entry_bytes(int type)
+{
+    return type == QUANT_F32 ? 4 : type == QUANT_F16 ? 2 : 1;
+}
 
 /* One position's 32 values as int8, and their scale: the f16 that is kept, so that no value is further off than half of it. Values
  * that are no numbers give a scale that is none. */
@@ -49,8 +60,8 @@ static uint16_t quantize(const float *x, int8_t *ret)
 static void store_q8(const struct attn_shape *s, uint8_t *head, uint32_t slot, const float *k, const float *v)
 {
     size_t d = s->head_dim, half = d * ATTN_PAGE;
-    int8_t *pk = (int8_t *)head, *pv = pk + half + slot * d, t[32];
-    uint16_t *ks = (uint16_t *)(void *)(head + 2 * half), *vs = ks + half / 32 + slot * (d / 32);
+    uint16_t *ks = (uint16_t *)(void *)head, *vs = ks + half / 32 + slot * (d / 32);
+    int8_t *pk = (int8_t *)(ks + half / 16), *pv = pk + half + slot * d, t[32];
     for (size_t i = 0; i < d; i += 32) {
         ks[i / 32 * ATTN_PAGE + slot] = quantize(k + i, t);
         for (size_t j = 0; j < 32; j++)
@@ -94,16 +105,22 @@ static void widen(const uint16_t *half, size_t n, float *ret)
         v16_store(ret + i, v16_load_f16(half + i));
 }
 
-/* int8 times an f16 is exact in f32, so it does not matter where that is done. */
+/* int8 times an f16 is exact in f32, so it does not matter where that is done. The scales of V lie where K will, until it does. */
 static void widen_q8(const int8_t *k, const uint16_t *ks, size_t d, float *ret)
 {
-    const size_t half = d * ATTN_PAGE;
-    const int8_t *v = k + half;
-    const uint16_t *vs = ks + half / 32;
-    for (size_t i = 0; i < half; i += 16)
-        v16_store(ret + i, v16_mul(v16_load_i8(k + i), v16_load_f16(ks + i / (32 * ATTN_PAGE) * ATTN_PAGE + i % ATTN_PAGE)));
-    for (size_t i = 0; i < half; i += 16)
-        v16_store(ret + half + i, v16_mul(v16_load_i8(v + i), v16_set(quant_f16_to_f32(vs[i / 32]))));
+    const size_t half = d * ATTN_PAGE, block = 32 * ATTN_PAGE;
+    widen(ks + half / 32, half / 32, ret);
+    for (size_t b = 0; b < half / 32; b++) {
+        for (size_t i = half + b * 32; i < half + (b + 1) * 32; i += 16)
+            v16_store(ret + i, v16_mul(v16_load_i8(k + i), v16_set(ret[b])));
+    }
+    for (size_t b = 0; b < d / 32; b++) {
+        for (size_t j = 0; j < ATTN_PAGE; j += 16) {
+            v16 scale = v16_load_f16(ks + b * ATTN_PAGE + j);
+            for (size_t i = b * block + j; i < (b + 1) * block; i += ATTN_PAGE)
+                v16_store(ret + i, v16_mul(v16_load_i8(k + i), scale));
+        }
+    }
 }
 
 /* Sixteen entries at index i of a tile, those of q8_0 without their scale. */
@@ -114,8 +131,15 @@ INLINE v16 entries(int type, const void *p, size_t i)
                                 : v16_load((const float *)p + i);
 }
 
-/* Scores of 64 positions for n rows, a constant at the call; meanwhile as many bytes as K has are fetched from `fetch`, if any. */
-INLINE void scores(int type, int n, const struct row *r, const struct tile *t, const uint8_t *fetch, size_t d, float scale)
+/* As many lines as an entry has bytes: after d steps all of K, or of V. */
+INLINE void fetch_step(int type, struct fetch *f)
+{
+    for (size_t line = 0; line < entry_bytes(type) && f->at < f->end; line++, f->at += 64)
+        __builtin_prefetch(f->at);
+}
+
+/* Scores of 64 positions for n rows, a constant at the call. */
+INLINE void scores(int type, int n, const struct row *r, const struct tile *t, struct fetch *fetch, size_t d, float scale)
 {
     const int vectors = LANES_VECTORS(n);
     for (size_t j0 = 0; j0 < ATTN_PAGE; j0 += 16 * (size_t)vectors) {
@@ -132,10 +156,7 @@ INLINE void scores(int type, int n, const struct row *r, const struct tile *t, c
                 UNROLL(int j = 0; j < vectors; j++)
                 of_block[j] = v16_load(t->ks + x / 32 * ATTN_PAGE + j0 + 16 * (size_t)j);
             }
-            if (fetch && j0 == 0) {
-                for (size_t line = 0; line < (type == QUANT_F16 ? 2 : type == QUANT_Q8_0 ? 1 : 4); line++, fetch += 64)
-                    __builtin_prefetch(fetch);
-            }
+            fetch_step(type, fetch);
             UNROLL(int j = 0; j < vectors; j++)
             kv[j] = entries(type, t->k, x * ATTN_PAGE + j0 + 16 * (size_t)j);
             if (type == QUANT_Q8_0) {
@@ -185,8 +206,8 @@ static void soften(const struct row *r, size_t d, int lo, int hi)
 }
 
 /* Dimensions x.. of positions lo..hi-1 of V, weighted, onto the outputs of n rows; n and the number of vectors are constants. */
-INLINE void weigh_vectors(int type, int n, int vectors, const struct row *r, const struct tile *tile, size_t d, size_t x, int lo,
-                          int hi)
+INLINE void weigh_vectors(int type, int n, int vectors, const struct row *r, const struct tile *tile, struct fetch *fetch, size_t d,
+                          size_t x, int lo, int hi)
 {
     v16 acc[LANES_ROWS][4];
     UNROLL(int i = 0; i < n; i++)
@@ -196,6 +217,7 @@ INLINE void weigh_vectors(int type, int n, int vectors, const struct row *r, con
     }
     for (int t = lo; t < hi; t++) {
         v16 value[4];
+        fetch_step(type, fetch);
         UNROLL(int j = 0; j < vectors; j++)
         value[j] = entries(type, tile->v, (size_t)t * d + x + 16 * (size_t)j);
         if (type == QUANT_Q8_0) {
@@ -216,13 +238,13 @@ INLINE void weigh_vectors(int type, int n, int vectors, const struct row *r, con
     }
 }
 
-INLINE void weigh(int type, int n, const struct row *r, const struct tile *t, size_t d, int lo, int hi)
+INLINE void weigh(int type, int n, const struct row *r, const struct tile *t, struct fetch *fetch, size_t d, int lo, int hi)
 {
     size_t x = 0;
     for (const size_t step = 16 * LANES_VECTORS(n); x + step <= d; x += step)
-        weigh_vectors(type, n, LANES_VECTORS(n), r, t, d, x, lo, hi);
+        weigh_vectors(type, n, LANES_VECTORS(n), r, t, fetch, d, x, lo, hi);
     for (; x < d; x += 16)
-        weigh_vectors(type, n, 1, r, t, d, x, lo, hi);
+        weigh_vectors(type, n, 1, r, t, fetch, d, x, lo, hi);
 }
 
 struct range {
@@ -245,10 +267,11 @@ static bool sees(const struct attn_shape *s, uint32_t pos, uint32_t base)
 /* n rows that all see part of the tile. Positions seen by all are weighed together, those before and after row by row: each row
  * still walks its own range upwards. */
 INLINE void tile_block(int type, int n, const struct attn_shape *s, const struct row *r, uint32_t base, const struct tile *t,
-                       const uint8_t *fetch)
+                       struct fetch *v, struct fetch *next)
 {
+    struct fetch none = {NULL, NULL};
     struct range seen[LANES_ROWS], all = {0, ATTN_PAGE};
-    scores(type, n, r, t, fetch, s->head_dim, s->scale);
+    scores(type, n, r, t, v, s->head_dim, s->scale);
     for (int i = 0; i < n; i++) {
         seen[i] = visible(s, r[i].pos, base);
         soften(&r[i], s->head_dim, seen[i].lo, seen[i].hi);
@@ -260,19 +283,25 @@ INLINE void tile_block(int type, int n, const struct attn_shape *s, const struct
     for (int i = 0; i < n; i++) {
         int end = seen[i].hi < all.lo ? seen[i].hi : all.lo;
         if (seen[i].lo < end)
-            weigh(type, 1, &r[i], t, s->head_dim, seen[i].lo, end);
+            weigh(type, 1, &r[i], t, &none, s->head_dim, seen[i].lo, end);
     }
     if (all.lo < all.hi)
-        weigh(type, n, r, t, s->head_dim, all.lo, all.hi);
+        weigh(type, n, r, t, next, s->head_dim, all.lo, all.hi);
     for (int i = 0; i < n; i++) {
         if (all.hi < seen[i].hi)
-            weigh(type, 1, &r[i], t, s->head_dim, all.hi, seen[i].hi);
+            weigh(type, 1, &r[i], t, &none, s->head_dim, all.hi, seen[i].hi);
     }
 }
 
 INLINE void tile_rows(int type, const struct attn_shape *s, const struct row *r, uint32_t n, uint32_t base, const struct tile *t)
 {
-    const uint8_t *fetch = n <= NARROW_ROWS ? t->v : NULL;
+    struct fetch v = {NULL, NULL}, next = {NULL, NULL};
+    size_t half = ATTN_PAGE * s->head_dim * entry_bytes(type), scales = type == QUANT_Q8_0 ? half / 8 : 0;
+    if (n <= NARROW_ROWS) {
+        v = (struct fetch){t->v, (const uint8_t *)t->v + half};
+        if (t->next)
+            next = (struct fetch){t->next, t->next + scales + half};
+    }
     for (uint32_t i = 0, m; i < n; i += m) {
         for (m = 0; m < LANES_ROWS && i + m < n && sees(s, r[i + m].pos, base);)
             m++;
@@ -280,13 +309,13 @@ INLINE void tile_rows(int type, const struct attn_shape *s, const struct row *r,
         if (!sees(s, r[i].pos, base))
             continue;
         if (m == 6)
-            tile_block(type, LANES_ROWS >= 6 ? 6 : 1, s, r + i, base, t, fetch);
+            tile_block(type, LANES_ROWS >= 6 ? 6 : 1, s, r + i, base, t, &v, &next);
         else if (m == 4)
-            tile_block(type, LANES_ROWS >= 4 ? 4 : 1, s, r + i, base, t, fetch);
+            tile_block(type, LANES_ROWS >= 4 ? 4 : 1, s, r + i, base, t, &v, &next);
         else if (m == 2)
-            tile_block(type, LANES_ROWS >= 2 ? 2 : 1, s, r + i, base, t, fetch);
+            tile_block(type, LANES_ROWS >= 2 ? 2 : 1, s, r + i, base, t, &v, &next);
         else
-            tile_block(type, 1, s, r + i, base, t, fetch);
+            tile_block(type, 1, s, r + i, base, t, &v, &next);
     }
 }
 
@@ -305,9 +334,31 @@ static void tile_f32(const struct attn_shape *s, const struct row *r, uint32_t n
     tile_rows(QUANT_F32, s, r, n, base, t);
 }
 
-static void run_rows(const struct attn_shape *s, uint32_t kv_head, struct row *r, uint32_t n, void *const *pages, float *wide)
+/* One head of a page; `wide` is scratch for K and V, or for scales, as f32. */
+static void run_tile(const struct attn_shape *s, const struct row *r, uint32_t n, uint32_t base, const uint8_t *head,
+                     const uint8_t *next, float *wide)
 {
     size_t half = (size_t)ATTN_PAGE * s->head_dim;
+    const uint16_t *halves = (const uint16_t *)(const void *)head;
+    const int8_t *bytes = (const int8_t *)(halves + half / 16); /* q8_0: behind the scales */
+    if (s->kv_type == QUANT_F32) {
+        tile_f32(s, r, n, base, &(struct tile){.k = head, .v = head + half * sizeof(float), .next = next});
+    } else if (n > NARROW_ROWS) {
+        if (s->kv_type == QUANT_F16)
+            widen(halves, 2 * half, wide);
+        else
+            widen_q8(bytes, halves, s->head_dim, wide);
+        tile_f32(s, r, n, base, &(struct tile){.k = wide, .v = wide + half});
+    } else if (s->kv_type == QUANT_F16) {
+        tile_f16(s, r, n, base, &(struct tile){.k = halves, .v = halves + half, .next = next});
+    } else {
+        widen(halves, half / 16, wide);
+        tile_q8(s, r, n, base, &(struct tile){.k = bytes, .v = bytes + half, .ks = wide, .vs = wide + half / 32, .next = next});
+    }
+}
+
+static void run_rows(const struct attn_shape *s, uint32_t kv_head, struct row *r, uint32_t n, void *const *pages, float *wide)
+{
     uint32_t first = r[0].pos, last = r[0].pos;
     for (uint32_t i = 0; i < n; i++) {
         first = r[i].pos < first ? r[i].pos : first;
@@ -318,27 +369,8 @@ static void run_rows(const struct attn_shape *s, uint32_t kv_head, struct row *r
     }
     uint32_t from = s->window && first + 1 > s->window ? first + 1 - s->window : 0;
     for (uint32_t page = from / ATTN_PAGE; page <= last / ATTN_PAGE; page++) {
-        const uint8_t *k = page_head(s, pages[page], kv_head);
-        uint32_t base = page * ATTN_PAGE;
-        const uint16_t *scales = (const uint16_t *)(const void *)(k + 2 * half);
-        struct tile t = {.k = wide, .v = wide + half};
-        if (s->kv_type == QUANT_F32) {
-            t = (struct tile){.k = k, .v = k + half * sizeof(float)};
-        } else if (n <= NARROW_ROWS && s->kv_type == QUANT_F16) {
-            t = (struct tile){.k = k, .v = k + half * sizeof(uint16_t)};
-            tile_f16(s, r, n, base, &t);
-            continue;
-        } else if (n <= NARROW_ROWS) {
-            widen(scales, half / 16, wide);
-            t = (struct tile){.k = k, .v = k + half, .ks = wide, .vs = wide + half / 32};
-            tile_q8(s, r, n, base, &t);
-            continue;
-        } else if (s->kv_type == QUANT_F16) {
-            widen((const uint16_t *)(const void *)k, 2 * half, wide);
-        } else {
-            widen_q8((const int8_t *)k, scales, s->head_dim, wide);
-        }
-        tile_f32(s, r, n, base, &t);
+        const uint8_t *next = page < last / ATTN_PAGE ? page_head(s, pages[page + 1], kv_head) : NULL;
+        run_tile(s, r, n, page * ATTN_PAGE, page_head(s, pages[page], kv_head), next, wide);
     }
     for (uint32_t i = 0; i < n; i++) {
         v16 inverse = v16_set(1.0f / sum16(v16_load(r[i].lanes)));
