@@ -116,6 +116,20 @@ static void test_overrides(void **state)
     config_free(c);
 }
 
+static void test_kv_types(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text;
+        int id;
+    } types[] = {{"model: a\nkv_type: f32\n", 0}, {"model: a\nkv_type: f16\n", 1}, {"model: a\nkv_type: q8_0\n", 8}};
+    for (size_t i = 0; i < ARRAY_LEN(types); i++) {
+        struct config *c = load(types[i].text, NULL);
+        assert_int_equal(c->kv_type, types[i].id);
+        config_free(c);
+    }
+}
+
 static void test_sample_is_the_defaults(void **state)
 {
     (void)state;
@@ -160,6 +174,7 @@ static const struct bad {
     {"model: a\ncontext: auto\n", NULL, "found 'auto'"},
     {"model: a\nsequences: 65\n", NULL, "expected a whole number from 1 to 64"},
     {"model: a\nchunk_tokens: 1025\n", NULL, "expected auto or a whole number from 1 to 1024"},
+    {"model: a\nkv_type: q4_0\n", NULL, "key 'kv_type': found 'q4_0'; expected f32, f16 or q8_0"},
     {"model: a\npin_threads: on\n", NULL, "found 'on'; expected auto or off"},
     {"model: a\nkv_type: f17\n", NULL, "found 'f17'; expected f32, f16 or q8_0"},
     {"model: a\nnpu: {backend: xrt}\n", NULL,
@@ -274,9 +289,13 @@ static void test_hostile(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_defaults),  cmocka_unit_test(test_all_keys),
-        cmocka_unit_test(test_overrides), cmocka_unit_test(test_sample_is_the_defaults),
-        cmocka_unit_test(test_refusals),  cmocka_unit_test(test_files),
+        cmocka_unit_test(test_defaults),
+        cmocka_unit_test(test_all_keys),
+        cmocka_unit_test(test_kv_types),
+        cmocka_unit_test(test_overrides),
+        cmocka_unit_test(test_sample_is_the_defaults),
+        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_files),
         cmocka_unit_test(test_hostile),
     };
     return cmocka_run_group_tests_name("config", tests, setup, teardown);

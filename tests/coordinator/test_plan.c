@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  * The plan where a device with memory of its own is found: it is used where the model fits; else "auto" goes to the processor and
- * says why, and "vulkan" is an error. */
+ * says why, and "vulkan" is an error. And the size of the KV cache by type. */
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -12,6 +12,7 @@
 #include <cmocka.h>
 
 #include "coordinator/plan.h"
+#include "kernels/quant.h"
 #include "model/gguf.h"
 #include "proto/err.h"
 
@@ -84,9 +85,42 @@ static void test_device_demanded(void **state)
     assert_true(p.device_bytes > 1 << 20);
 }
 
+static int plan_kv(int kv_type, uint32_t context, struct plan *ret, struct err *err)
+{
+    static const struct gpu_device none = {.vulkan = false};
+    struct config c = *config;
+    strcpy(c.gpu.backend, "cpu");
+    c.kv_type = kv_type;
+    c.context = context;
+    return plan_make(&c, gguf, &none, 0, ret, err);
+}
+
+static void test_kv_types(void **state)
+{
+    (void)state;
+    static struct plan f32, f16, q8;
+    struct err err = {0};
+    assert_int_equal(plan_kv(QUANT_F32, 2048, &f32, &err), 0);
+    assert_int_equal(plan_kv(QUANT_F16, 2048, &f16, &err), 0);
+    assert_int_equal(plan_kv(QUANT_Q8_0, 2048, &q8, &err), 0);
+    /* 2 KV heads of 64 dimensions; K and V; 64 positions. The pool is rounded to pages of 4 KiB, as the memory is. */
+    uint64_t entries = 2 * 64 * 2 * 64, pages = f32.kv_pages, kv = f32.process[CONFIG_NPU].bytes[BUDGET_KV];
+    assert_int_equal(q8.kv_pages, pages);
+    assert_int_equal(kv - f16.process[CONFIG_NPU].bytes[BUDGET_KV], pages * entries * 2);
+    assert_int_equal(kv - q8.process[CONFIG_NPU].bytes[BUDGET_KV],
+                     pages * (entries * 4 - (entries / 32 * 34 + 4095) / 4096 * 4096));
+    char *text = NULL;
+    size_t size = 0;
+    FILE *f = open_memstream(&text, &size);
+    plan_print(&q8, f);
+    fclose(f);
+    assert_non_null(strstr(text, "KV q8_0,"));
+    free(text);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_device_with_room), cmocka_unit_test(test_device_too_small),
-                                       cmocka_unit_test(test_device_demanded)};
+                                       cmocka_unit_test(test_device_demanded), cmocka_unit_test(test_kv_types)};
     return cmocka_run_group_tests(tests, open_model, close_model);
 }

@@ -6,6 +6,9 @@ import random
 import resource
 import shutil
 import subprocess
+import sys
+
+import numpy as np
 
 import tandem
 from tandem import DEMO, GOLDEN, check, config, model, one_line_error, run
@@ -80,6 +83,26 @@ def test_missing_things():
     one_line_error(r, "/nowhere/out.npy")
 
 
+def test_heads_that_q8_0_cannot_cache():
+    """48 dimensions: f16 takes them, q8_0 has blocks of 32. Refused before anything is loaded, by the plan and by the stage alone."""
+    sys.path.insert(0, os.path.join(tandem.SOURCE, "bench", "quantizer"))
+    import make_checkpoint  # its folder is known only now
+    make_checkpoint.SHAPES["odd"] = (64, 6, 64, 2, 1, 48, 512, 64)
+    source, path, x = tandem.scratch("odd"), tandem.scratch("odd.gguf"), tandem.scratch("x.npy")
+    make_checkpoint.make(source, "odd")
+    run("quantizer", "--in", source, "--out", path, "--type", "bf16")
+    np.save(x, np.ones((3, 64), np.float32))
+    for kv in ("f16", "q8_0"):
+        cfg = config(path, kv_type=kv)
+        for r in (run("coordinator", "--config", cfg, "plan", status=None),
+                  run("npu_worker", "--config", cfg, "--layer", 0, "--in", x, "--out", tandem.scratch("h.npy"), status=None)):
+            if kv == "f16":
+                check(r.returncode == 0, r.stderr)
+            else:
+                one_line_error(r, "'kv_type'", "heads of 48", "expected")
+                check(r.returncode == 1, r.returncode)
+
+
 def test_bad_config():
     good = model("demo", "f32")
     for text, *words in (
@@ -90,7 +113,7 @@ def test_bad_config():
             (f"model: {good}\nchunk_tokens: 4096\n", "chunk_tokens"),
             (f"model: {good}\ncontext: -1\n", "context"),
             (f"model: {good}\ncontext: many\n", "context"),
-            (f"model: {good}\nkv_type: q5\n", "kv_type"),
+            (f"model: {good}\nkv_type: q5\n", "kv_type", "f32, f16 or q8_0"),
             (f"model: {good}\nmemory: {{npu_worker: 12Gigs}}\n", "npu_worker"),
             (f"model: {good}\nnpu: {{backend: abacus}}\n", "backend"),
             (f"model: [{good}]\n", "model"),

@@ -25,17 +25,18 @@ def same_bits(a, b, what):
           float(np.abs(a - b).max()))
 
 
-def sweep(kind, pairs, env=None, ids=None):
+def sweep(kind, pairs, env=None, ids=None, kv=None):
     ids = ids or some_ids(300)
     first = None
     for chunk, threads in pairs:
         # A chunk is never smaller than the number of sequences: one token of each must fit.
-        cfg = config(model("demo", kind), sequences=1, chunk_tokens=chunk, npu__threads=threads, gpu__threads=threads)
+        cfg = config(model("demo", kind), sequences=1, kv_type=kv, chunk_tokens=chunk, npu__threads=threads,
+                     gpu__threads=threads)
         got = evaluate(cfg, ids, env=env)
         if first is None:
             first = got
             check(np.isfinite(got).all() and float(got.std()) > 0.1, "these are no logits")
-        same_bits(got, first, f"{kind} {env or ''}: chunk {chunk}, {threads} threads")
+        same_bits(got, first, f"{kind} {env or ''}, kv {kv or 'f16'}: chunk {chunk}, {threads} threads")
     return first
 
 
@@ -51,15 +52,6 @@ def test_bf16():
     sweep("bf16", all_pairs())
 
 
-def test_kv_q8_0():
-    """Pages of int8, for chunks that convert them on the way and chunks that convert them once."""
-    ids, first = some_ids(300), None
-    for chunk, threads in ((256, 2), (1, 1), (7, 3)):
-        got = evaluate(config(model("demo", "bf16"), kv_type="q8_0", sequences=1, chunk_tokens=chunk, npu__threads=threads), ids)
-        first = got if first is None else first
-        same_bits(got, first, f"kv q8_0: chunk {chunk}, {threads} threads")
-
-
 def test_f16():
     sweep("f16", [(64, 1), (7, 2), (1, 3)])
 
@@ -72,17 +64,23 @@ def test_q4_0():
     sweep("q4_0", all_pairs())
 
 
+def test_eight_bit_kv():
+    first = sweep("bf16", all_pairs(), kv="q8_0")
+    half = evaluate(config(model("demo", "bf16"), sequences=1), some_ids(300))
+    check(not np.array_equal(first, half), "this was no q8_0")
+
+
 def test_other_shapes():
     """tiny-27b: 160 columns, 2 KV heads, a window of 32, rows that are no multiple of a tile's 16."""
     r = random.Random(3)
     ids = [2] + [r.randrange(10, 512) for _ in range(149)]
-    for kind in ("f32", "q8_0", "q4_0"):
+    for kind, kv in (("f32", None), ("q8_0", None), ("q4_0", None), ("bf16", "q8_0")):
         first = None
         for chunk, threads in ((64, 1), (1, 2), (7, 3), (256, 2)):
-            got = evaluate(config(model("tiny-27b", kind), sequences=1, chunk_tokens=chunk, npu__threads=threads,
+            got = evaluate(config(model("tiny-27b", kind), sequences=1, kv_type=kv, chunk_tokens=chunk, npu__threads=threads,
                                   gpu__threads=threads), ids)
             first = got if first is None else first
-            same_bits(got, first, f"tiny-27b {kind}: chunk {chunk}, {threads} threads")
+            same_bits(got, first, f"tiny-27b {kind}, kv {kv or 'f16'}: chunk {chunk}, {threads} threads")
 
 
 def variants():
@@ -98,10 +96,10 @@ def variants():
 def test_variants():
     """Every kernel variant that this processor has is invariant by itself; here they also agree with each other."""
     ids = some_ids(70)  # more than one KV page; the reference is slow
-    for kind in ("f32", "bf16", "q8_0", "q4_0"):
-        results = {v: sweep(kind, [(64, 2), (7, 3)], env={"TANDEM_CPU": v}, ids=ids) for v in variants()}
+    for kind, kv in (("f32", None), ("bf16", None), ("q8_0", None), ("q4_0", None), ("bf16", "q8_0")):
+        results = {v: sweep(kind, [(64, 2), (7, 3)], env={"TANDEM_CPU": v}, ids=ids, kv=kv) for v in variants()}
         for name, got in results.items():
-            same_bits(got, results["ref"], f"{kind}: variant {name} against ref")
+            same_bits(got, results["ref"], f"{kind}, kv {kv or 'f16'}: variant {name} against ref")
 
 
 def test_unknown_variant_is_refused():
@@ -117,10 +115,10 @@ def test_several_sequences():
     words = ["the", "cat", "said", "hello", "and", "a", "big", "red", "kite", "flew", "over", "Tom", "house", "."]
     with open(text, "w", encoding="utf-8") as f:
         f.write(" ".join(r.choice(words) for _ in range(1200)))
-    for kind in ("f32", "q4_0"):
+    for kind, kv in (("f32", None), ("q4_0", None), ("bf16", "q8_0")):
         first = None
         for sequences, chunk in ((1, 64), (2, 64), (3, 7), (4, 64), (4, 256)):
-            cfg = config(model("demo", kind), sequences=sequences, chunk_tokens=chunk)
+            cfg = config(model("demo", kind), sequences=sequences, chunk_tokens=chunk, kv_type=kv)
             got = tandem.run_json("coordinator", "--config", cfg, "perplexity", "--file", text, "--window", 128, "--json")
             first = first or got
             check(got["mean_nll"] == first["mean_nll"], f"{kind}, {sequences} sequences: {got['mean_nll']!r} is not "
@@ -129,8 +127,8 @@ def test_several_sequences():
 
 def test_decode_equals_prefill():
     """Tokens that were decoded one by one are the greedy choice of a prefill over the whole text, too."""
-    for kind in ("f32", "q8_0"):
-        cfg = config(model("demo", kind))
+    for kind, kv in (("f32", None), ("q8_0", None), ("bf16", "q8_0")):
+        cfg = config(model("demo", kind), kv_type=kv)
         prompt = some_ids(20)
         out = generate(cfg, "--ids", tandem.ids_text(prompt), "--temperature", 0, "--max-tokens", 150)["output_ids"]
         logits = evaluate(cfg, prompt + out)[len(prompt) - 1:-1]
@@ -139,8 +137,8 @@ def test_decode_equals_prefill():
 
 def test_parallel_copies():
     """K greedy copies, decoded in shared chunks, all write what one alone writes."""
-    for kind in ("f32", "q4_0"):
-        cfg = config(model("demo", kind), sequences=4)
+    for kind, kv in (("f32", None), ("q4_0", None), ("bf16", "q8_0")):
+        cfg = config(model("demo", kind), sequences=4, kv_type=kv)
         ask = ("--prompt", "Once upon a time", "--temperature", 0, "--max-tokens", 60)
         alone = generate(cfg, *ask)["output_ids"]
         for copies in (2, 3, 4):

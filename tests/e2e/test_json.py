@@ -95,9 +95,11 @@ def test_plan():
 
 def test_plan_follows_the_config():
     plans = [run_json("coordinator", "--config", config(model("demo", "q8_0"), **keys), "plan", "--json")["processes"]["npu_worker"]
-             for keys in ({}, {"kv_type": "f32"}, {"context": 1024}, {"sequences": 8})]
-    base, wide, short, many = (p["kv"] for p in plans)
+             for keys in ({}, {"kv_type": "f32"}, {"context": 1024}, {"sequences": 8}, {"kv_type": "q8_0"})]
+    base, wide, short, many, narrow = (p["kv"] for p in plans)
     check(abs(wide - 2 * base) < 0.01 * wide, f"f32 KV is twice f16: {wide}, {base}")
+    # Pages of 32 and 17 KiB, the latter rounded to 20; page tables besides.
+    check(abs(narrow - 20 / 32 * base) < 0.01 * base, f"q8_0 KV beside f16: {narrow}, {base}")
     check(short < base < many, f"KV grows with context and sequences: {short}, {base}, {many}")
 
 

@@ -31,8 +31,6 @@ def floats(file, want):
         near(perplexity("f32", file, method, "f32"), want[name], 1e-3)
         near(perplexity("bf16", file, method, "f32"), want[name], 1e-3)
         near(perplexity("bf16", file, method), want[name], 1e-3 * want[name]["ppl"])
-
-
     near(perplexity("bf16", file, "window", "q8_0"), want["window512"], 1e-3 * want["window512"]["ppl"])
 
 

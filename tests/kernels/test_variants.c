@@ -512,9 +512,33 @@ static void test_vec(void **state)
 struct cache {
     struct attn_shape s;
     void *pages[8];
-    float *q, *k, *v; /* [n][heads * dim] */
+    float *q, *k, *v;           /* [n][heads * dim] */
+    float *stored_k, *stored_v; /* what the cache holds of them */
     uint32_t n;
 };
+
+/* q8_0 here divides by the scale as f16 has it, and rounds halves to even, unlike ggml. */
+static void round_q8_0(const float *x, float *y)
+{
+    float m = 0;
+    for (int i = 0; i < 32; i++)
+        m = fmaxf(m, fabsf(x[i]));
+    float d = quant_f16_to_f32(quant_f32_to_f16(m / 127)), id = d > 0 ? 1 / d : 0;
+    for (int i = 0; i < 32; i++)
+        y[i] = fmaxf(fminf(rintf(x[i] * id), 127), -127) * d;
+}
+
+static float *round_trip(int type, const float *x, size_t n)
+{
+    void *q = malloc(quant_row_bytes(type, n));
+    float *y = malloc(n * sizeof(float));
+    quant_quantize_row(type, x, q, n);
+    quant_dequantize_row(type, q, y, n);
+    for (size_t i = 0; type == QUANT_Q8_0 && i < n; i += 32)
+        round_q8_0(x + i, y + i);
+    free(q);
+    return y;
+}
 
 static struct cache cache_new(uint32_t heads, uint32_t kv, uint32_t dim, uint32_t window, int kv_type, uint32_t n,
                               const struct attn_ops *ops)
@@ -527,6 +551,8 @@ static struct cache cache_new(uint32_t heads, uint32_t kv, uint32_t dim, uint32_
     fill(c.q, n * heads * dim);
     fill(c.k, n * kv * dim);
     fill(c.v, n * kv * dim);
+    c.stored_k = round_trip(kv_type, c.k, (size_t)n * kv * dim);
+    c.stored_v = round_trip(kv_type, c.v, (size_t)n * kv * dim);
     for (uint32_t p = 0; p < (n + 63) / 64; p++) {
         c.pages[p] = aligned_alloc(64, (attn_page_bytes(&c.s) + 63) / 64 * 64);
         memset(c.pages[p], 0xff, attn_page_bytes(&c.s)); /* NaN: what is not visible must not matter */
@@ -543,6 +569,8 @@ static void cache_free(struct cache *c)
     free(c->q);
     free(c->k);
     free(c->v);
+    free(c->stored_k);
+    free(c->stored_v);
 }
 
 static void attend(const struct cache *c, const struct attn_ops *ops, uint32_t step, float *out)
@@ -560,45 +588,45 @@ static void attend(const struct cache *c, const struct attn_ops *ops, uint32_t s
     free(scratch);
 }
 
-/* Value i of an array as the cache keeps it; q8_0: int8 times an f16 scale for each 32 of them, at most half a step away. */
-static float rounded(const struct attn_shape *s, const float *all, size_t i)
+/* In double, over these K and V. Beside `want`, ret_weight (may be NULL) gets the sum of weight times |V|. */
+static void softmax_head(const struct cache *c, const float *k, const float *v, uint32_t i, uint32_t h, double *want,
+                         double *ret_weight)
 {
-    if (s->kv_type != QUANT_Q8_0)
-        return s->kv_type == QUANT_F16 ? quant_f16_to_f32(quant_f32_to_f16(all[i])) : all[i];
-    const float *block = all + i / 32 * 32;
-    float most = 0;
-    for (int j = 0; j < 32; j++)
-        most = fmaxf(most, fabsf(block[j]));
-    float d = quant_f16_to_f32(quant_f32_to_f16(most / 127.0f));
-    float x = d > 0 ? fmaxf(fminf(rintf(all[i] * (1.0f / d)), 127.0f), -127.0f) * d : 0.0f;
-    assert_true(fabsf(x - all[i]) <= 0.5f * d + most * 0x1p-10f);
-    return x;
+    const struct attn_shape *s = &c->s;
+    uint32_t group = s->n_heads / s->n_kv_heads, d = s->head_dim, from = s->window && i + 1 > s->window ? i + 1 - s->window : 0;
+    double p[512], sum = 0, top = -1e300;
+    for (uint32_t t = from; t <= i; t++) {
+        p[t] = 0;
+        for (uint32_t x = 0; x < d; x++)
+            p[t] += (double)c->q[(i * s->n_heads + h) * d + x] * (double)k[(t * s->n_kv_heads + h / group) * d + x];
+        p[t] *= (double)s->scale;
+        top = fmax(top, p[t]);
+    }
+    for (uint32_t t = from; t <= i; t++)
+        sum += p[t] = exp(p[t] - top);
+    for (uint32_t x = 0; x < d; x++) {
+        want[x] = 0;
+        for (uint32_t t = from; t <= i; t++)
+            want[x] += p[t] / sum * (double)v[(t * s->n_kv_heads + h / group) * d + x];
+        if (ret_weight) {
+            ret_weight[x] = 0;
+            for (uint32_t t = from; t <= i; t++)
+                ret_weight[x] += p[t] / sum * fabs((double)v[(t * s->n_kv_heads + h / group) * d + x]);
+        }
+    }
 }
+
+#define F32_ERROR (2e-5 * 8) /* of sums and exp in f32 */
 
 static void check_softmax(const struct cache *c, const float *out)
 {
-    const struct attn_shape *s = &c->s;
-    uint32_t group = s->n_heads / s->n_kv_heads, d = s->head_dim;
+    uint32_t d = c->s.head_dim;
+    double want[256];
     for (uint32_t i = 0; i < c->n; i++) {
-        for (uint32_t h = 0; h < s->n_heads; h++) {
-            uint32_t from = s->window && i + 1 > s->window ? i + 1 - s->window : 0;
-            double p[512], sum = 0, top = -1e300;
-            for (uint32_t t = from; t <= i; t++) {
-                p[t] = 0;
-                for (uint32_t x = 0; x < d; x++)
-                    p[t] += (double)c->q[(i * s->n_heads + h) * d + x] *
-                            (double)rounded(s, c->k, (t * s->n_kv_heads + h / group) * d + x);
-                p[t] *= (double)s->scale;
-                top = fmax(top, p[t]);
-            }
-            for (uint32_t t = from; t <= i; t++)
-                sum += p[t] = exp(p[t] - top);
-            for (uint32_t x = 0; x < d; x++) {
-                double want = 0;
-                for (uint32_t t = from; t <= i; t++)
-                    want += p[t] / sum * (double)rounded(s, c->v, (t * s->n_kv_heads + h / group) * d + x);
-                assert_true(fabs((double)out[(i * s->n_heads + h) * d + x] - want) < 2e-5 * 8);
-            }
+        for (uint32_t h = 0; h < c->s.n_heads; h++) {
+            softmax_head(c, c->stored_k, c->stored_v, i, h, want, NULL);
+            for (uint32_t x = 0; x < d; x++)
+                assert_true(fabs((double)out[(i * c->s.n_heads + h) * d + x] - want[x]) < F32_ERROR);
         }
     }
 }
@@ -606,14 +634,17 @@ static void check_softmax(const struct cache *c, const float *out)
 static void test_attention(void **state)
 {
     (void)state;
+    static const int kv_types[] = {QUANT_F32, QUANT_F16, QUANT_Q8_0};
     static const struct {
         uint32_t heads, kv, dim, window, n;
-    } cases[] = {{4, 2, 32, 0, 200},    {4, 1, 64, 33, 200}, {2, 2, 16, 64, 150}, {4, 2, 80, 1, 70},
-                 {8, 2, 128, 100, 300}, {6, 2, 64, 70, 200}, {4, 1, 256, 0, 130}, {7, 1, 48, 5, 140}};
+    } cases[] = {{4, 2, 32, 0, 200},  {4, 1, 64, 33, 200}, {2, 2, 16, 64, 150}, {4, 2, 80, 1, 70},  {8, 2, 128, 100, 300},
+                 {6, 2, 64, 70, 200}, {4, 1, 256, 0, 130}, {7, 1, 48, 5, 140},  {6, 1, 96, 40, 140}};
     for (size_t a = 0; a < LEN(cases); a++) {
-        static const int kept[] = {QUANT_F32, QUANT_F16, QUANT_Q8_0};
-        for (size_t t = 0; t < LEN(kept) - (cases[a].dim % 32 != 0); t++) {
-            struct cache c = cache_new(cases[a].heads, cases[a].kv, cases[a].dim, cases[a].window, kept[t], cases[a].n, &attn_ref);
+        for (size_t t = 0; t < LEN(kv_types); t++) {
+            if (cases[a].dim % quant_block_elems(kv_types[t]))
+                continue;
+            struct cache c =
+                cache_new(cases[a].heads, cases[a].kv, cases[a].dim, cases[a].window, kv_types[t], cases[a].n, &attn_ref);
             size_t bytes = (size_t)c.n * c.s.n_heads * c.s.head_dim * 4;
             float *want = malloc(bytes), *got = malloc(bytes);
             attend(&c, &attn_ref, 1, want);
@@ -624,7 +655,7 @@ static void test_attention(void **state)
                 const struct cpu_kernels *k = cpu_select(names[v]);
                 for (uint32_t step = 1; k && step <= 70; step += 23) {
                     struct cache other =
-                        cache_new(cases[a].heads, cases[a].kv, cases[a].dim, cases[a].window, kept[t], cases[a].n, k->attn);
+                        cache_new(cases[a].heads, cases[a].kv, cases[a].dim, cases[a].window, kv_types[t], cases[a].n, k->attn);
                     attend(&other, k->attn, step, got);
                     assert_memory_equal(got, want, bytes);
                     cache_free(&other);
@@ -635,6 +666,139 @@ static void test_attention(void **state)
             cache_free(&c);
         }
     }
+}
+
+/* How far q8_0 may be from f32. An entry of a block with largest magnitude m is off by at most e(m): half a step of m / 127, and
+ * 127 times the error of the scale in f16, 2^-11 of itself or 2^-25. A score is then off by at most eps = scale * sum over blocks
+ * of |q|_1 e(m of K), weights change by a factor between exp(-2 eps) and exp(2 eps) with the largest eps in sight, and an output by
+ * at most e(m of V) + (exp(2 eps) - 1) * sum of weight |V|. */
+static double q8_0_error(const float *x)
+{
+    float m = 0;
+    for (int i = 0; i < 32; i++)
+        m = fmaxf(m, fabsf(x[i]));
+    return (double)m * (0.5 / 127 + 0x1p-11 + 1e-6) + 127 * 0x1p-25;
+}
+
+/* Every variant writes the same page, also of what is not finite, of zeros, and where the scale is subnormal or too large for f16;
+ * as the lanes of attn.h, and no entry further off than its block allows. */
+static void test_attention_q8_0_page(void **state)
+{
+    (void)state;
+    enum { KV = 2, D = 96, BLOCKS = D / 32 };
+    static const float sizes[] = {0, 1, 1e-3f, 1e-6f, 1e-30f, 1e-44f, 6e4f, 1e6f, 1e7f, 3e38f, INFINITY, NAN};
+    const struct attn_shape s = {4, KV, D, 0, 1, QUANT_Q8_0};
+    size_t bytes = attn_page_bytes(&s), head = bytes / KV;
+    assert_int_equal(bytes, (size_t)KV * 2 * 64 * BLOCKS * 34);
+    float row[2][64][KV * D];
+    uint8_t *page[2];
+    seed = 5;
+    for (int i = 0; i < 2; i++) {
+        page[i] = aligned_alloc(64, (bytes + 63) / 64 * 64);
+        for (uint32_t slot = 0; slot < 64; slot++) {
+            fill(row[i][slot], KV * D);
+            for (uint32_t x = 0; x < KV * D; x++)
+                row[i][slot][x] *= sizes[(slot + x / 16) % LEN(sizes)];
+        }
+    }
+    for (size_t v = 0; v < LEN(names); v++) {
+        const struct cpu_kernels *k = cpu_select(names[v]);
+        for (uint32_t slot = 0; k && slot < 64; slot++)
+            k->attn->store(&s, page[v > 0], slot, row[0][slot], row[1][slot]);
+        assert_memory_equal(page[v > 0], page[0], v && !k ? 0 : bytes);
+    }
+    for (uint32_t slot = 0; slot < 64; slot++) {
+        for (uint32_t x = 0; x < KV * D; x++) {
+            uint32_t d = x % D, b = d / 32;
+            const uint8_t *at = page[0] + x / D * head;
+            const int8_t *entries = (const int8_t *)at + 2 * 64 * BLOCKS * 2;
+            uint16_t scale[2];
+            memcpy(&scale[0], at + (b * 64 + slot) * 2, 2);
+            memcpy(&scale[1], at + (64 * BLOCKS + slot * BLOCKS + b) * 2, 2);
+            for (int i = 0; i < 2; i++) {
+                const float *block = row[i][slot] + x / 32 * 32;
+                bool finite = true, fits = true;
+                for (int j = 0; j < 32; j++) {
+                    finite &= isfinite(block[j]);
+                    fits &= fabsf(block[j]) < 127 * 65504.0f;
+                }
+                float got = quant_f16_to_f32(scale[i]) * (float)entries[i ? 64 * D + slot * D + d : d * 64 + slot];
+                assert_true(finite ? !fits || fabs((double)got - (double)row[i][slot][x]) <= q8_0_error(block) : isnan(got));
+            }
+        }
+    }
+    free(page[0]);
+    free(page[1]);
+}
+
+/* The results over q8_0 are those over f32 pages of its products, to the bit. */
+static void test_attention_q8_0_is_exact(void **state)
+{
+    (void)state;
+    struct cache q8 = cache_new(8, 2, 64, 70, QUANT_Q8_0, 200, &attn_ref), f32 = cache_new(8, 2, 64, 70, QUANT_F32, 200, &attn_ref);
+    size_t width = 2 * 64, bytes = (size_t)200 * 8 * 64 * sizeof(float);
+    float *want = malloc(bytes), *got = malloc(bytes);
+    for (uint32_t i = 0; i < 200; i++)
+        attn_ref.store(&f32.s, f32.pages[i / 64], i % 64, q8.stored_k + i * width, q8.stored_v + i * width);
+    for (size_t v = 0; v < LEN(names); v++) {
+        const struct cpu_kernels *k = cpu_select(names[v]);
+        for (uint32_t step = 1; k && step <= 33; step += 16) {
+            attend(&f32, k->attn, step, want);
+            attend(&q8, k->attn, step, got);
+            assert_memory_equal(got, want, bytes);
+        }
+    }
+    free(want);
+    free(got);
+    cache_free(&q8);
+    cache_free(&f32);
+}
+
+static double score_error(const struct cache *c, uint32_t i, uint32_t h)
+{
+    const struct attn_shape *s = &c->s;
+    uint32_t d = s->head_dim, kv = h / (s->n_heads / s->n_kv_heads), from = s->window && i + 1 > s->window ? i + 1 - s->window : 0;
+    double worst = 0;
+    for (uint32_t t = from; t <= i; t++) {
+        double e = 0;
+        for (uint32_t x = 0; x < d; x++)
+            e += fabs((double)c->q[(i * s->n_heads + h) * d + x]) * q8_0_error(c->k + (t * s->n_kv_heads + kv) * d + x / 32 * 32);
+        worst = fmax(worst, e * (double)s->scale);
+    }
+    return worst;
+}
+
+static void test_attention_q8_0_error(void **state)
+{
+    (void)state;
+    struct cache c = cache_new(4, 2, 64, 50, QUANT_Q8_0, 150, &attn_ref);
+    uint32_t d = 64, width = 2 * d;
+    double want[64], weight[64], worst = 0, tightest = 0, sum = 0;
+    float *out = malloc((size_t)150 * 4 * d * sizeof(float));
+    for (uint32_t x = 0; x < 150 * width; x++)
+        assert_true(fabs((double)c.stored_k[x] - (double)c.k[x]) <= q8_0_error(c.k + x / 32 * 32));
+    attend(&c, &attn_ref, 1, out);
+    for (uint32_t i = 0; i < 150; i++) {
+        for (uint32_t h = 0; h < 4; h++) {
+            double grow = exp(2 * score_error(&c, i, h)) - 1;
+            softmax_head(&c, c.k, c.v, i, h, want, weight);
+            for (uint32_t x = 0; x < d; x++) {
+                double e = 0, got = fabs((double)out[(i * 4 + h) * d + x] - want[x]);
+                for (uint32_t t = i + 1 > 50 ? i + 1 - 50 : 0; t <= i; t++)
+                    e = fmax(e, q8_0_error(c.v + t * width + h / 2 * d + x / 32 * 32));
+                double bound = e + grow * weight[x] + F32_ERROR;
+                assert_true(got <= bound);
+                worst = fmax(worst, got);
+                tightest = fmax(tightest, got / bound);
+                sum += got;
+            }
+        }
+    }
+    print_message("  q8_0 beside f32: worst %.2g, mean %.2g, %.0f%% of its bound at most\n", worst, sum / (150 * 4 * d),
+                  100 * tightest);
+    assert_true(worst > 1e-4); /* it was q8_0 indeed */
+    free(out);
+    cache_free(&c);
 }
 
 int main(void)
@@ -656,6 +820,9 @@ int main(void)
         cmocka_unit_test(test_exp),
         cmocka_unit_test(test_vec),
         cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_attention_q8_0_page),
+        cmocka_unit_test(test_attention_q8_0_is_exact),
+        cmocka_unit_test(test_attention_q8_0_error),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -85,16 +85,17 @@ static void test_tiny_bf16_kv_f16(void **state)
     combinations("tiny-27b-bf16", QUANT_F16, 100, 512);
 }
 
-static void test_tiny_bf16_kv_q8_0(void **state)
-{
-    (void)state;
-    combinations("tiny-27b-bf16", QUANT_Q8_0, 100, 512);
-}
-
 static void test_tiny_q8_0(void **state)
 {
     (void)state;
     combinations("tiny-27b-q8_0", QUANT_F16, 100, 512);
+}
+
+static void test_tiny_kv_q8_0(void **state)
+{
+    (void)state;
+    combinations("tiny-27b-bf16", QUANT_Q8_0, 100, 512);
+    combinations("tiny-27b-q8_0", QUANT_Q8_0, 100, 512);
 }
 
 static void test_tiny_q4_0(void **state)
@@ -104,13 +105,12 @@ static void test_tiny_q4_0(void **state)
 }
 
 /* Beyond the window of 128, with pages given back on the way. */
-static void test_demo_f16(void **state)
+static void demo(int kv_type)
 {
-    (void)state;
     uint32_t ids[200];
     rig_ids(ids, 200, 4096, 3);
     struct rig_options o = {.model = "demo-f16",
-                            .kv_type = QUANT_F16,
+                            .kv_type = kv_type,
                             .ring_slots = 1,
                             .sequences = 1,
                             .context = 200,
@@ -122,6 +122,18 @@ static void test_demo_f16(void **state)
     same_bits("demo-f16, chunks of 5", got, want, (size_t)200 * 4096);
     free(got);
     free(want);
+}
+
+static void test_demo_f16(void **state)
+{
+    (void)state;
+    demo(QUANT_F16);
+}
+
+static void test_demo_kv_q8_0(void **state)
+{
+    (void)state;
+    demo(QUANT_Q8_0);
 }
 
 /* Up to `share[i]` next tokens of each sequence in one chunk, until all are done. */
@@ -158,13 +170,13 @@ static void batched(struct rig *r, uint32_t (*ids)[100], const uint32_t *lengths
     free(c);
 }
 
-static void batches(const char *model)
+static void batches(const char *model, int kv_type)
 {
     static const uint32_t lengths[SEQUENCES] = {100, 61, 64, 1};
     uint32_t ids[SEQUENCES][100];
     float *want[SEQUENCES], *got[SEQUENCES];
     struct rig_options o = {
-        .model = model, .kv_type = QUANT_F16, .ring_slots = 2, .sequences = 1, .context = 100, .n_threads = 1, .chunk_tokens = 100};
+        .model = model, .kv_type = kv_type, .ring_slots = 2, .sequences = 1, .context = 100, .n_threads = 1, .chunk_tokens = 100};
     struct rig r;
     for (uint32_t s = 0; s < SEQUENCES; s++) {
         rig_ids(ids[s], lengths[s], 512, s + 10);
@@ -194,21 +206,22 @@ static void batches(const char *model)
 static void test_batches_float(void **state)
 {
     (void)state;
-    batches("tiny-27b-bf16");
+    batches("tiny-27b-bf16", QUANT_F16);
+    batches("tiny-27b-bf16", QUANT_Q8_0);
 }
 
 static void test_batches_integer(void **state)
 {
     (void)state;
-    batches("tiny-27b-q4_0");
+    batches("tiny-27b-q4_0", QUANT_F16);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_tiny_f32),      cmocka_unit_test(test_tiny_bf16_kv_f16), cmocka_unit_test(test_tiny_bf16_kv_q8_0),
-        cmocka_unit_test(test_tiny_q8_0),     cmocka_unit_test(test_tiny_q4_0),        cmocka_unit_test(test_demo_f16),
-        cmocka_unit_test(test_batches_float), cmocka_unit_test(test_batches_integer),
+        cmocka_unit_test(test_tiny_f32),        cmocka_unit_test(test_tiny_bf16_kv_f16), cmocka_unit_test(test_tiny_q8_0),
+        cmocka_unit_test(test_tiny_q4_0),       cmocka_unit_test(test_demo_f16),         cmocka_unit_test(test_batches_float),
+        cmocka_unit_test(test_batches_integer), cmocka_unit_test(test_tiny_kv_q8_0),     cmocka_unit_test(test_demo_kv_q8_0),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

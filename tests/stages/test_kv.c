@@ -226,6 +226,33 @@ static void test_budget(void **state)
     close_kv();
 }
 
+/* Heads that blocks of 32 do not divide; and what is no type of a cache. */
+static void test_types(void **state)
+{
+    (void)state;
+    static const struct {
+        uint32_t head_dim;
+        int kv_type, result;
+    } cases[] = {{64, QUANT_Q8_0, 0}, {80, QUANT_F16, 0}, {80, QUANT_Q8_0, -ENOTSUP}, {64, QUANT_Q4_0, -ENOTSUP}};
+    budget_init(&budget, "npu_worker", 0);
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        struct hparams h = hp;
+        struct err err = {0};
+        struct kv *k = NULL;
+        struct kv_options o = options(128, 1, 16, 1);
+        h.head_dim = cases[i].head_dim;
+        assert_int_equal(kv_make_arena(&o, 0, &arena, &err), 0);
+        o.arena = arena;
+        o.hparams = &h;
+        o.kv_type = cases[i].kv_type;
+        assert_int_equal(kv_open(&o, &k, &err), cases[i].result);
+        assert_true(cases[i].result == 0 || strstr(err.text, "expected f32, f16, or q8_0 with a multiple of 32"));
+        kv_close(k);
+        arena_close(arena);
+        assert_int_equal(budget.used[BUDGET_KV], 0);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -235,6 +262,7 @@ int main(void)
         cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_exhaustion),
         cmocka_unit_test(test_budget),
+        cmocka_unit_test(test_types),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
