@@ -27,18 +27,19 @@ uint32_t ffn_record_padded(const struct ffn *f, uint32_t rows)
 uint64_t ffn_record_token_bytes(const struct ffn *f, int which)
 {
     const struct hparams *h = &f->hparams;
+    bool apart = f->many == UINT32_MAX;
+    uint64_t parts = apart ? 1 : PARTS_MAX, wide = apart ? 1 : PARTS_WIDE;
     const uint64_t bytes[BUFFERS] = {[X] = 4 * (uint64_t)h->hidden,
                                      [ACT] = ffn_record_act_bytes(h->hidden),
                                      [NORM] = 4 * (uint64_t)h->hidden,
-                                     [GATE] = 4 * (uint64_t)ffn_record_padded(f, h->ffn),
-                                     [UP] = 4 * (uint64_t)ffn_record_padded(f, h->ffn),
+                                     [GATE] = 4 * (uint64_t)ffn_record_padded(f, h->ffn) * wide,
+                                     [UP] = 4 * (uint64_t)ffn_record_padded(f, h->ffn) * wide,
                                      [ACT_FFN] = ffn_record_act_bytes(h->ffn),
                                      [FFN] = 4 * (uint64_t)h->ffn,
-                                     [DOWN] =
-                                         4 * (uint64_t)ffn_record_padded(f, h->hidden) * (f->many == UINT32_MAX ? 1 : PARTS_MAX),
+                                     [DOWN] = 4 * (uint64_t)ffn_record_padded(f, h->hidden) * parts,
                                      [LOGITS] = 4 * (uint64_t)h->vocab,
                                      [SCALES] = 4,
-                                     [HALVES] = f->many == UINT32_MAX ? 4 : 2 * (uint64_t)MAX(h->hidden, h->ffn)};
+                                     [HALVES] = apart ? 4 : 2 * ((uint64_t)MAX(h->hidden, h->ffn) + MANY_PAD)};
     return bytes[which];
 }
 
@@ -276,20 +277,25 @@ static int fused(const struct step *s, const struct vk_weights *w)
     return r;
 }
 
-static int geglu(const struct step *s, bool floats, bool quants, uint32_t stride, bool scaled)
+/* parts 0: gate and up were made for few tokens, whole and without scales. */
+static int geglu(const struct step *s, bool floats, bool quants, uint32_t stride, uint32_t parts)
 {
     struct ffn *f = s->f;
     const struct vk_kernel *k = NULL;
     uint32_t n = f->hparams.ffn;
-    const uint32_t constants[] = {32, floats, quants, scaled};
-    const struct shaders_geglu push = {.n = n, .n_parts = 1, .stride = stride / 4, .act_stride = shaders_act_words(n) / 4};
+    const uint32_t constants[] = {32, floats, quants, parts > 0};
+    const struct shaders_geglu push = {.n = n,
+                                       .n_parts = MAX(parts, 1u),
+                                       .part = stride / 4 * (uint32_t)util_round_up(s->tokens, MANY_TOKENS),
+                                       .stride = stride / 4,
+                                       .act_stride = shaders_act_words(n) / 4};
     int r = get(f, "geglu", 5, sizeof(push), constants, 4, 0, &k, s->err);
     if (r == 0)
         r = vk_dispatch(f->queue, s->cmd, k,
                         (struct vk_range[]){whole(&f->buffers[GATE]), whole(&f->buffers[UP]), whole(&f->buffers[FFN]),
                                             whole(&f->buffers[ACT_FFN]), whole(&f->buffers[SCALES])},
                         &push, (n / 32 + 31) / 32, s->tokens, 1, s->err);
-    mark(s, VK_PROFILE_GEGLU, 0, s->tokens * (4 * (uint64_t)n * (2 + floats) + quants * ffn_record_act_bytes(n)));
+    mark(s, VK_PROFILE_GEGLU, 0, s->tokens * (4 * (uint64_t)n * (2 * MAX(parts, 1u) + floats) + quants * ffn_record_act_bytes(n)));
     vk_barrier(s->cmd);
     return r;
 }
@@ -303,7 +309,7 @@ static int gate_up_apart(const struct step *s, const struct vk_weights *w, bool 
     if (r == 0)
         r = multiply(s, &w->matrices[1], &a, &f->buffers[UP]);
     vk_barrier(s->cmd);
-    return r < 0 ? r : geglu(s, both_forms || !integer, both_forms || integer, f->hparams.ffn, false);
+    return r < 0 ? r : geglu(s, both_forms || !integer, both_forms || integer, f->hparams.ffn, 0);
 }
 
 static int down(const struct step *s, const struct vk_weights *w)
@@ -324,7 +330,7 @@ static int scale(const struct step *s, const struct acts *a, int type)
     uint32_t stride;
     const struct vk_buffer *act = acts_of(a, type, &stride);
     const uint32_t constants[] = {MIN(256u, f->device->max_threads), floats};
-    const struct shaders_scale push = {.n = a->n, .act_stride = stride};
+    const struct shaders_scale push = {.n = a->n, .act_stride = stride, .n_padded = a->n + MANY_PAD};
     int r = get(f, "scale", 3, sizeof(push), constants, 2, 0, &k, s->err);
     if (r == 0)
         r = vk_dispatch(f->queue, s->cmd, k,
@@ -335,12 +341,50 @@ static int scale(const struct step *s, const struct acts *a, int type)
     return r;
 }
 
-/* Parts that fill a large device: about two workgroups for each of its units, which it does not tell. */
-static uint32_t parts_for(uint32_t rows, uint32_t tokens, uint32_t units)
+/* A workgroup of matmul_cm_T. */
+struct tile {
+    uint32_t threads, rows, halves; /* halves: sixteens of columns of a step */
+};
+
+/* The first that the device has room for; of 64 rows x 64 tokens a subgroup. In bench/README: how they compare. */
+static bool tile_of(const struct vk_device *d, struct tile *ret)
 {
-    uint32_t groups = (rows + 127) / 128 * ((tokens + MANY_TOKENS - 1) / MANY_TOKENS), parts = 1;
-    while (parts < PARTS_MAX && groups * parts < 128 && units / (parts + 1) >= 16)
-        parts++;
+    static const struct tile tiles[] = {{256, 256, 3}, {128, 128, 4}, {128, 128, 2}, {128, 128, 1}};
+    for (size_t i = 0; i < ARRAY_LEN(tiles); i++) {
+        const struct tile *t = &tiles[i];
+        /* A row of integer weights or of activations is a little longer than its columns, the columns of float weights than theirs
+         */
+        uint32_t row = (2 * t->halves | 1) * 16, a = MAX(t->rows * row, 16 * t->halves * (t->rows / 8 + 1) * 16);
+        *ret = *t;
+        if (d->max_threads >= t->threads && d->max_shared >= a + MANY_TOKENS * row)
+            return true;
+    }
+    return false;
+}
+
+bool ffn_record_has_tile(const struct vk_device *d)
+{
+    struct tile t;
+    return tile_of(d, &t);
+}
+
+/* Parts that leave fewest of the device's units idle, of so many matrices that are multiplied at the same time. A workgroup of the
+ * large tile fills a unit; of a device that does not tell its units we want 128 workgroups. Each part is one more sum to read. */
+static uint32_t parts_for(const struct ffn *f, uint32_t rows, uint32_t tokens, uint32_t units, uint32_t matrices, uint32_t most)
+{
+    struct tile t;
+    tile_of(f->device, &t);
+    uint32_t groups = matrices * ((rows + t.rows - 1) / t.rows) * ((tokens + MANY_TOKENS - 1) / MANY_TOKENS), parts = 1;
+    uint32_t n = f->device->n_units;
+    double best = 0;
+    for (uint32_t p = 1; p <= most && (p == 1 || units / p >= 16); p++) {
+        double rounds = n ? (double)((groups * p + n - 1) / n) : groups * p < 128 ? 1 : (double)(groups * p) / 128;
+        double cost = rounds / p + 0.02 * p;
+        if (p == 1 || cost < best) {
+            best = cost;
+            parts = p;
+        }
+    }
     return parts;
 }
 
@@ -350,8 +394,9 @@ static int multiply_many(const struct step *s, const struct vk_matrix *m, const 
     struct ffn *f = s->f;
     const struct vk_kernel *k = NULL;
     char name[32];
-    const uint32_t blocks = f->device->max_shared >= MANY_SHARED(2) ? 2 : 1, rows = 128;
-    const uint32_t constants[] = {128, rows, MANY_TOKENS, 64, 64, blocks};
+    struct tile t;
+    tile_of(f->device, &t);
+    const uint32_t constants[] = {t.threads, t.rows, MANY_TOKENS, 64, 64, t.halves};
     uint32_t tiles = (s->tokens + MANY_TOKENS - 1) / MANY_TOKENS, width = ffn_record_padded(f, m->n_rows),
              units = m->n_cols / QUANT_BLOCK;
     snprintf(name, sizeof(name), "matmul_%s_%s", f->device->coopmat_plain ? "plain" : "cm", quant_name(m->type));
@@ -362,14 +407,14 @@ static int multiply_many(const struct step *s, const struct vk_matrix *m, const 
         const struct shaders_matmul push = {.n_rows = p->n_rows,
                                             .n_units = units,
                                             .tile_vec4 = m->tile_bytes / 16,
-                                            .part_units = (uint32_t)util_round_up((units + parts - 1) / parts, blocks),
-                                            .act_stride = m->n_cols / 8,
+                                            .part_units = (uint32_t)util_round_up((2 * units + parts - 1) / parts, t.halves),
+                                            .act_stride = s->tokens,
                                             .y_at = p->first_row,
                                             .y_stride = width,
                                             .y_part = width * tiles * MANY_TOKENS,
                                             .n_tokens = s->tokens};
         r = vk_dispatch(f->queue, s->cmd, k, (struct vk_range[]){p->range, whole(&f->buffers[HALVES]), whole(y)}, &push, tiles,
-                        (p->n_rows + rows - 1) / rows, parts, s->err);
+                        (p->n_rows + t.rows - 1) / t.rows, parts, s->err);
     }
     mark_product(s, m, y, s->tokens, 2 * (uint64_t)m->n_cols, parts);
     return r;
@@ -388,17 +433,18 @@ static int many(const struct step *s, const struct vk_weights *w, uint32_t *ret_
     const struct hparams *h = &f->hparams;
     const struct acts in = {&f->buffers[ACT], &f->buffers[NORM], h->hidden}, out = {&f->buffers[ACT_FFN], &f->buffers[FFN], h->ffn};
     bool integer = quant_is_integer(w->matrices[2].type);
+    uint32_t parts = parts_for(f, h->ffn, s->tokens, h->hidden / QUANT_BLOCK, 2, PARTS_WIDE);
     int r = scale(s, &in, w->matrices[0].type);
     if (r == 0)
-        r = multiply_many(s, &w->matrices[0], &f->buffers[GATE], 1);
+        r = multiply_many(s, &w->matrices[0], &f->buffers[GATE], parts);
     if (r == 0)
-        r = multiply_many(s, &w->matrices[1], &f->buffers[UP], 1);
+        r = multiply_many(s, &w->matrices[1], &f->buffers[UP], parts);
     vk_barrier(s->cmd);
     if (r == 0)
-        r = geglu(s, !integer, integer, ffn_record_padded(f, h->ffn), true);
+        r = geglu(s, !integer, integer, ffn_record_padded(f, h->ffn), parts);
     if (r == 0)
         r = scale(s, &out, w->matrices[2].type);
-    *ret_parts = parts_for(h->hidden, s->tokens, h->ffn / QUANT_BLOCK);
+    *ret_parts = parts_for(f, h->hidden, s->tokens, h->ffn / QUANT_BLOCK, 1, PARTS_MAX);
     if (r == 0)
         r = multiply_many(s, &w->matrices[2], &f->buffers[DOWN], *ret_parts);
     vk_barrier(s->cmd);

@@ -195,7 +195,7 @@ static int vulkan_open(const struct ffn_backend_options *o, void **ret, struct e
     if (r == 0)
         r = vk_recorder_open(f->queue, HEAD_SHAPES, &f->head_recorder, err);
     if (r == 0) {
-        f->many = vk_has(f->device, VK_FEATURE_COOPMAT) && f->device->max_shared >= MANY_SHARED(1) ? 4 * FEW : UINT32_MAX;
+        f->many = vk_has(f->device, VK_FEATURE_COOPMAT) && ffn_record_has_tile(f->device) ? 4 * FEW : UINT32_MAX;
         r = make_buffers(f, err);
         f->tiled = f->many == UINT32_MAX ? 2 * FEW : UINT32_MAX;
         f->unmeasured = o->device.many == 0;

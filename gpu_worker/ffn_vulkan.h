@@ -20,9 +20,9 @@ struct vk_profile;
 #define KERNELS_MAX 512
 #define MANY_ROWS 256u                                /* what a workgroup of a matrix-matrix shader may write of y at most: rows, */
 #define MANY_TOKENS ((uint32_t)WORK_PLAN_VULKAN_TILE) /* tokens */
-#define MANY_ROW(blocks) ((4u * (blocks) + 1) * 16)   /* bytes of shared memory of a row or a token, of so many blocks in a step */
-#define MANY_SHARED(blocks) (256u * MANY_ROW(blocks)) /* of a workgroup at most */
-#define PARTS_MAX 4u                                  /* of a product that is split along its columns to fill the device */
+#define MANY_PAD 64u                                  /* columns of zeros behind activations as f16, at least a step's */
+#define PARTS_MAX ((uint32_t)WORK_PLAN_VULKAN_PARTS)  /* of a product that is split along its columns to fill the device: down */
+#define PARTS_WIDE ((uint32_t)WORK_PLAN_VULKAN_WIDE)  /* gate and up */
 #define SHAPES 8                                      /* numbers of tokens whose commands are kept, */
 #define SETS_MAX 32768u                               /* and descriptor sets of all of them before another one is recorded */
 #define HEAD_SHAPES 4                                 /* 1, 2, 4, 8 rows */
@@ -74,6 +74,8 @@ uint64_t ffn_record_act_bytes(uint32_t n);
 uint64_t ffn_record_token_bytes(const struct ffn *f, int which);
 /* Bytes of a workgroup's shared memory that the norm takes. */
 uint32_t ffn_record_norm_shared(const struct ffn *f);
+/* Has a workgroup of cooperative matrices room? */
+bool ffn_record_has_tile(const struct vk_device *d);
 uint32_t ffn_record_padded(const struct ffn *f, uint32_t rows);
 
 /* Layer: command buffer `layer` of rec (NULL: for one run), f->in to f->out, `tokens` as they are (padding is the caller's); dump,

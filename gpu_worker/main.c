@@ -151,7 +151,8 @@ static int run(struct single *s, struct err *err)
         r = err_set(err, -E2BIG, "--dump: '%s' has %zu rows; expected at most 1024", s->in, n);
     if (r < 0)
         return r;
-    w.chunk = (uint32_t)MIN(n, s->dump ? 1024u : s->head ? LOGITS_ROWS : CHUNK);
+    uint32_t chunk = s->config->chunk_tokens ? s->config->chunk_tokens : CHUNK;
+    w.chunk = (uint32_t)MIN(n, s->dump ? 1024u : s->head ? LOGITS_ROWS : chunk);
     r = single_segment(s, s->head ? SEGMENT_HEAD : SEGMENT_FFN, w.layer, &l, &data, err);
     w.segment = data;
     other = w;

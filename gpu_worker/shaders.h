@@ -57,13 +57,15 @@ struct shaders_post {
 struct shaders_geglu {
     uint32_t n, n_parts, part, stride, gate_at, up_at, y_at, act_at, act_stride, scales_at;
 };
-/* Bindings: activations, scales, halves [tokens][n]. Constants: threads, floats. Dispatch: tokens. */
+/* Bindings: activations, scales, halves [n_padded / 8][tokens][8] (n_padded: a multiple of 32). Constants: threads, floats.
+ * Dispatch: tokens. */
 struct shaders_scale {
-    uint32_t n, act_at, act_stride, scales_at;
+    uint32_t n, act_at, act_stride, scales_at, n_padded;
 };
 /* matmul_cm_T (VK_KHR_cooperative_matrix), matmul_nv_T (VK_NV_cooperative_matrix). Bindings: weights, halves, y.
- * Constants: threads, rows and tokens of a workgroup, of a subgroup, blocks of a step; threads = 32 for each subgroup.
- * n_units counts blocks of 32 columns for all types. Dispatch: tiles of tokens, tiles of rows, parts. y: [tokens][rows], both
+ * Constants: threads, rows and tokens of a workgroup, of a subgroup, sixteens of columns of a step; threads = 32 for each subgroup.
+ * n_units counts blocks of 32 columns for all types, part_units sixteens, whole steps; halves go on for a whole step after the last
+ * column. act_stride: tokens. Dispatch: tiles of tokens, tiles of rows, parts. y: [tokens][rows], both
  * padded to whole tiles; to be multiplied by the token's scale.
  * matmul_dot_T, matmul_fma_T. Bindings: weights, activations, y. Constants: threads, rows and tokens of a workgroup (multiples of
  * 16 and 4), fours of rows and of tokens of a thread; threads * 16 * fours * fours = rows * tokens. Dispatch as above. y: neither

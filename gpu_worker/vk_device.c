@@ -204,21 +204,29 @@ struct probe {
     VkPhysicalDeviceMaintenance3Properties sizes;
     VkPhysicalDeviceExternalMemoryHostPropertiesEXT import;
     VkPhysicalDeviceDriverProperties driver;
+    VkPhysicalDeviceShaderSMBuiltinsPropertiesNV units_nv;
+    VkPhysicalDeviceShaderCorePropertiesAMD units_amd;
     VkPhysicalDeviceProperties2 properties;
     const char *extensions[8];
     uint32_t n_extensions;
     bool budget;
 };
 
-static bool take_extension(struct probe *p, const VkExtensionProperties *e, uint32_t n, const char *name)
+static bool has_extension(const VkExtensionProperties *e, uint32_t n, const char *name)
 {
     for (uint32_t i = 0; i < n; i++) {
-        if (strcmp(e[i].extensionName, name) == 0) {
-            p->extensions[p->n_extensions++] = name;
+        if (strcmp(e[i].extensionName, name) == 0)
             return true;
-        }
     }
     return false;
+}
+
+static bool take_extension(struct probe *p, const VkExtensionProperties *e, uint32_t n, const char *name)
+{
+    bool has = has_extension(e, n, name);
+    if (has)
+        p->extensions[p->n_extensions++] = name;
+    return has;
 }
 
 #define CHAIN(tail, member, type_) \
@@ -264,6 +272,10 @@ static int probe(VkPhysicalDevice device, uint32_t without, struct probe *p, str
     }
     if (import)
         CHAIN(q, p->import, VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_EXTERNAL_MEMORY_HOST_PROPERTIES_EXT);
+    if (has_extension(e, n, VK_NV_SHADER_SM_BUILTINS_EXTENSION_NAME))
+        CHAIN(q, p->units_nv, VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SHADER_SM_BUILTINS_PROPERTIES_NV);
+    if (has_extension(e, n, VK_AMD_SHADER_CORE_PROPERTIES_EXTENSION_NAME))
+        CHAIN(q, p->units_amd, VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SHADER_CORE_PROPERTIES_AMD);
     if (coopmat) {
         p->coopmat.type = COOPMAT_FEATURES;
         *f = &p->coopmat;
@@ -343,6 +355,9 @@ static void judge(struct vk_device *d, const struct vk_options *o, const struct 
         d->subgroup = d->subgroup_required = o->subgroup;
     d->max_threads = MIN(l->maxComputeWorkGroupInvocations, l->maxComputeWorkGroupSize[0]);
     d->max_shared = l->maxComputeSharedMemorySize;
+    d->n_units = p->units_nv.shaderSMCount ? p->units_nv.shaderSMCount
+                                           : p->units_amd.shaderEngineCount * p->units_amd.shaderArraysPerEngineCount *
+                                                 p->units_amd.computeUnitsPerShaderArray;
     d->stamp_bits = vk_has(d, VK_FEATURE_TIMESTAMPS) ? stamp_bits(d->physical) : 0;
     snprintf(d->name, sizeof(d->name), "%s", d->properties.deviceName);
     snprintf(d->driver, sizeof(d->driver), "%s %s", p->driver.driverName, p->driver.driverInfo);

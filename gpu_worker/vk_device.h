@@ -77,6 +77,7 @@ struct vk_device {
     bool coopmat_plain;         /* VK_FEATURE_COOPMAT is simulated: TANDEM_VULKAN_COOPMAT=plain, for tests */
     uint32_t max_threads;       /* of a workgroup */
     uint32_t max_shared;        /* bytes of shared memory of a workgroup */
+    uint32_t n_units;           /* multiprocessors or compute units; 0: the driver does not tell */
     uint32_t stamp_bits;        /* of a time stamp that count; 0: none */
     uint32_t *complaints;       /* of the validation layer, counted; owned */
 };

@@ -182,11 +182,12 @@ uint64_t work_plan_last_bytes(const struct hparams *h, uint32_t chunk_tokens, ui
 
 uint64_t work_plan_vulkan_bytes(const struct hparams *h, uint32_t chunk_tokens)
 {
-    const uint64_t tile = WORK_PLAN_VULKAN_TILE, rows = WORK_PLAN_VULKAN_GROUP, parts = 4, buffers = 15;
+    const uint64_t tile = WORK_PLAN_VULKAN_TILE, rows = WORK_PLAN_VULKAN_GROUP, buffers = 15;
     uint64_t tokens = util_round_up(chunk_tokens, tile);
     uint64_t hidden = 4 * (uint64_t)h->hidden, ffn = 4 * (uint64_t)h->ffn, act = (hidden + ffn) * 5 / 16 + 64;
     uint64_t wide_hidden = util_round_up(hidden, 1024), wide_ffn = util_round_up(ffn, 1024);
-    uint64_t token = 2 * hidden + parts * wide_hidden + 2 * wide_ffn + ffn + act + 4 + MAX(hidden, ffn) / 2;
+    uint64_t token = 2 * hidden + WORK_PLAN_VULKAN_PARTS * wide_hidden + 2 * WORK_PLAN_VULKAN_WIDE * wide_ffn + ffn + act + 4 +
+                     MAX(hidden, ffn) / 2 + 128;
     return WORK_PLAN_VULKAN_STAGING + 2 * tokens * hidden + tokens * token + 2 * rows * 4 * (uint64_t)h->vocab + buffers * 4096;
 }
 

@@ -32,6 +32,8 @@ uint64_t work_plan_vulkan_commands(const struct hparams *h);
 #define WORK_PLAN_VULKAN_STAGING (UINT64_C(16) << 20)
 #define WORK_PLAN_VULKAN_GROUP 8  /* tokens of a matrix-vector shader, rows of logits at once */
 #define WORK_PLAN_VULKAN_TILE 128 /* tokens of a matrix-matrix shader: chunks are rounded up to it */
+#define WORK_PLAN_VULKAN_PARTS 8  /* sums of down that are kept apart at most, */
+#define WORK_PLAN_VULKAN_WIDE 3   /* of gate and of up */
 
 /* Loader: bounce buffer for the largest segment, row cache. */
 uint64_t work_plan_loader_bytes(const struct hparams *h, uint64_t bounce_bytes);

@@ -27,11 +27,11 @@ static const int types[] = {QUANT_Q4_0, QUANT_Q8_0, QUANT_BF16, QUANT_F16,  QUAN
                             QUANT_Q5_0, QUANT_Q5_1, QUANT_Q4_K, QUANT_Q5_K, QUANT_Q6_K};
 
 struct shape {
-    uint32_t threads, bm, bn, wm, wn, blocks;
+    uint32_t threads, bm, bn, wm, wn, halves; /* halves: matmul_cm's steps of 16 columns */
 };
 static const struct shape shapes[] = {
-    {128, 128, 128, 64, 64, 2}, {128, 128, 128, 64, 64, 1}, {256, 128, 256, 64, 64, 1}, {256, 256, 128, 64, 64, 1},
-    {256, 128, 128, 64, 32, 2}, {128, 128, 64, 64, 32, 2},  {128, 64, 128, 32, 64, 2},  {64, 64, 64, 32, 64, 2},
+    {256, 256, 128, 64, 64, 3}, {128, 128, 128, 64, 64, 2}, {128, 128, 128, 64, 64, 4}, {256, 128, 256, 64, 64, 2},
+    {256, 256, 128, 64, 64, 2}, {128, 128, 64, 64, 32, 3},  {128, 64, 128, 32, 64, 3},  {128, 128, 128, 64, 64, 1},
 };
 
 /* Of the tiled family: wm and wn are fours of rows and of tokens of a thread. */
@@ -53,7 +53,7 @@ static uint32_t round_up(uint32_t x, uint32_t n)
 /* Bytes of shared memory as in matmul_cm.comp. */
 static uint32_t shared_bytes(int type, const struct shape *s)
 {
-    uint32_t row = 4 * s->blocks + 1, a = quant_is_integer(type) ? s->bm * row : 32 * s->blocks * (s->bm / 8 + 1);
+    uint32_t row = 2 * s->halves | 1, a = quant_is_integer(type) ? s->bm * row : 16 * s->halves * (s->bm / 8 + 1);
     return 16 * (a + s->bn * row);
 }
 
@@ -63,7 +63,13 @@ static struct pipeline make(struct device *d, const char *family, int type, cons
     bool tiled = is_tiled(family), plain = strcmp(family, "dot_plain") == 0;
     snprintf(name, sizeof(name), "matmul_%s_%s%s", plain ? "dot" : family, quant_name(type), plain ? "_plain" : "");
     return device_pipeline(d, name, 3, sizeof(struct shaders_matmul),
-                           (uint32_t[]){s->threads, s->bm, s->bn, s->wm, s->wn, s->blocks}, tiled ? 5 : 6);
+                           (uint32_t[]){s->threads, s->bm, s->bn, s->wm, s->wn, s->halves}, tiled ? 5 : 6);
+}
+
+/* Columns of activations as f16, of which the last are zero: whole steps of any shape. */
+static uint32_t padded(uint32_t cols)
+{
+    return cols + 64;
 }
 
 static void scales(struct device *d, int type, uint32_t cols, uint32_t tokens, const struct buffer *act, const struct buffer *out,
@@ -71,7 +77,7 @@ static void scales(struct device *d, int type, uint32_t cols, uint32_t tokens, c
 {
     uint32_t constants[] = {256, !quant_is_integer(type)};
     struct pipeline p = device_pipeline(d, "scale", 3, sizeof(struct shaders_scale), constants, 2);
-    struct shaders_scale args = {.n = cols, .act_stride = data_act_words(type, cols) / 4};
+    struct shaders_scale args = {.n = cols, .act_stride = data_act_words(type, cols) / 4, .n_padded = padded(cols)};
     device_reset_sets(d);
     VkDescriptorSet set = device_set(d, &p, (struct range[]){{act, 0, 0}, {out, 0, 0}, {halves, 0, 0}});
     device_begin(d);
@@ -84,6 +90,7 @@ struct product {
     struct data_matrix w;
     float *x, *y;
     struct buffer weights, act, scales, halves;
+    uint32_t n_tokens;
 };
 
 static struct product product_make(struct device *d, int type, uint32_t rows, uint32_t cols, uint32_t tokens)
@@ -109,7 +116,8 @@ static struct product product_make(struct device *d, int type, uint32_t rows, ui
     p.scales = device_buffer(d, 4 * (size_t)tokens, false);
     device_upload(d, &p.weights, 0, p.w.tiles, p.w.bytes);
     device_upload(d, &p.act, 0, all, 4 * (size_t)words * tokens);
-    p.halves = device_buffer(d, 2 * (size_t)tokens * cols, false);
+    p.halves = device_buffer(d, 2 * (size_t)tokens * padded(cols), false);
+    p.n_tokens = tokens;
     scales(d, type, cols, tokens, &p.act, &p.scales, &p.halves);
     free(act);
     free(all);
@@ -168,8 +176,8 @@ static double check_one(struct device *d, const char *family, int type, const st
     struct shaders_matmul args = {.n_rows = rows,
                                   .n_units = cols / 32,
                                   .tile_vec4 = (uint32_t)(repack_tile_bytes(type, cols) / 16),
-                                  .part_units = round_up((cols / 32 + parts - 1) / parts, s->blocks),
-                                  .act_stride = cols / 8,
+                                  .part_units = round_up((cols / 16 + parts - 1) / parts, s->halves),
+                                  .act_stride = p->n_tokens,
                                   .y_stride = y_stride,
                                   .y_part = (uint32_t)y_part,
                                   .n_tokens = tokens};
@@ -310,6 +318,7 @@ static int by_rate(const void *a, const void *b)
     return (x->rate < y->rate) - (x->rate > y->rate);
 }
 
+/* Two products of wide matrices at a time, as gate and up are. */
 static double measure(struct device *d, const struct speed_options *o, const struct speed_weights *w, const struct pipeline *p,
                       const struct shape *s, uint32_t parts, const struct buffer *halves, const struct buffer *out)
 {
@@ -317,8 +326,8 @@ static double measure(struct device *d, const struct speed_options *o, const str
     struct shaders_matmul args = {.n_rows = w->rows,
                                   .n_units = units,
                                   .tile_vec4 = w->tile_vec4,
-                                  .part_units = round_up((units + parts - 1) / parts, s->blocks),
-                                  .act_stride = w->cols / 8,
+                                  .part_units = round_up((2 * units + parts - 1) / parts, s->halves),
+                                  .act_stride = TOKENS,
                                   .y_stride = y_stride,
                                   .y_part = y_stride * TOKENS,
                                   .n_tokens = TOKENS};
@@ -334,7 +343,8 @@ static double measure(struct device *d, const struct speed_options *o, const str
         uint32_t from = device_stamp(d);
         for (uint32_t i = 0; i < n; i++) {
             device_dispatch3(d, p, sets[i], &args, TOKENS / s->bn, y_stride / s->bm, parts);
-            device_barrier(d);
+            if (w->rows < w->cols || i % 2)
+                device_barrier(d);
         }
         uint32_t to = device_stamp(d);
         device_submit(d);
@@ -350,7 +360,7 @@ static void shape_speed(struct device *d, const struct speed_options *o, const c
     size_t n = 0;
     struct speed_weights w = speed_weights_make(d, type, rows, cols, 3 * repack_bytes(type, rows, cols));
     struct buffer act = speed_tokens(d, type, cols, TOKENS), scale = device_buffer(d, 4 * TOKENS, false),
-                  halves = device_buffer(d, (size_t)2 * TOKENS * cols, false);
+                  halves = device_buffer(d, (size_t)2 * TOKENS * padded(cols), false);
     struct buffer out = device_buffer(d, (size_t)4 * (rows + 256) * TOKENS * MAX_PARTS, false);
     scales(d, type, cols, TOKENS, &act, &scale, &halves);
     for (size_t i = 0; i < n_shapes; i++) {
@@ -362,11 +372,11 @@ static void shape_speed(struct device *d, const struct speed_options *o, const c
         device_free_pipeline(d, &p);
     }
     qsort(r, n, sizeof(*r), by_rate);
-    printf("matmul_%s %s %ux%u, %d tokens, TFLOP/s (threads/BM/BN/WM/WN/blocks/parts):", family, quant_name(type), rows, cols,
+    printf("matmul_%s %s %ux%u, %d tokens, TFLOP/s (threads/BM/BN/WM/WN/halves/parts):", family, quant_name(type), rows, cols,
            TOKENS);
     for (size_t i = 0; i < MIN(n, 6); i++)
         printf(" %.0f (%u/%u/%u/%u/%u/%u/%u)", r[i].rate * 1e-12, r[i].shape->threads, r[i].shape->bm, r[i].shape->bn,
-               r[i].shape->wm, r[i].shape->wn, r[i].shape->blocks, r[i].parts);
+               r[i].shape->wm, r[i].shape->wn, r[i].shape->halves, r[i].parts);
     printf("; worst %.0f\n", n ? r[n - 1].rate * 1e-12 : 0);
     fflush(stdout);
     device_free(d, &w.buffer);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // y = gelu(gate) * up of products that were left apart or in parts: as floats, as prepared activations, or both. SCALED: gate and
 // up are to be multiplied by the token's scale first (scale.comp).
-// Dispatch: x = ceil(n / 32 / THREADS), y = tokens; a thread takes one block of 32 columns. n is a multiple of 32.
+// Dispatch: x = ceil(n / 32 / THREADS), y = tokens; a thread prepares one block of 32 columns, whose sums the workgroup has read side by
+// side. n is a multiple of 32.
 #version 460
 #extension GL_GOOGLE_include_directive : require
 #include "act.glsl"
@@ -29,26 +30,32 @@ layout(push_constant, std430) uniform Args {
     uint scales_at;
 } args;
 
+const uint ROW = 9; // of a block in shared memory: odd, against bank conflicts
+shared vec4 tile[THREADS * ROW];
+
 void main()
 {
-    uint b = gl_GlobalInvocationID.x, t = gl_WorkGroupID.y, from = t * args.stride + 8 * b;
+    uint me = gl_LocalInvocationID.x, b0 = gl_WorkGroupID.x * THREADS, t = gl_WorkGroupID.y, n_blocks = args.n / 32;
+    uint from = t * args.stride + 8 * b0, n = 8 * min(THREADS, n_blocks - b0);
     float by = SCALED != 0 ? scales.v[args.scales_at + t] : 1.0;
-    if (32 * b >= args.n)
-        return;
-    vec4 v[8];
-    for (uint i = 0; i < 8; i++) {
+    for (uint i = me; i < n; i += THREADS) {
         vec4 g = gate.v[args.gate_at + from + i], u = up.v[args.up_at + from + i];
         for (uint p = 1; p < args.n_parts; p++) {
             g += gate.v[args.gate_at + p * args.part + from + i];
             u += up.v[args.up_at + p * args.part + from + i];
         }
-        v[i] = gelu(g * by) * (u * by);
+        vec4 v = gelu(g * by) * (u * by);
+        if (FLOATS != 0)
+            y.v[args.y_at + t * (args.n / 4) + 8 * b0 + i] = v;
+        if (QUANTS != 0)
+            tile[i / 8 * ROW + i % 8] = v;
     }
-    if (FLOATS != 0)
+    barrier();
+    if (QUANTS != 0 && 8 * me < n) {
+        vec4 v[8];
         for (uint i = 0; i < 8; i++)
-            y.v[args.y_at + t * (args.n / 4) + 8 * b + i] = v[i];
-    if (QUANTS != 0) {
-        uint words[8], at = args.act_at + t * args.act_stride;
+            v[i] = tile[me * ROW + i];
+        uint words[8], at = args.act_at + t * args.act_stride, b = b0 + me;
         uvec2 pair;
         act_quantize(v, words, pair);
         act.v[at + 2 * b] = uvec4(words[0], words[1], words[2], words[3]);

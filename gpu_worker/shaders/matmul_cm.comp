@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 // Matrix times many tokens by cooperative matrices: y[part][token][row] = sum over k of W[row][k] * x[token][k], weights and
-// activations as f16, sums f32. A workgroup makes BM rows x BN tokens, each subgroup WM x WN of them; BLOCKS x 32 columns at a
+// activations as f16, sums f32. A workgroup makes BM rows x BN tokens, each subgroup WM x WN of them; HALVES x 16 columns at a
 // time pass through shared memory: while one step is multiplied, the next is on its way from global memory to registers. That load is
 // unconditional (the last one is for nothing): a conditional one is moved by compilers to where it is used, behind the product.
-// Activations: f16, each token divided by its scale (scale.comp), so whoever reads y multiplies by it. Whole tiles of BN tokens and
-// BM rows are written: y is padded.
+// Activations: f16 in the order of scale.comp, each token divided by its scale, so whoever reads y multiplies by it; columns beyond
+// the last, up to a whole step, are zero. Whole tiles of BN tokens and BM rows are written: y is padded.
 // Dispatch: x = tiles of tokens, y = tiles of rows, z = parts. One subgroup has 32 lanes: THREADS = 32 * (BM / WM) * (BN / WN).
 #version 460
 #extension GL_GOOGLE_include_directive : require
@@ -21,7 +21,7 @@ layout(constant_id = 1) const uint BM = 128;
 layout(constant_id = 2) const uint BN = 128;
 layout(constant_id = 3) const uint WM = 64;
 layout(constant_id = 4) const uint WN = 64;
-layout(constant_id = 5) const uint BLOCKS = 2;
+layout(constant_id = 5) const uint HALVES = 2;
 
 layout(set = 0, binding = 0, std430) readonly restrict buffer Weights { uvec4 v[]; } w0;
 layout(set = 0, binding = 0, std430) readonly restrict buffer WeightPairs { uvec2 v[]; } w0_pairs;
@@ -33,8 +33,8 @@ layout(push_constant, std430) uniform Args {
     uint n_rows;     // of this dispatch's part of the matrix
     uint n_units;    // columns / 32
     uint tile_vec4;  // bytes of a tile / 16
-    uint part_units; // units of a part, a multiple of BLOCKS
-    uint act_at, act_stride;     // in uvec4: first token, from token to token
+    uint part_halves; // 16 columns each, a multiple of HALVES
+    uint act_at, act_stride;     // in uvec4: first token, from eight columns to eight columns
     uint y_at, y_stride, y_part; // in floats: row 0 of token 0, from token to token, from part to part
     uint n_tokens;
 } args;
@@ -53,8 +53,8 @@ uint weights_word(uint at)
 }
 #include "weights.glsl"
 
-const uint STEP = 32 * BLOCKS;        // columns of a step
-const uint ROW_VEC4 = 4 * BLOCKS + 1; // of a row in shared memory, in uvec4: one more, against bank conflicts
+const uint STEP = 16 * HALVES;        // columns of a step
+const uint ROW_VEC4 = (2 * HALVES) | 1; // of a row in shared memory, in uvec4: odd, against bank conflicts
 
 shared uvec4 b_tile[BN * ROW_VEC4];
 
@@ -72,10 +72,10 @@ struct a_unit {
 #endif
 };
 
-void a_fetch(uint unit, uint row0, uint u, out a_unit ret)
+void a_fetch(uint unit, uint row0, uint g, out a_unit ret)
 {
     uint rows = unit % (BM / 8), k = unit / (BM / 8), n_tiles = (args.n_rows + 15) / 16;
-    uint tile = min((row0 + rows * 8) / 16, n_tiles - 1) * args.tile_vec4, column = min(32 * u + k, 32 * args.n_units - 1);
+    uint tile = min((row0 + rows * 8) / 16, n_tiles - 1) * args.tile_vec4, column = min(16 * g + k, 32 * args.n_units - 1);
 #if TYPE == F32
     ret.w[0] = weights(0, tile + column * 4 + rows % 2 * 2);
     ret.w[1] = weights(0, tile + column * 4 + rows % 2 * 2 + 1);
@@ -84,7 +84,7 @@ void a_fetch(uint unit, uint row0, uint u, out a_unit ret)
 #endif
 }
 
-void a_put(uint unit, uint u, const a_unit x)
+void a_put(uint unit, uint g, const a_unit x)
 {
     uint rows = unit % (BM / 8), k = unit / (BM / 8);
     uvec4 h;
@@ -104,41 +104,35 @@ void a_put(uint unit, uint u, const a_unit x)
 #define A_BY_COLUMN false
 const uint A_STRIDE = ROW_VEC4;
 shared uvec4 a_tile[BM * ROW_VEC4];
-const uint A_UNITS = BM * 2 * BLOCKS / THREADS;
+const uint A_UNITS = BM * HALVES / THREADS;
 #define a_unit half_unit
 
-void a_fetch(uint unit, uint row0, uint u, out a_unit ret)
+void a_fetch(uint unit, uint row0, uint g, out a_unit ret)
 {
-    uint row = row0 + unit % BM, h = unit / BM, n_tiles = (args.n_rows + 15) / 16;
-    half_load(min(row / 16, n_tiles - 1) * args.tile_vec4, args.n_units, min(u + h / 2, args.n_units - 1), h % 2, row % 16, ret);
+    uint row = row0 + unit % BM, h = min(g + unit / BM, 2 * args.n_units - 1), n_tiles = (args.n_rows + 15) / 16;
+    half_load(min(row / 16, n_tiles - 1) * args.tile_vec4, args.n_units, h / 2, h % 2, row % 16, ret);
 }
 
-void a_put(uint unit, uint u, const a_unit x)
+void a_put(uint unit, uint g, const a_unit x)
 {
-    uint row = unit % BM, h = unit / BM, at = row * ROW_VEC4 + h / 2 * 4;
+    uint h = min(g + unit / BM, 2 * args.n_units - 1), at = unit % BM * ROW_VEC4 + 2 * (unit / BM);
     uvec4 run[2];
-    half_unpack(x, min(u + h / 2, args.n_units - 1), h % 2, run);
-#if TYPE == Q8_0
-    a_tile[at + 2 * (h % 2)] = run[0];
-    a_tile[at + 2 * (h % 2) + 1] = run[1];
-#else
-    a_tile[at + h % 2] = run[0];
-    a_tile[at + 2 + h % 2] = run[1];
-#endif
+    half_unpack(x, h / 2, h % 2, run);
+    a_tile[at] = run[0];
+    a_tile[at + 1] = run[1];
 }
 #endif
 
-const uint B_UNITS = BN * 4 * BLOCKS / THREADS; // eight columns of a token each
+const uint B_UNITS = BN * 2 * HALVES / THREADS; // eight columns of a token each
 
-uvec4 b_fetch(uint unit, uint token0, uint u, uint end)
+uvec4 b_fetch(uint unit, uint token0, uint g)
 {
-    uint t = min(token0 + unit / (4 * BLOCKS), args.n_tokens - 1), c = unit % (4 * BLOCKS);
-    return BLOCKS == 1 || u + c / 4 < end ? act.v[args.act_at + t * args.act_stride + 4 * u + c] : uvec4(0);
+    return act.v[args.act_at + (2 * g + unit / BN) * args.act_stride + min(token0 + unit % BN, args.n_tokens - 1)];
 }
 
 void b_put(uint unit, uvec4 b)
 {
-    b_tile[unit / (4 * BLOCKS) * ROW_VEC4 + unit % (4 * BLOCKS)] = b;
+    b_tile[unit % BN * ROW_VEC4 + unit / BN] = b;
 }
 
 const uint MATS_M = WM / 16;
@@ -169,37 +163,42 @@ void multiply(uint row, uint token)
     }
 }
 
+a_unit a[A_UNITS];
+uvec4 b[B_UNITS];
+
+void fetch(uint row0, uint token0, uint g)
+{
+    [[unroll]] for (uint i = 0; i < A_UNITS; i++)
+        a_fetch(gl_LocalInvocationID.x + i * THREADS, row0, g, a[i]);
+    [[unroll]] for (uint i = 0; i < B_UNITS; i++)
+        b[i] = b_fetch(gl_LocalInvocationID.x + i * THREADS, token0, g);
+}
+
+void put(uint g)
+{
+    [[unroll]] for (uint i = 0; i < A_UNITS; i++)
+        a_put(gl_LocalInvocationID.x + i * THREADS, g, a[i]);
+    [[unroll]] for (uint i = 0; i < B_UNITS; i++)
+        b_put(gl_LocalInvocationID.x + i * THREADS, b[i]);
+}
+
 void main()
 {
     float16_t component = float16_t(0.0); // coopmat.glsl needs the type declared
-    uint me = gl_LocalInvocationID.x, token0 = gl_WorkGroupID.x * BN, row0 = gl_WorkGroupID.y * BM;
+    uint token0 = gl_WorkGroupID.x * BN, row0 = gl_WorkGroupID.y * BM;
     uint row = MAT_SUBGROUP % (BM / WM) * WM, token = MAT_SUBGROUP / (BM / WM) * WN;
-    uint begin = gl_WorkGroupID.z * args.part_units, end = min(begin + args.part_units, args.n_units);
-    a_unit a[A_UNITS];
-    uvec4 b[B_UNITS];
+    uint begin = gl_WorkGroupID.z * args.part_halves, end = min(begin + args.part_halves, 2 * args.n_units);
     [[unroll]] for (uint i = 0; i < MATS_M * MATS_N; i++)
         acc[i] = MAT_ZERO;
-    [[unroll]] for (uint i = 0; i < A_UNITS; i++)
-        a_fetch(me + i * THREADS, row0, begin, a[i]);
-    [[unroll]] for (uint i = 0; i < B_UNITS; i++)
-        b[i] = b_fetch(me + i * THREADS, token0, begin, end);
-    [[unroll]] for (uint i = 0; i < A_UNITS; i++)
-        a_put(me + i * THREADS, begin, a[i]);
-    [[unroll]] for (uint i = 0; i < B_UNITS; i++)
-        b_put(me + i * THREADS, b[i]);
+    fetch(row0, token0, begin);
+    put(begin);
     barrier();
-    for (uint u = begin; u < end; u += BLOCKS) {
-        uint next = min(u + BLOCKS, end - 1);
-        [[unroll]] for (uint i = 0; i < A_UNITS; i++)
-            a_fetch(me + i * THREADS, row0, next, a[i]);
-        [[unroll]] for (uint i = 0; i < B_UNITS; i++)
-            b[i] = b_fetch(me + i * THREADS, token0, next, end);
+    for (uint g = begin; g < end; g += HALVES) {
+        uint next = g + HALVES < end ? g + HALVES : g;
+        fetch(row0, token0, next);
         multiply(row, token);
         barrier();
-        [[unroll]] for (uint i = 0; i < A_UNITS; i++)
-            a_put(me + i * THREADS, next, a[i]);
-        [[unroll]] for (uint i = 0; i < B_UNITS; i++)
-            b_put(me + i * THREADS, b[i]);
+        put(next);
         barrier();
     }
     uint at = args.y_at + gl_WorkGroupID.z * args.y_part + (token0 + token) * args.y_stride + row0 + row;

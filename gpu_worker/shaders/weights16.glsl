@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Weights of integer types as f16, sixteen columns of one row at a time, for matrix-matrix products. Half h of a block: the words
-// 2h, 2h + 1, whose low nibbles are columns 8h .. 8h + 7 and whose high ones are 16 + 8h ..; for q8_0 the columns 16h ... Within each
-// group of four columns the order is 0, 2, 1, 3, since two bytes 16 bits apart become two f16 with one mask: q | 0x6400 is the f16
+// 2h, 2h + 1, whose low nibbles are columns 8h .. 8h + 7 and whose high ones are 16 + 8h ..; q8_0 has them in words 2h, 2h + 1 and
+// 4 + 2h, 5 + 2h. Within each group of four columns the order is 0, 2, 1, 3, since two bytes 16 bits apart become two f16 with one mask: q | 0x6400 is the f16
 // of 1024 + q. Activations come in the same order. After weights.glsl; the includer defines uint weights_word(uint at).
 #if TYPE == Q8_0
 #define HALF_WORDS 4
@@ -34,7 +34,7 @@ void half_load(uint tile, uint n_units, uint u, uint h, uint row, out half_unit 
     uint b = u, n_blocks = n_units, block = block_at(tile, b), at = block;
 #endif
     for (uint j = 0; j < HALF_WORDS; j++)
-        ret.w[j] = weights_word(4 * (at + (QUANTS + HALF_WORDS * h + j) * WORD) + row);
+        ret.w[j] = weights_word(4 * (at + (QUANTS + 2 * h + j + j / 2 * 2) * WORD) + row);
 #if HAS_FIFTH
     ret.high = weights_word(4 * (at + HIGH * WORD) + row);
 #elif TYPE == Q6_K
@@ -72,6 +72,23 @@ uvec2 half_group_f32(uint q, int zero, float d, float m)
     vec4 x = fma(vec4(ivec4(q & 255u, q >> 16 & 255u, q >> 8 & 255u, q >> 24) - zero), vec4(d), vec4(m));
     return uvec2(packHalf2x16(x.xy), packHalf2x16(x.zw));
 }
+
+#if TYPE == Q4_0 || TYPE == Q4_1
+// Four columns of a word of nibbles, the low or the high ones: these stay where they are, as 16 times themselves.
+uvec2 half_nibbles(uint w, bool high, f16vec2 d, f16vec2 m)
+{
+    uint mask = high ? 0x00f000f0u : 0x000f000fu;
+    f16vec2 even = half_pair(w & mask | 0x64006400u), odd = half_pair(w >> 8 & mask | 0x64006400u);
+    if (high) {
+        even = fma(even, f16vec2(0.0625), f16vec2(-64 - ZERO));
+        odd = fma(odd, f16vec2(0.0625), f16vec2(-64 - ZERO));
+    } else {
+        even -= f16vec2(1024 + ZERO);
+        odd -= f16vec2(1024 + ZERO);
+    }
+    return uvec2(packFloat2x16(fma(even, d, m)), packFloat2x16(fma(odd, d, m)));
+}
+#endif
 
 uint half_quants(const half_unit x, uint h, int j)
 {
@@ -115,6 +132,10 @@ void half_unpack(const half_unit x, uint u, uint h, out uvec4 ret[2])
     m = half_pair(x.d).yy;
 #endif
     for (int j = 0; j < 2; j++)
+#if TYPE == Q4_0 || TYPE == Q4_1
+        ret[j] = uvec4(half_nibbles(x.w[0], j == 1, d, m), half_nibbles(x.w[1], j == 1, d, m));
+#else
         ret[j] = uvec4(half_group(half_quants(x, h, 2 * j), ZERO, d, m), half_group(half_quants(x, h, 2 * j + 1), ZERO, d, m));
+#endif
 #endif
 }
