@@ -63,9 +63,12 @@ static int run_plan(const struct command *c, struct err *err)
     if (!p)
         return err_set(err, -ENOMEM, "plan: out of memory");
     struct gpu_device gpu;
+    struct npu_device npu;
     int printed = 0, r = gpu_device_find(c->config, NULL, &gpu, err);
     if (r == 0)
-        r = plan_make(c->config, c->gguf, &gpu, 0, p, err);
+        r = npu_device_find(c->config, NULL, &npu, err);
+    if (r == 0)
+        r = plan_make(c->config, c->gguf, &gpu, &npu, 0, p, err);
     if (r < 0 && r != -ENOMEM)
         return r;
     if (c->options->json)

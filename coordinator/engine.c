@@ -112,6 +112,8 @@ static void on_stats(void *ctx, enum msg_role role, const struct msg_stats *m)
     s->blocked_ns = m->blocked_ns;
     s->chunks = m->chunks;
     s->bytes_read = m->bytes_read;
+    s->products = m->products;
+    s->offloaded = m->offloaded;
     e->stats_pending &= ~(1u << role);
 }
 
@@ -196,9 +198,14 @@ int engine_open(const struct config *c, const struct gguf *g, const struct engin
         return err_set(err, -ENOMEM, "engine: out of memory");
     e->config = c;
     struct gpu_device gpu;
+    struct npu_device npu;
     int r = gpu_device_find(c, o ? o->stage_dir : NULL, &gpu, err);
     if (r == 0)
-        r = plan_make(c, g, &gpu, o ? o->command_bytes : 0, &e->plan, err);
+        r = npu_device_find(c, o ? o->stage_dir : NULL, &npu, err);
+    if (r == 0)
+        r = plan_make(c, g, &gpu, &npu, o ? o->command_bytes : 0, &e->plan, err);
+    if (r == 0 && e->plan.npu.reason[0]) /* the config names a manifest: somebody wants the NPU */
+        log_warn("engine", "npu_worker computes on the processor: %s", e->plan.npu.reason);
     if (r == 0 && e->plan.gpu.reason[0]) /* that there is none is no news; that one cannot be used is worth a warning */
         log_line(gpu.vulkan || gpu.surprise ? LOG_WARN : LOG_INFO, "engine", "gpu_worker computes on the processor: %s",
                  e->plan.gpu.reason);

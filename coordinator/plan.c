@@ -141,7 +141,7 @@ static void fixed(struct plan *p)
 #endif
     p->process[CONFIG_COORDINATOR].fixed = (uint64_t)(14 * MIB) + (uint64_t)p->hparams.vocab * 270;
     p->process[CONFIG_LOADER].fixed = (uint64_t)(8 * MIB) + (uint64_t)p->hparams.vocab * 24;
-    p->process[CONFIG_NPU].fixed = (uint64_t)(8 * MIB);
+    p->process[CONFIG_NPU].fixed = (uint64_t)(8 * MIB) + (p->npu.xrt ? (uint64_t)(8 * MIB) : 0); /* XRT: 4 measured */
     p->process[CONFIG_GPU].fixed = (uint64_t)(8 * MIB);
     if (p->gpu
             .vulkan) /* driver and compiler, measured: lavapipe 55 to 70 MiB with one type and 9 for each further one; NVIDIA 40 */
@@ -201,10 +201,11 @@ static int caps(const struct config *c, const struct plan *p, struct err *err)
  * the pool is ordinary memory. */
 static uint64_t npu_need(const struct plan *p, uint32_t chunk, uint64_t pages, uint64_t *ret_kv, uint64_t *ret_scratch)
 {
+    uint64_t tiles = npu_device_bytes(&p->npu, chunk);
     const struct hparams *h = &p->hparams;
     *ret_kv = work_plan_kv_bytes(h, p->context, p->sequences, chunk, p->ring_slots, p->kv_type, pages);
-    *ret_scratch = work_plan_attn_bytes(h, p->types, chunk, p->ring_slots, p->npu_threads);
-    return p->process[CONFIG_NPU].bytes[BUDGET_WEIGHTS] + *ret_kv + *ret_scratch;
+    *ret_scratch = work_plan_attn_bytes(h, p->types, chunk, p->ring_slots, p->npu_threads) + p->npu.scratch * p->npu_threads;
+    return p->process[CONFIG_NPU].bytes[BUDGET_WEIGHTS] + *ret_kv + *ret_scratch + tiles;
 }
 
 /* Pages for such chunks: all that may be wanted, or as many as fit, at least what one sequence may hold; 0: they do not fit. */
@@ -239,6 +240,7 @@ static int fit_npu(const struct config *c, struct plan *p, struct err *err)
     p->chunk_tokens = chunk;
     p->kv_pages = (uint32_t)(pages ? pages : work_plan_kv_pages(&p->hparams, p->context, chunk, p->ring_slots));
     uint64_t need = npu_need(p, chunk, p->kv_pages, &bytes[BUDGET_KV], &bytes[BUDGET_SCRATCH]);
+    bytes[BUDGET_DEVICE] = npu_device_bytes(&p->npu, chunk);
     if (pages)
         return 0;
     char a[32], b[32];
@@ -252,11 +254,12 @@ static int fit_npu(const struct config *c, struct plan *p, struct err *err)
                                       : "");
 }
 
-static int with_device(const struct config *c, const struct gguf *g, const struct gpu_device *gpu, uint64_t command_bytes,
-                       struct plan *p, struct err *err)
+static int with_devices(const struct config *c, const struct gguf *g, const struct gpu_device *gpu, const struct npu_device *npu,
+                        uint64_t command_bytes, struct plan *p, struct err *err)
 {
     memset(p, 0, sizeof(*p));
     p->gpu = *gpu;
+    p->npu = *npu;
     int r = gemma3_hparams(g, &p->hparams, err);
     if (r < 0)
         return r;
@@ -295,15 +298,21 @@ static int with_device(const struct config *c, const struct gguf *g, const struc
     return fits < 0 ? fits : caps(c, p, err);
 }
 
-int plan_make(const struct config *c, const struct gguf *g, const struct gpu_device *gpu, uint64_t command_bytes, struct plan *ret,
-              struct err *err)
+int plan_make(const struct config *c, const struct gguf *g, const struct gpu_device *gpu, const struct npu_device *npu,
+              uint64_t command_bytes, struct plan *ret, struct err *err)
 {
     struct err lacks = {0};
-    int r = with_device(c, g, gpu, command_bytes, ret, &lacks);
+    struct npu_device no_npu = {.xrt = false};
+    int r = with_devices(c, g, gpu, npu, command_bytes, ret, &lacks);
+    if (r == -ENOMEM && npu->xrt && strcmp(c->npu.backend, "auto") == 0) {
+        snprintf(no_npu.reason, sizeof(no_npu.reason), "%s", lacks.text);
+        npu = &no_npu;
+        r = with_devices(c, g, gpu, npu, command_bytes, ret, &lacks);
+    }
     if (r == -ENOMEM && gpu->vulkan && strcmp(c->gpu.backend, "auto") == 0) {
         struct gpu_device none = {.vulkan = false};
         snprintf(none.reason, sizeof(none.reason), "%s", lacks.text);
-        return with_device(c, g, &none, command_bytes, ret, err);
+        return with_devices(c, g, &none, npu, command_bytes, ret, err);
     }
     return r < 0 ? err_set(err, r, "%s", lacks.text) : 0;
 }
@@ -314,18 +323,34 @@ static void print_npu(const struct plan *p, FILE *f)
     const struct hparams *h = &p->hparams;
     const uint64_t *bytes = p->process[CONFIG_NPU].bytes;
     struct work_plan_kv kv;
-    char all[32], w[32], k[32], s[32], page[32], pool[32];
+    char all[32], w[32], k[32], s[32], page[32], pool[32], few[32];
     work_plan_kv_init(&kv, h, p->context, p->sequences, p->chunk_tokens, p->ring_slots, p->kv_type, p->kv_pages);
-    fprintf(f, "npu_worker  weights %s + KV cache %s + scratch %s for chunks of %u tokens = %s",
+    fprintf(f, "npu_worker  weights %s + KV cache %s + scratch %s%s%s for chunks of %u tokens = %s",
             util_format_bytes(w, sizeof(w), bytes[BUDGET_WEIGHTS]), util_format_bytes(k, sizeof(k), bytes[BUDGET_KV]),
-            util_format_bytes(s, sizeof(s), bytes[BUDGET_SCRATCH]), p->chunk_tokens,
-            util_format_bytes(all, sizeof(all), bytes[BUDGET_WEIGHTS] + bytes[BUDGET_KV] + bytes[BUDGET_SCRATCH]));
+            util_format_bytes(s, sizeof(s), bytes[BUDGET_SCRATCH]), p->npu.xrt ? " + NPU tiles " : "",
+            p->npu.xrt ? util_format_bytes(few, sizeof(few), bytes[BUDGET_DEVICE]) : "", p->chunk_tokens,
+            util_format_bytes(all, sizeof(all),
+                              bytes[BUDGET_WEIGHTS] + bytes[BUDGET_KV] + bytes[BUDGET_SCRATCH] + bytes[BUDGET_DEVICE]));
     if (p->npu_pool)
         fprintf(f, " of %s (80%% of npu.memory)", util_format_bytes(pool, sizeof(pool), p->npu_pool));
     fprintf(f,
             "\nKV cache    %u pages of %u positions and %s, for %.1f sequences of %u: %u a global layer, at most %u a local one\n",
             p->kv_pages, WORK_PLAN_PAGE_POSITIONS, util_format_bytes(page, sizeof(page), kv.page_bytes),
             (double)p->kv_pages / (double)kv.sequence_pages, p->context, kv.global, kv.local);
+}
+
+/* Bytes of attention weights that move for a token: read by the processor, quantized, or unpacked to bf16 and sent to the NPU once
+ * for a chunk. */
+static void print_xrt(const struct plan *p, FILE *f)
+{
+    char few[32], many[32];
+    uint64_t weights = p->process[CONFIG_NPU].bytes[BUDGET_WEIGHTS];
+    if (p->npu.xrt)
+        fprintf(f, "NPU         '%s'; weights moved for a token: %s on the processor, %s on the NPU in chunks of %u\n", p->npu.name,
+                util_format_bytes(few, sizeof(few), weights),
+                util_format_bytes(many, sizeof(many), p->npu.moved * p->hparams.n_layers / p->chunk_tokens), p->chunk_tokens);
+    else if (p->npu.reason[0])
+        fprintf(f, "NPU         not used: %s\n", p->npu.reason);
 }
 
 void plan_print(const struct plan *p, FILE *f)
@@ -337,6 +362,7 @@ void plan_print(const struct plan *p, FILE *f)
     fprintf(f, "run         context %u x %u sequences, KV %s, chunks of %u tokens, %u in flight, logits %u rows a block\n",
             p->context, p->sequences, quant_name(p->kv_type), p->chunk_tokens, p->ring_slots, p->logits_rows);
     print_npu(p, f);
+    print_xrt(p, f);
     fprintf(f, "threads     npu_worker %u, gpu_worker %u\n", p->npu_threads, p->gpu_threads);
     if (p->gpu.vulkan)
         fprintf(f, "device      '%s', %s memory%s%s%s\n", p->gpu.name, p->gpu.unified ? "unified" : "its own",
@@ -374,12 +400,14 @@ int plan_print_json(const struct plan *p, FILE *f, struct err *err)
         json_object_set_new(o, "cap", json_integer((json_int_t)p->process[i].cap));
         json_object_set_new(processes, plan_process_name((enum config_process)i), o);
     }
-    json_t *root = json_pack(
-        "{s:i, s:i, s:i, s:s, s:I, s:I, s:i, s:i, s:i, s:i, s:s, s:I, s:I, s:o}", "layers", (int)p->hparams.n_layers, "context",
-        (int)p->context, "sequences", (int)p->sequences, "kv_type", quant_name(p->kv_type), "kv_pages", (json_int_t)p->kv_pages,
-        "npu_pool", (json_int_t)p->npu_pool, "chunk_tokens", (int)p->chunk_tokens, "ring_slots", (int)p->ring_slots, "npu_threads",
-        (int)p->npu_threads, "gpu_threads", (int)p->gpu_threads, "gpu_device", p->gpu.vulkan ? p->gpu.name : "", "device_bytes",
-        (json_int_t)p->device_bytes, "tensor_bytes", (json_int_t)p->tensor_bytes, "processes", processes);
+    json_t *root =
+        json_pack("{s:i, s:i, s:i, s:s, s:I, s:I, s:i, s:i, s:i, s:i, s:s, s:s, s:I, s:I, s:I, s:o}", "layers",
+                  (int)p->hparams.n_layers, "context", (int)p->context, "sequences", (int)p->sequences, "kv_type",
+                  quant_name(p->kv_type), "kv_pages", (json_int_t)p->kv_pages, "npu_pool", (json_int_t)p->npu_pool, "chunk_tokens",
+                  (int)p->chunk_tokens, "ring_slots", (int)p->ring_slots, "npu_threads", (int)p->npu_threads, "gpu_threads",
+                  (int)p->gpu_threads, "gpu_device", p->gpu.vulkan ? p->gpu.name : "", "npu_device", p->npu.xrt ? p->npu.name : "",
+                  "npu_moved_bytes", (json_int_t)(p->npu.moved * p->hparams.n_layers), "device_bytes", (json_int_t)p->device_bytes,
+                  "tensor_bytes", (json_int_t)p->tensor_bytes, "processes", processes);
     int r = root && json_dumpf(root, f, JSON_INDENT(2)) == 0 && fputc('\n', f) != EOF ? 0 : -EIO;
     json_decref(root);
     return r < 0 ? err_set(err, r, "cannot write the plan as JSON") : 0;

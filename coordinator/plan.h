@@ -9,6 +9,7 @@
 #include <stdio.h>
 
 #include "coordinator/gpu_device.h"
+#include "coordinator/npu_device.h"
 #include "model/hparams.h"
 #include "proto/budget.h"
 #include "proto/config.h"
@@ -33,6 +34,7 @@ struct plan {
         uint64_t cap;   /* from config, or total + 10% + 16 MiB when auto */
     } process[CONFIG_PROCESSES];
     struct gpu_device gpu;
+    struct npu_device npu;
     uint64_t device_bytes; /* on a device with memory of its own: weights and scratch there, in no process */
     uint32_t n_types;
     uint8_t types[8192]; /* as CONFIGURE carries them */
@@ -40,8 +42,8 @@ struct plan {
 
 /* command_bytes: what a command holds in the coordinator besides. -ENOMEM with the remedy when a cap does not fit; *ret is whole
  * then, too. */
-int plan_make(const struct config *c, const struct gguf *g, const struct gpu_device *gpu, uint64_t command_bytes, struct plan *ret,
-              struct err *err);
+int plan_make(const struct config *c, const struct gguf *g, const struct gpu_device *gpu, const struct npu_device *npu,
+              uint64_t command_bytes, struct plan *ret, struct err *err);
 void plan_print(const struct plan *p, FILE *f);
 int plan_print_json(const struct plan *p, FILE *f, struct err *err);
 const char *plan_process_name(enum config_process p);

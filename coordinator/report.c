@@ -4,6 +4,7 @@
 #include "coordinator/report.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <jansson.h>
 #include <string.h>
 
@@ -33,6 +34,11 @@ void report_processes(const struct engine_process_stats *stats, FILE *f)
                 util_format_bytes(budget, sizeof(budget), budget_sum(s)), util_format_bytes(peak, sizeof(peak), s->peak_bytes),
                 util_format_bytes(cap, sizeof(cap), s->cap), s->cap_enforced ? "kernel" : "accounted");
     }
+    for (int i = 0; i < CONFIG_PROCESSES; i++) {
+        if (stats[i].products)
+            fprintf(f, "%-12s %" PRIu64 " of %" PRIu64 " matrix products on the NPU\n", stats[i].name, stats[i].offloaded,
+                    stats[i].products);
+    }
 }
 
 json_t *report_processes_json(const struct engine_process_stats *stats)
@@ -46,11 +52,12 @@ json_t *report_processes_json(const struct engine_process_stats *stats)
         json_object_set_new(budget, "total", json_integer((json_int_t)budget_sum(s)));
         json_object_set_new(budget, "total_peak", json_integer((json_int_t)s->total_peak));
         json_t *one =
-            json_pack("{s:s, s:i, s:s, s:I, s:b, s:I, s:I, s:I, s:o, s:f, s:f, s:f, s:I, s:I}", "name", s->name, "pid", s->pid,
-                      "backend", s->backend, "cap_bytes", (json_int_t)s->cap, "cap_enforced", (int)s->cap_enforced, "peak_bytes",
-                      (json_int_t)s->peak_bytes, "rss_bytes", (json_int_t)s->rss, "pss_bytes", (json_int_t)s->pss, "budget", budget,
-                      "busy_ms", (double)s->busy_ns / 1e6, "idle_ms", (double)s->idle_ns / 1e6, "blocked_ms",
-                      (double)s->blocked_ns / 1e6, "chunks", (json_int_t)s->chunks, "bytes_read", (json_int_t)s->bytes_read);
+            json_pack("{s:s, s:i, s:s, s:I, s:b, s:I, s:I, s:I, s:o, s:f, s:f, s:f, s:I, s:I, s:I, s:I}", "name", s->name, "pid",
+                      s->pid, "backend", s->backend, "cap_bytes", (json_int_t)s->cap, "cap_enforced", (int)s->cap_enforced,
+                      "peak_bytes", (json_int_t)s->peak_bytes, "rss_bytes", (json_int_t)s->rss, "pss_bytes", (json_int_t)s->pss,
+                      "budget", budget, "busy_ms", (double)s->busy_ns / 1e6, "idle_ms", (double)s->idle_ns / 1e6, "blocked_ms",
+                      (double)s->blocked_ns / 1e6, "chunks", (json_int_t)s->chunks, "bytes_read", (json_int_t)s->bytes_read,
+                      "products", (json_int_t)s->products, "offloaded", (json_int_t)s->offloaded);
         if (!one || json_array_append_new(list, one) < 0) {
             json_decref(list);
             return NULL;

@@ -118,8 +118,15 @@ static int send_configure(struct stage *st, struct err *err)
     q->threads = st->role == MSG_ROLE_NPU ? p->npu_threads : st->role == MSG_ROLE_GPU ? p->gpu_threads : 1;
     q->pin = p->pin_threads && st->role != MSG_ROLE_LOADER;
     const char *gpu = p->gpu.vulkan ? c->gpu.backend : "cpu";
-    const char *backend = st->role == MSG_ROLE_NPU ? c->npu.backend : st->role == MSG_ROLE_GPU ? gpu : "cpu";
+    const char *npu = p->npu.xrt ? c->npu.backend : "cpu";
+    const char *backend = st->role == MSG_ROLE_NPU ? npu : st->role == MSG_ROLE_GPU ? gpu : "cpu";
     snprintf(q->backend, sizeof(q->backend), "%s", backend);
+    if (st->role == MSG_ROLE_NPU && p->npu.xrt) {
+        memcpy(q->manifest, c->xrt.manifest, sizeof(q->manifest));
+        q->device_index = c->xrt.index;
+        q->device_many = c->xrt.many;
+        q->device_timeout_ms = c->xrt.timeout_ms;
+    }
     if (st->role == MSG_ROLE_GPU) {
         memcpy(q->device, c->device.name, sizeof(q->device));
         memcpy(q->device_without, c->device.without, sizeof(q->device_without));

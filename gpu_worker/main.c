@@ -173,14 +173,14 @@ static int run(struct single *s, struct err *err)
     return r;
 }
 
-static int list(struct single *s, bool choose, struct err *err)
+static int list(struct single *s, enum single_list what, struct err *err)
 {
 #ifdef TANDEM_HAVE_VULKAN
     const struct ffn_device_options o = device_options(&s->config->device, 0);
-    return choose ? ffn_vulkan_choose(&o, stdout, err) : ffn_vulkan_list(&o, stdout, err);
+    return what == SINGLE_LIST_CHOOSE ? ffn_vulkan_choose(&o, stdout, err) : ffn_vulkan_list(&o, stdout, err);
 #else
     (void)s;
-    (void)choose;
+    (void)what;
     return err_set(err, -ENOTSUP, "this gpu_worker was built without its vulkan backend: it knows the processor alone");
 #endif
 }
@@ -189,7 +189,8 @@ int main(int argc, char **argv)
 {
     static const struct single_program program = {.name = "gpu_worker",
                                                   .summary = "computes x = h + post_norm(FFN(norm(h))) of a layer, and the logits",
-                                                  .options = SINGLE_LAYER | SINGLE_IN | SINGLE_DUMP | SINGLE_HEAD | SINGLE_DEVICE,
+                                                  .options = SINGLE_LAYER | SINGLE_IN | SINGLE_DUMP | SINGLE_HEAD | SINGLE_DEVICE |
+                                                             SINGLE_BACKEND,
                                                   .ops = &gpu_ops,
                                                   .run = run,
                                                   .list = list};

@@ -16,6 +16,32 @@ struct chunk;
 struct err;
 struct kv;
 
+enum attn_product { ATTN_Q, ATTN_K, ATTN_V, ATTN_O, ATTN_PRODUCTS };
+
+struct gemm_matrix;
+struct pool;
+
+/* Somebody else who multiplies, for the CPU backend. Both on the data thread; multiply allocates nothing. */
+struct attn_offload {
+    void *ctx;
+    bool (*wants)(void *ctx, enum attn_product which, uint32_t n_tokens);
+    /* y[t] = W x[t]; x: [n_tokens][m->n_cols], y: [n_tokens][m->n_rows] f32. ATTN_DECLINED: from now on it wants nothing, and this
+     * product is the processor's too. */
+    int (*multiply)(void *ctx, enum attn_product which, const struct gemm_matrix *m, const float *x, uint32_t n_tokens, float *y,
+                    struct err *err);
+};
+#define ATTN_DECLINED 1
+
+/* Of a backend that has a device. */
+struct attn_device_options {
+    const char *manifest; /* path */
+    unsigned index;
+    uint32_t many;       /* tokens from which on the device is used; 0: measured */
+    uint32_t timeout_ms; /* of a run; 0: ATTN_TIMEOUT_MS */
+    bool keep_going;     /* a device that fails while it computes leaves the rest to the processor */
+};
+#define ATTN_TIMEOUT_MS 10000
+
 struct attn_backend_options {
     const struct hparams *hparams;
     struct budget *budget; /* borrowed */
@@ -26,6 +52,9 @@ struct attn_backend_options {
     int kv_type;
     bool pin;            /* compute threads stay where they are (pool_pin) */
     const char *variant; /* CPU kernels: "auto", "ref", ... */
+    struct attn_device_options device;
+    const struct attn_offload *offload; /* of the CPU backend; NULL: nobody; borrowed, as the pool */
+    struct pool *pool;                  /* of compute threads; NULL: its own */
 };
 
 /* Names: in_norm, q, k, v, q_norm, k_norm (before RoPE; heads x tokens rows of head_dim), heads, o, post_attn_norm.
@@ -34,7 +63,6 @@ typedef void (*attn_dump_fn)(void *ctx, const char *name, const float *rows, uin
 
 struct attn_backend {
     const char *name;
-    bool (*probe)(const char **ret_reason); /* can it run here? Cannot kill the process. */
     int (*open)(const struct attn_backend_options *o, void **ret, struct err *err);
     /* What runs: "cpu avx2"; lives as long as the backend. */
     const char *(*describe)(void *b);
@@ -44,8 +72,23 @@ struct attn_backend {
     int (*run)(void *b, uint32_t layer, const struct chunk *c, const float *x, float *h, attn_dump_fn dump, void *dump_ctx,
                struct err *err);
     void (*close)(void *b); /* NULL is fine */
+    /* Products made so far, and how many of them by the device. Any thread. NULL: none by a device. */
+    void (*count)(void *b, uint64_t *ret_products, uint64_t *ret_offloaded);
 };
 
-extern const struct attn_backend attn_cpu;
+extern const struct attn_backend attn_cpu, attn_xrt;
+
+struct attn_open {
+    const struct attn_backend *backend;
+    void *device;
+};
+/* wanted: cpu; xrt; auto: xrt where a manifest is named and it opens, else cpu, and says why in the log. Only with auto does a
+ * device that fails later leave the rest to the processor. */
+int attn_open(const char *wanted, const struct attn_backend_options *o, struct attn_open *ret, struct err *err);
+
+/* Of attn_cpu, for who offloads: ns of one product of a loaded layer with so many tokens of no meaning, by the processor or by the
+ * offload. Before run is first called; main thread. */
+int attn_cpu_time(void *b, uint32_t layer, enum attn_product which, uint32_t n_tokens, bool offload, uint64_t *ret_ns,
+                  struct err *err);
 
 #endif

@@ -51,7 +51,8 @@ struct attn {
     struct arena *arena;
     struct kv *kv;
     const struct cpu_kernels *kernels;
-    struct pool *pool;
+    struct pool *pool, *own_pool;
+    const struct attn_offload *offload;
     char name[32];
     struct work_plan_attn plan;
     uint8_t *scratch;
@@ -69,6 +70,7 @@ struct attn {
     const float *x;
     float *h;
     bool global, norms_done;
+    bool away[ATTN_PRODUCTS]; /* multiplied by the offload */
     uint32_t n_tokens, n_spans, n_blocks, split;
     struct span spans[CHUNK_MAX_SEQS];
     struct block blocks[CHUNK_MAX_TOKENS];
@@ -81,12 +83,6 @@ static float *floats(const struct attn *a, size_t offset)
     return (float *)(void *)(a->scratch + offset);
 }
 
-static bool cpu_probe(const char **ret_reason)
-{
-    *ret_reason = "";
-    return true;
-}
-
 static const char *cpu_describe(void *b)
 {
     return ((struct attn *)b)->name;
@@ -97,7 +93,7 @@ static void cpu_close(void *b)
     struct attn *a = b;
     if (!a)
         return;
-    pool_close(a->pool);
+    pool_close(a->own_pool);
     if (a->scratch) {
         arena_give(a->arena, ARENA_SCRATCH, a->plan.bytes, a->scratch_block);
         budget_give(a->budget, BUDGET_SCRATCH, a->plan.bytes);
@@ -145,8 +141,11 @@ static int cpu_open(const struct attn_backend_options *o, void **ret, struct err
     int r = a->layers && a->rope_pos && a->rope_used ? 0 : err_set(err, -ENOMEM, "attention: out of memory");
     if (r == 0)
         r = take_scratch(a, err);
-    if (r == 0) {
-        r = pool_open((int)o->n_threads, &a->pool);
+    a->offload = o->offload;
+    a->pool = o->pool;
+    if (r == 0 && !a->pool) {
+        r = pool_open((int)o->n_threads, &a->own_pool);
+        a->pool = a->own_pool;
         if (r < 0)
             err_set_errno(err, r, "attention: %u threads", o->n_threads);
         else if (o->pin)
@@ -276,26 +275,42 @@ static void do_rope(void *ctx, uint32_t begin, uint32_t end, int thread)
     }
 }
 
-static void do_input(void *ctx, uint32_t begin, uint32_t end, int thread)
+/* A normed row in the forms that q, k and v take, as far as they are multiplied here. */
+static void prepare_row(const struct attn *a, uint32_t t)
 {
-    struct attn *a = ctx;
-    const struct gemm_matrix *m[] = {&a->w->q, &a->w->k, &a->w->v};
+    const struct gemm_matrix *const m[] = {[ATTN_Q] = &a->w->q, [ATTN_K] = &a->w->k, [ATTN_V] = &a->w->v};
     size_t n = a->hparams.hidden;
-    (void)thread;
-    for (uint32_t t = begin; t < end; t++) {
-        float *row = floats(a, a->plan.out) + t * n;
-        bool done[2] = {false, false};
-        a->kernels->vec->rmsnorm(a->x + t * n, a->w->in_norm, n, a->hparams.eps, row);
-        for (size_t i = 0; i < ARRAY_LEN(m); i++) {
-            int form = work_plan_form(m[i]->type);
-            if (!done[form])
-                a->kernels->gemm->prepare(m[i]->type, row, n, a->scratch + a->plan.act[form] + t * gemm_act_bytes(m[i]->type, n));
+    const float *row = floats(a, a->plan.out) + t * n;
+    bool done[2] = {false, false};
+    for (size_t i = 0; i < ARRAY_LEN(m); i++) {
+        int form = work_plan_form(m[i]->type);
+        if (!done[form] && !a->away[i]) {
+            a->kernels->gemm->prepare(m[i]->type, row, n, a->scratch + a->plan.act[form] + t * gemm_act_bytes(m[i]->type, n));
             done[form] = true;
         }
     }
 }
 
-/* Tiles are numbered through q, k and v. */
+static void do_input(void *ctx, uint32_t begin, uint32_t end, int thread)
+{
+    struct attn *a = ctx;
+    size_t n = a->hparams.hidden;
+    (void)thread;
+    for (uint32_t t = begin; t < end; t++) {
+        a->kernels->vec->rmsnorm(a->x + t * n, a->w->in_norm, n, a->hparams.eps, floats(a, a->plan.out) + t * n);
+        prepare_row(a, t);
+    }
+}
+
+static void do_prepare_in(void *ctx, uint32_t begin, uint32_t end, int thread)
+{
+    struct attn *a = ctx;
+    (void)thread;
+    for (uint32_t t = begin; t < end; t++)
+        prepare_row(a, t);
+}
+
+/* Tiles are numbered through those of q, k and v that are multiplied here. */
 static void do_qkv(void *ctx, uint32_t begin, uint32_t end, int thread)
 {
     struct attn *a = ctx;
@@ -307,7 +322,7 @@ static void do_qkv(void *ctx, uint32_t begin, uint32_t end, int thread)
     (void)thread;
     for (size_t i = 0; i < ARRAY_LEN(parts); i++) {
         const struct gemm_matrix *m = parts[i].m;
-        uint32_t n = (uint32_t)repack_n_tiles(m->n_rows);
+        uint32_t n = a->away[i] ? 0 : (uint32_t)repack_n_tiles(m->n_rows);
         uint32_t lo = MAX(begin, base), hi = MIN(end, base + n);
         if (lo < hi)
             a->kernels->gemm->tiles(m, lo - base, hi - base, a->scratch + a->plan.act[work_plan_form(m->type)], a->n_tokens,
@@ -407,6 +422,18 @@ static void do_post(void *ctx, uint32_t begin, uint32_t end, int thread)
                                      a->h + t * n);
 }
 
+/* Rows that wait for a product, and where it goes. */
+static void ends_of(const struct attn *a, enum attn_product which, const struct gemm_matrix **ret_m, const float **ret_x,
+                    float **ret_y)
+{
+    const struct weights *w = a->w;
+    const struct gemm_matrix *const m[] = {[ATTN_Q] = &w->q, [ATTN_K] = &w->k, [ATTN_V] = &w->v, [ATTN_O] = &w->o};
+    const size_t y[] = {[ATTN_Q] = a->plan.q, [ATTN_K] = a->plan.k, [ATTN_V] = a->plan.v, [ATTN_O] = a->plan.out};
+    *ret_m = m[which];
+    *ret_x = floats(a, which == ATTN_O ? a->plan.heads : a->plan.out);
+    *ret_y = floats(a, y[which]);
+}
+
 static void each_token(struct attn *a, uint32_t width, pool_fn fn)
 {
     pool_run(a->pool, a->n_tokens, work_plan_token_grain(width), fn, a);
@@ -415,6 +442,82 @@ static void each_token(struct attn *a, uint32_t width, pool_fn fn)
 static uint32_t tile_grain(const struct attn *a, const struct gemm_matrix *m, uint32_t n_tiles)
 {
     return work_plan_tile_grain(repack_tile_bytes(m->type, m->n_cols), n_tiles, a->n_tokens, (uint32_t)pool_threads(a->pool));
+}
+
+/* ---- products, here or elsewhere ---- */
+
+/* Those of first .. last that are wanted elsewhere; what is declined stays to be done here. */
+static int multiply_away(struct attn *a, enum attn_product first, enum attn_product last, struct err *err)
+{
+    bool declined = false;
+    for (enum attn_product i = first; i <= last; i++) {
+        const struct gemm_matrix *m;
+        const float *x;
+        float *y;
+        if (!a->away[i])
+            continue;
+        ends_of(a, i, &m, &x, &y);
+        int r = declined ? ATTN_DECLINED : a->offload->multiply(a->offload->ctx, i, m, x, a->n_tokens, y, err);
+        if (r < 0)
+            return r;
+        declined |= r == ATTN_DECLINED;
+        a->away[i] = r != ATTN_DECLINED;
+    }
+    return declined ? ATTN_DECLINED : 0;
+}
+
+static void choose_away(struct attn *a)
+{
+    for (int i = 0; i < ATTN_PRODUCTS; i++)
+        a->away[i] = a->offload && a->offload->wants(a->offload->ctx, (enum attn_product)i, a->n_tokens);
+}
+
+static void multiply_qkv(struct attn *a)
+{
+    const struct gemm_matrix *const m[] = {&a->w->q, &a->w->k, &a->w->v};
+    uint32_t n = 0;
+    for (size_t i = 0; i < ARRAY_LEN(m); i++)
+        n += a->away[i] ? 0 : (uint32_t)repack_n_tiles(m[i]->n_rows);
+    if (n)
+        pool_run(a->pool, n, tile_grain(a, &a->w->q, n), do_qkv, a);
+}
+
+static void multiply_out(struct attn *a)
+{
+    uint32_t n = (uint32_t)repack_n_tiles(a->w->o.n_rows);
+    each_token(a, a->w->o.n_cols, do_prepare_out);
+    pool_run(a->pool, n, tile_grain(a, &a->w->o, n), do_out, a);
+}
+
+int attn_cpu_time(void *b, uint32_t layer, enum attn_product which, uint32_t n_tokens, bool offload, uint64_t *ret_ns,
+                  struct err *err)
+{
+    struct attn *a = b;
+    const struct gemm_matrix *m;
+    const float *x;
+    float *y;
+    a->w = &a->layers[layer];
+    a->n_tokens = n_tokens;
+    ends_of(a, which, &m, &x, &y);
+    float *rows = floats(a, which == ATTN_O ? a->plan.heads : a->plan.out);
+    for (size_t i = 0; i < (size_t)n_tokens * m->n_cols; i++)
+        rows[i] = (float)(i % 251) / 251.0f - 0.5f;
+    for (int i = 0; i < ATTN_PRODUCTS; i++)
+        a->away[i] = i != (int)which;
+    pool_begin(a->pool);
+    uint64_t begin = util_now_ns();
+    int r = 0;
+    if (offload)
+        r = a->offload->multiply(a->offload->ctx, which, m, x, n_tokens, y, err);
+    else if (which == ATTN_O)
+        multiply_out(a);
+    else {
+        each_token(a, a->hparams.hidden, do_prepare_in);
+        multiply_qkv(a);
+    }
+    *ret_ns = util_now_ns() - begin;
+    pool_end(a->pool);
+    return r;
 }
 
 /* ---- intermediates for single-stage mode ---- */
@@ -477,27 +580,38 @@ static int cpu_run(void *b, uint32_t layer, const struct chunk *c, const float *
     find_rope(a, c);
 
     uint32_t hidden = a->hparams.hidden, width = a->hparams.n_heads * a->hparams.head_dim;
-    uint32_t n_qkv = (uint32_t)(repack_n_tiles(a->w->q.n_rows) + repack_n_tiles(a->w->k.n_rows) + repack_n_tiles(a->w->v.n_rows));
+    choose_away(a);
     pool_begin(a->pool);
     pool_run(a->pool, a->n_missing, 8, do_rope, a);
     each_token(a, hidden, do_input);
-    pool_run(a->pool, n_qkv, tile_grain(a, &a->w->q, n_qkv), do_qkv, a);
+    r = multiply_away(a, ATTN_Q, ATTN_V, err);
+    if (r == ATTN_DECLINED)
+        each_token(a, hidden, do_prepare_in);
+    if (r >= 0)
+        multiply_qkv(a);
+    if (r < 0) {
+        pool_end(a->pool);
+        return r;
+    }
     if (dump)
         dump_projections(a, dump, dump_ctx);
     each_token(a, width, do_store);
     pool_run(a->pool, a->n_blocks * a->shape->n_kv_heads * a->split, 1, do_attention, a);
-    each_token(a, width, do_prepare_out);
-    uint32_t n_out = (uint32_t)repack_n_tiles(a->w->o.n_rows);
-    pool_run(a->pool, n_out, tile_grain(a, &a->w->o, n_out), do_out, a);
-    each_token(a, hidden, do_post);
+    r = multiply_away(a, ATTN_O, ATTN_O, err);
+    if (r >= 0) {
+        if (!a->away[ATTN_O])
+            multiply_out(a);
+        each_token(a, hidden, do_post);
+    }
     pool_end(a->pool);
+    if (r < 0)
+        return r;
     if (dump)
         dump_outputs(a, dump, dump_ctx);
     return 0;
 }
 
 const struct attn_backend attn_cpu = {.name = "cpu",
-                                      .probe = cpu_probe,
                                       .open = cpu_open,
                                       .describe = cpu_describe,
                                       .load_segment = cpu_load_segment,

@@ -6,15 +6,21 @@
 #include <string.h>
 
 #include "kernels/cpu.h"
+#include "model/gemma3.h"
+#include "model/gguf.h"
 #include "model/npy.h"
 #include "model/work_plan.h"
 #include "npu_worker/arena.h"
 #include "npu_worker/attn_backend.h"
 #include "npu_worker/kv.h"
+#include "npu_worker/manifest.h"
 #include "npu_worker/npu.h"
 #include "npu_worker/xrt_load.h"
+#include "npu_worker/xrt_probe.h"
+#include "npu_worker/xrt_products.h"
 #include "proto/chunk.h"
 #include "proto/err.h"
+#include "proto/log.h"
 #include "proto/util.h"
 #include "stage/positions.h"
 #include "stage/single.h"
@@ -65,8 +71,8 @@ static void make_chunk(struct chunk *c, const uint32_t *positions, size_t at, si
     }
 }
 
-static int all_chunks(struct single *s, void *b, uint32_t layer, const uint32_t *positions, const float *x, float *h, size_t n,
-                      uint32_t max, struct err *err)
+static int all_chunks(struct single *s, const struct attn_open *b, uint32_t layer, const uint32_t *positions, const float *x,
+                      float *h, size_t n, uint32_t max, struct err *err)
 {
     auto_free struct chunk *c = calloc(1, sizeof(*c));
     size_t width = s->hparams.hidden;
@@ -77,17 +83,42 @@ static int all_chunks(struct single *s, void *b, uint32_t layer, const uint32_t 
         if (s->dump && c->h.n_tokens != n)
             return err_set(err, -EINVAL, "--dump: '%s' has %zu rows; expected at most %d at consecutive positions", s->in, n,
                            CHUNK_MAX_TOKENS);
-        int r = attn_cpu.run(b, layer, c, x + at * width, h + at * width, s->dump ? single_dump : NULL, s, err);
+        int r = b->backend->run(b->device, layer, c, x + at * width, h + at * width, s->dump ? single_dump : NULL, s, err);
         if (r < 0)
             return r;
     }
     return npy_write(s->out, h, n, width, err);
 }
 
+static struct attn_device_options device_options(const struct config *c)
+{
+    return (struct attn_device_options){
+        .manifest = c->xrt.manifest, .index = c->xrt.index, .many = c->xrt.many, .timeout_ms = c->xrt.timeout_ms};
+}
+
+/* A driver that crashes or hangs when it is opened does so in a child. */
+static int probe_first(const struct config *c, const char **backend, struct err *err)
+{
+    struct xrt_probe_answer a;
+    bool any = strcmp(*backend, "auto") == 0;
+    if (strcmp(*backend, "xrt") == 0 && !c->xrt.manifest[0])
+        return err_set(err, -EINVAL, "backend 'xrt' needs 'npu.manifest', a manifest of operators (docs/NPU.md)");
+    if (!c->xrt.manifest[0] || (!any && strcmp(*backend, "xrt") != 0))
+        return 0;
+    int r = xrt_probe(NULL, XRT_PROBE_MS, &a, err);
+    if (r < 0 && any) {
+        log_warn("npu", "backend 'xrt' is not used: %s", err->text);
+        *backend = "cpu";
+        r = 0;
+    }
+    return r;
+}
+
 static int run_rows(struct single *s, uint32_t layer, const uint32_t *positions, uint32_t context, const float *x, float *h,
                     size_t n, struct err *err)
 {
-    void *b = NULL, *data = NULL;
+    struct attn_open b = {0};
+    void *data = NULL;
     struct arena *arena = NULL;
     struct kv *kv = NULL;
     struct segment_layout l;
@@ -114,16 +145,21 @@ static int run_rows(struct single *s, uint32_t layer, const uint32_t *positions,
                                            .chunk_tokens = chunk,
                                            .ring_slots = 1,
                                            .kv_type = s->config->kv_type,
-                                           .variant = s->variant};
+                                           .variant = s->variant,
+                                           .device = device_options(s->config)};
+    const char *backend = s->backend ? s->backend : s->config->npu.backend;
     if (r == 0)
-        r = attn_cpu.open(&o, &b, err);
+        r = probe_first(s->config, &backend, err);
+    if (r == 0)
+        r = attn_open(backend, &o, &b, err);
     if (r == 0)
         r = single_segment(s, SEGMENT_ATTN, layer, &l, &data, err);
     if (r == 0)
-        r = attn_cpu.load_segment(b, layer, &l, data, err);
+        r = b.backend->load_segment(b.device, layer, &l, data, err);
     if (r == 0)
-        r = all_chunks(s, b, layer, positions, x, h, n, chunk, err);
-    attn_cpu.close(b);
+        r = all_chunks(s, &b, layer, positions, x, h, n, chunk, err);
+    if (b.backend)
+        b.backend->close(b.device);
     kv_close(kv);
     arena_close(arena);
     single_free_segment(s, &l, data);
@@ -149,17 +185,63 @@ static int run(struct single *s, struct err *err)
     return run_rows(s, layer, positions, context, x, h, n, err);
 }
 
-static int list(struct single *s, bool choose, struct err *err)
+static int open_products(const struct config *c, struct manifest **ret_manifest, struct xrt_products *ret, struct err *err)
 {
-    (void)s;
-    return choose ? xrt_load_choose(stdout, err) : xrt_load_list(stdout, err);
+    struct gguf *g = NULL;
+    struct hparams h;
+    int r = manifest_open(c->xrt.manifest, ret_manifest, err);
+    if (r == 0)
+        r = gguf_open(c->model, false, &g, err);
+    if (r == 0)
+        r = gemma3_hparams(g, &h, err);
+    if (r == 0)
+        r = xrt_products_choose(*ret_manifest, &h, ret, err);
+    gguf_close(g);
+    return r;
+}
+
+static int choose_device(const struct config *c, struct err *err)
+{
+    struct manifest *m = NULL;
+    struct xrt_products p;
+    int r = c->xrt.manifest[0] && c->model ? open_products(c, &m, &p, err) : 0;
+    if (r == 0 && m)
+        r = xrt_products_sizes(&p, stdout, err);
+    manifest_close(m);
+    return r < 0 ? r : xrt_load_choose(c->xrt.index, stdout, err);
+}
+
+static int list_operators(const struct config *c, struct err *err)
+{
+    struct manifest *m = NULL;
+    struct xrt_products p;
+    if (!c->xrt.manifest[0])
+        return err_set(err, -EINVAL,
+                       "no manifest of operators is named; expected --set npu.manifest=FILE, or the key in --config FILE");
+    int r = c->model ? open_products(c, &m, &p, err) : manifest_open(c->xrt.manifest, &m, err);
+    if (m)
+        manifest_print(m, stdout);
+    if (r == 0 && c->model) {
+        putchar('\n');
+        xrt_products_print(&p, c->xrt.many, stdout);
+    }
+    manifest_close(m);
+    return r;
+}
+
+static int list(struct single *s, enum single_list what, struct err *err)
+{
+    return what == SINGLE_LIST_CHOOSE      ? choose_device(s->config, err)
+           : what == SINGLE_LIST_OPERATORS ? list_operators(s->config, err)
+                                           : xrt_load_list(stdout, err);
 }
 
 int main(int argc, char **argv)
 {
     static const struct single_program program = {.name = "npu_worker",
                                                   .summary = "computes h = x + post_norm(Attention(norm(x))) of a layer",
-                                                  .options = SINGLE_LAYER | SINGLE_IN | SINGLE_DUMP | SINGLE_POSITIONS,
+                                                  .options = SINGLE_LAYER | SINGLE_IN | SINGLE_DUMP | SINGLE_POSITIONS |
+                                                             SINGLE_BACKEND | SINGLE_OPERATORS,
                                                   .ops = &npu_ops,
                                                   .run = run,
                                                   .list = list};

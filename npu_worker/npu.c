@@ -28,29 +28,10 @@ struct npu {
     double *_Atomic collected; /* where the squares of what enters matrices are summed, or NULL */
 };
 
-static const struct attn_backend *const backends[] = {&attn_cpu};
-
 static int npu_open(void **ret_state, struct err *err)
 {
     *ret_state = calloc(1, sizeof(struct npu));
     return *ret_state ? 0 : err_set(err, -ENOMEM, "npu_worker: out of memory");
-}
-
-static int pick_backend(struct npu *n, const char *wanted, struct err *err)
-{
-    for (size_t i = 0; i < ARRAY_LEN(backends); i++) {
-        const char *reason;
-        if (strcmp(wanted, "auto") != 0 && strcmp(wanted, backends[i]->name) != 0)
-            continue;
-        if (backends[i]->probe(&reason)) {
-            n->backend = backends[i];
-            return 0;
-        }
-        err_set(err, -ENODEV, "npu_worker: backend '%s' cannot run here: %s", backends[i]->name, reason);
-    }
-    return strcmp(wanted, "auto") == 0
-               ? -ENODEV
-               : err_set(err, -ENOTSUP, "npu_worker: backend '%s' is not part of this program; expected auto or cpu", wanted);
 }
 
 static int layout(const struct npu *n, uint32_t layer, struct segment_layout *ret, struct err *err)
@@ -66,9 +47,6 @@ static int npu_configure(void *state, struct stage_io *io, const struct msg_conf
         return err_set(err, -EPROTO, "CONFIGURE lists %u tensor types; expected %u or more", c->types_len,
                        n->hparams.n_layers * GEMMA3_LAYER_TENSORS);
     memcpy(n->types, c->types, c->types_len);
-    int r = pick_backend(n, c->backend, err);
-    if (r < 0)
-        return r;
     struct kv_options k = {.hparams = &n->hparams,
                            .budget = stage_budget(io),
                            .context = c->context,
@@ -78,24 +56,29 @@ static int npu_configure(void *state, struct stage_io *io, const struct msg_conf
                            .kv_type = (int)c->kv_type,
                            .pages = c->kv_pages};
     uint64_t scratch = work_plan_attn_bytes(&n->hparams, n->types, c->chunk_tokens, c->ring_slots, c->threads);
-    r = kv_make_arena(&k, scratch, &n->arena, err);
+    int r = kv_make_arena(&k, scratch, &n->arena, err);
     k.arena = n->arena;
     if (r == 0)
         r = kv_open(&k, &n->kv, err);
     if (r < 0)
         return r;
-    const struct attn_backend_options o = {.hparams = &n->hparams,
-                                           .budget = stage_budget(io),
-                                           .arena = n->arena,
-                                           .kv = n->kv,
-                                           .types = n->types,
-                                           .n_threads = c->threads,
-                                           .pin = c->pin,
-                                           .chunk_tokens = c->chunk_tokens,
-                                           .ring_slots = c->ring_slots,
-                                           .kv_type = (int)c->kv_type,
-                                           .variant = c->variant};
-    r = n->backend->open(&o, &n->device, err);
+    const struct attn_backend_options o = {
+        .hparams = &n->hparams,
+        .budget = stage_budget(io),
+        .arena = n->arena,
+        .kv = n->kv,
+        .types = n->types,
+        .n_threads = c->threads,
+        .pin = c->pin,
+        .chunk_tokens = c->chunk_tokens,
+        .ring_slots = c->ring_slots,
+        .kv_type = (int)c->kv_type,
+        .variant = c->variant,
+        .device = {.manifest = c->manifest, .index = c->device_index, .many = c->device_many, .timeout_ms = c->device_timeout_ms}};
+    struct attn_open opened;
+    r = attn_open(c->backend, &o, &opened, err);
+    n->backend = opened.backend;
+    n->device = opened.device;
     for (uint32_t layer = 0; r == 0 && layer < n->hparams.n_layers; layer++) {
         struct segment_layout l;
         r = layout(n, layer, &l, err);
@@ -149,6 +132,13 @@ static int npu_collect(void *state, double *area, uint64_t bytes, struct err *er
     return 0;
 }
 
+static void npu_stats(void *state, struct msg_stats *ret)
+{
+    struct npu *n = state;
+    if (n->backend && n->backend->count)
+        n->backend->count(n->device, &ret->products, &ret->offloaded);
+}
+
 static const char *npu_backend(void *state)
 {
     const struct npu *n = state;
@@ -174,6 +164,7 @@ const struct stage_ops npu_ops = {.role = MSG_ROLE_NPU,
                                   .configure = npu_configure,
                                   .segment = npu_segment,
                                   .process = npu_process,
+                                  .stats = npu_stats,
                                   .collect = npu_collect,
                                   .backend = npu_backend,
                                   .close = npu_close};

@@ -20,14 +20,11 @@
 
 struct xrt_gemm {
     struct xrt_gemm_options o;
-    const struct manifest_operator *op;
     struct xrt_kernel *kernel;
     struct xrt_buffer *instructions, *a[GROUPS_MAX], *b[2], *c[2];
     struct xrt_run *runs[2];
     unsigned arg_a, arg_b, arg_c;
     uint32_t m, k, n, n_groups;
-    size_t thread_bytes;
-    uint8_t *scratch; /* per thread: 16 rows of floats, one row as it lies in a file */
 
     /* the tile that is being unpacked */
     const struct gemm_matrix *w;
@@ -41,23 +38,44 @@ static size_t groups(const struct manifest_operator *op, uint32_t n_tokens)
     return (n_tokens + m - 1) / m;
 }
 
-uint64_t xrt_gemm_bytes(const struct manifest_operator *op, uint32_t n_tokens)
+int xrt_gemm_bytes(const struct manifest_operator *op, uint32_t n_tokens, uint64_t *ret, struct err *err)
 {
     uint64_t bytes[MANIFEST_ARGUMENTS_MAX] = {0};
+    uint32_t *words = NULL;
+    size_t n = 0;
+    int r = manifest_instructions(op, &words, &n, err);
+    free(words);
     for (unsigned i = 0; i < op->n_arguments; i++)
         bytes[i] = util_round_up(manifest_bytes(op, i), XRT_DEVICE_ALIGN);
-    return groups(op, n_tokens) * bytes[manifest_argument(op, MANIFEST_ARG_A)] + 2 * bytes[manifest_argument(op, MANIFEST_ARG_B)] +
-           2 * bytes[manifest_argument(op, MANIFEST_ARG_C)];
+    *ret = groups(op, n_tokens) * bytes[manifest_argument(op, MANIFEST_ARG_A)] + 2 * bytes[manifest_argument(op, MANIFEST_ARG_B)] +
+           2 * bytes[manifest_argument(op, MANIFEST_ARG_C)] + util_round_up(n * sizeof(*words), XRT_DEVICE_ALIGN) +
+           XRT_DEVICE_ALIGN; /* what stands for arguments that it does not use */
+    return r;
 }
 
-static int check_operator(const struct xrt_gemm *g, struct err *err)
+/* Of a thread: 16 rows of floats, one row as it lies in a file. */
+static size_t thread_bytes(const struct manifest_operator *op)
 {
-    const struct manifest_operator *op = g->op;
-    enum manifest_dtype c = op->dtypes[g->arg_c];
-    if (g->n % REPACK_ROWS)
-        return err_set(err, -ENOTSUP, "operator of line %u of the manifest: n is %u; expected a multiple of %d", op->line, g->n,
-                       REPACK_ROWS);
-    if (op->dtypes[g->arg_a] == MANIFEST_BF16 && op->dtypes[g->arg_b] == MANIFEST_BF16 && (c == MANIFEST_BF16 || c == MANIFEST_F32))
+    size_t k = op->dims[MANIFEST_K];
+    return util_round_up(REPACK_ROWS * k * sizeof(float) + k * sizeof(float), REPACK_ALIGN);
+}
+
+uint64_t xrt_gemm_scratch_bytes(const struct manifest_operator *op, uint32_t n_threads)
+{
+    return thread_bytes(op) * (uint64_t)n_threads;
+}
+
+int xrt_gemm_usable(const struct manifest_operator *op, struct err *err)
+{
+    int a = manifest_argument(op, MANIFEST_ARG_A), b = manifest_argument(op, MANIFEST_ARG_B),
+        c = manifest_argument(op, MANIFEST_ARG_C);
+    if (op->kind != MANIFEST_GEMM || a < 0 || b < 0 || c < 0)
+        return err_set(err, -ENOTSUP, "operator of line %u of the manifest: expected a gemm", op->line);
+    if (op->dims[MANIFEST_N] % REPACK_ROWS)
+        return err_set(err, -ENOTSUP, "operator of line %u of the manifest: n is %u; expected a multiple of %d", op->line,
+                       op->dims[MANIFEST_N], REPACK_ROWS);
+    if (op->dtypes[a] == MANIFEST_BF16 && op->dtypes[b] == MANIFEST_BF16 &&
+        (op->dtypes[c] == MANIFEST_BF16 || op->dtypes[c] == MANIFEST_F32))
         return 0;
     return err_set(err, -ENOTSUP, "operator of line %u of the manifest: expected bf16 for a and b, bf16 or f32 for c", op->line);
 }
@@ -66,7 +84,7 @@ static int make_instructions(struct xrt_gemm *g, struct err *err)
 {
     uint32_t *words = NULL;
     size_t n = 0;
-    int r = manifest_instructions(g->op, &words, &n, err);
+    int r = manifest_instructions(g->o.op, &words, &n, err);
     if (r == 0)
         r = g->o.ops->make_instructions(g->kernel, words, n, &g->instructions, err);
     free(words);
@@ -78,51 +96,43 @@ static int make_buffers(struct xrt_gemm *g, struct err *err)
     const struct xrt_device_ops *ops = g->o.ops;
     int r = 0;
     for (uint32_t i = 0; r == 0 && i < g->n_groups; i++)
-        r = ops->make_buffer(g->kernel, g->arg_a, manifest_bytes(g->op, g->arg_a), &g->a[i], err);
+        r = ops->make_buffer(g->kernel, g->arg_a, manifest_bytes(g->o.op, g->arg_a), &g->a[i], err);
     for (int i = 0; r == 0 && i < 2; i++) {
-        r = ops->make_buffer(g->kernel, g->arg_b, manifest_bytes(g->op, g->arg_b), &g->b[i], err);
+        r = ops->make_buffer(g->kernel, g->arg_b, manifest_bytes(g->o.op, g->arg_b), &g->b[i], err);
         if (r == 0)
-            r = ops->make_buffer(g->kernel, g->arg_c, manifest_bytes(g->op, g->arg_c), &g->c[i], err);
+            r = ops->make_buffer(g->kernel, g->arg_c, manifest_bytes(g->o.op, g->arg_c), &g->c[i], err);
         if (r < 0)
             break;
         struct xrt_buffer *arguments[MANIFEST_ARGUMENTS_MAX] = {NULL};
         arguments[g->arg_a] = g->a[0];
         arguments[g->arg_b] = g->b[i];
         arguments[g->arg_c] = g->c[i];
-        r = ops->make_run(g->kernel, g->instructions, arguments, g->op->n_arguments, &g->runs[i], err);
+        r = ops->make_run(g->kernel, g->instructions, arguments, g->o.op->n_arguments, &g->runs[i], err);
     }
     return r;
 }
 
 int xrt_gemm_open(const struct xrt_gemm_options *o, struct xrt_gemm **ret, struct err *err)
 {
-    const uint32_t want[MANIFEST_DIMS] = {[MANIFEST_M] = o->n_tokens, [MANIFEST_K] = o->n_cols, [MANIFEST_N] = o->n_rows};
+    const struct manifest_operator *op = o->op;
+    int r = xrt_gemm_usable(op, err);
+    if (r == 0 && groups(op, o->n_tokens) > GROUPS_MAX)
+        r = err_set(err, -ENOTSUP, "operator of line %u of the manifest takes %u rows; %u tokens need more than %d calls", op->line,
+                    op->dims[MANIFEST_M], o->n_tokens, GROUPS_MAX);
+    if (r < 0)
+        return r;
     struct xrt_gemm *g = calloc(1, sizeof(*g));
     if (!g)
         return err_set(err, -ENOMEM, "NPU product: out of memory");
     g->o = *o;
-    int r = manifest_find(o->manifest, MANIFEST_GEMM, want, &g->op, NULL, err);
-    if (r == 0) {
-        g->arg_a = (unsigned)manifest_argument(g->op, MANIFEST_ARG_A);
-        g->arg_b = (unsigned)manifest_argument(g->op, MANIFEST_ARG_B);
-        g->arg_c = (unsigned)manifest_argument(g->op, MANIFEST_ARG_C);
-        g->m = g->op->dims[MANIFEST_M];
-        g->k = g->op->dims[MANIFEST_K];
-        g->n = g->op->dims[MANIFEST_N];
-        g->n_groups = (uint32_t)groups(g->op, o->n_tokens);
-        r = g->n_groups > GROUPS_MAX
-                ? err_set(err, -ENOTSUP, "operator of line %u of the manifest takes %u rows; %u tokens need more than %d calls",
-                          g->op->line, g->m, o->n_tokens, GROUPS_MAX)
-                : check_operator(g, err);
-    }
-    if (r == 0) {
-        g->thread_bytes =
-            util_round_up(REPACK_ROWS * o->n_cols * sizeof(float) + quant_row_bytes(QUANT_F32, o->n_cols), REPACK_ALIGN);
-        g->scratch = aligned_alloc(REPACK_ALIGN, g->thread_bytes * (size_t)pool_threads(o->pool));
-        r = g->scratch ? 0 : err_set(err, -ENOMEM, "NPU product: out of memory");
-    }
-    if (r == 0)
-        r = o->ops->load_kernel(o->device, g->op->xclbin, g->op->kernel, &g->kernel, err);
+    g->arg_a = (unsigned)manifest_argument(op, MANIFEST_ARG_A);
+    g->arg_b = (unsigned)manifest_argument(op, MANIFEST_ARG_B);
+    g->arg_c = (unsigned)manifest_argument(op, MANIFEST_ARG_C);
+    g->m = op->dims[MANIFEST_M];
+    g->k = op->dims[MANIFEST_K];
+    g->n = op->dims[MANIFEST_N];
+    g->n_groups = (uint32_t)groups(op, o->n_tokens);
+    r = o->ops->load_kernel(o->device, op->xclbin, op->kernel, &g->kernel, err);
     if (r == 0)
         r = make_instructions(g, err);
     if (r == 0)
@@ -149,13 +159,7 @@ void xrt_gemm_close(struct xrt_gemm *g)
         ops->free_buffer(g->a[i]);
     ops->free_buffer(g->instructions);
     ops->free_kernel(g->kernel);
-    free(g->scratch);
     free(g);
-}
-
-const struct manifest_operator *xrt_gemm_operator(const struct xrt_gemm *g)
-{
-    return g->op;
 }
 
 /* ---- tokens to the device, results back ---- */
@@ -170,16 +174,16 @@ static int put_tokens(struct xrt_gemm *g, uint32_t group, const float *x, uint32
             quant_ops_best()->from_f32(QUANT_BF16, x + t * cols, a, n);
         memset(a + n, 0, (g->k - n) * sizeof(*a));
     }
-    return g->o.ops->sync(g->a[group], XRT_DEVICE_TO, 0, manifest_bytes(g->op, g->arg_a), err);
+    return g->o.ops->sync(g->a[group], XRT_DEVICE_TO, 0, manifest_bytes(g->o.op, g->arg_a), err);
 }
 
 static int take_results(struct xrt_gemm *g, int which, uint32_t first_row, uint32_t group, uint32_t n_tokens, float *y,
                         struct err *err)
 {
-    enum manifest_dtype type = g->op->dtypes[g->arg_c];
+    enum manifest_dtype type = g->o.op->dtypes[g->arg_c];
     int r = g->o.ops->wait(g->runs[which], g->o.timeout_ms, err);
     if (r == 0)
-        r = g->o.ops->sync(g->c[which], XRT_DEVICE_FROM, 0, manifest_bytes(g->op, g->arg_c), err);
+        r = g->o.ops->sync(g->c[which], XRT_DEVICE_FROM, 0, manifest_bytes(g->o.op, g->arg_c), err);
     if (r < 0)
         return r;
     uint32_t rows = MIN(g->n, g->w->n_rows - first_row), tokens = MIN(g->m, n_tokens - group * g->m);
@@ -199,7 +203,7 @@ static void unpack_rows(void *ctx, uint32_t begin, uint32_t end, int thread)
     const struct gemm_matrix *w = g->w;
     const struct quant_ops *ops = quant_ops_best();
     size_t cols = w->n_cols, tile_bytes = repack_tile_bytes(w->type, cols);
-    float *rows = (float *)(void *)(g->scratch + (size_t)thread * g->thread_bytes);
+    float *rows = (float *)(void *)((uint8_t *)g->o.scratch + (size_t)thread * thread_bytes(g->o.op));
     uint8_t *packed = (uint8_t *)(rows + REPACK_ROWS * cols);
     for (uint32_t i = begin; i < end; i++) {
         uint32_t first = g->first_row + i * REPACK_ROWS, n = first < w->n_rows ? MIN(w->n_rows - first, (uint32_t)REPACK_ROWS) : 0;
@@ -210,7 +214,7 @@ static void unpack_rows(void *ctx, uint32_t begin, uint32_t end, int thread)
         }
         for (uint32_t j = 0; j < REPACK_ROWS && i * REPACK_ROWS + j < g->n; j++) {
             size_t row = i * REPACK_ROWS + j, have = j < n ? cols : 0;
-            if (g->op->b_nk) {
+            if (g->o.op->b_nk) {
                 if (have)
                     ops->from_f32(QUANT_BF16, rows + j * cols, g->tile + row * g->k, have);
                 memset(g->tile + row * g->k + have, 0, (g->k - have) * sizeof(*g->tile));
@@ -227,7 +231,7 @@ static int put_weights(struct xrt_gemm *g, int which, uint32_t first_row, struct
     g->tile = g->o.ops->map(g->b[which]);
     g->first_row = first_row;
     pool_run(g->o.pool, (g->n + REPACK_ROWS - 1) / REPACK_ROWS, 1, unpack_rows, g);
-    return g->o.ops->sync(g->b[which], XRT_DEVICE_TO, 0, manifest_bytes(g->op, g->arg_b), err);
+    return g->o.ops->sync(g->b[which], XRT_DEVICE_TO, 0, manifest_bytes(g->o.op, g->arg_b), err);
 }
 
 static int start(struct xrt_gemm *g, int which, int tile, uint32_t group, struct err *err)
@@ -240,9 +244,9 @@ static int start(struct xrt_gemm *g, int which, int tile, uint32_t group, struct
 
 int xrt_gemm_multiply(struct xrt_gemm *g, const struct gemm_matrix *m, const float *x, uint32_t n_tokens, float *y, struct err *err)
 {
-    if (m->n_cols > g->o.n_cols || n_tokens == 0 || n_tokens > g->o.n_tokens)
+    if (m->n_cols > g->k || n_tokens == 0 || n_tokens > g->o.n_tokens)
         return err_set(err, -EINVAL, "NPU product of %u tokens with rows of %u; expected 1 to %u, and at most %u", n_tokens,
-                       m->n_cols, g->o.n_tokens, g->o.n_cols);
+                       m->n_cols, g->o.n_tokens, g->k);
     uint32_t n_groups = (n_tokens + g->m - 1) / g->m, n_tiles = (m->n_rows + g->n - 1) / g->n, step = 0, last_row = 0,
              last_group = 0;
     int r = 0;

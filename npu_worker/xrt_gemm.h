@@ -19,20 +19,22 @@ struct xrt_gemm;
 struct xrt_gemm_options {
     const struct xrt_device_ops *ops;
     struct xrt_device *device;
-    const struct manifest *manifest;
-    struct pool *pool;       /* unpacks weights; all four borrowed */
-    uint32_t n_rows, n_cols; /* of W, at most; n_cols exactly or less than the operator's k */
-    uint32_t n_tokens;       /* at once, at most */
-    unsigned timeout_ms;     /* of a run */
+    const struct manifest_operator *op; /* that xrt_gemm_usable allows */
+    struct pool *pool;                  /* unpacks weights */
+    void *scratch;                      /* xrt_gemm_scratch_bytes, 64-aligned; may serve several; all five borrowed */
+    uint32_t n_tokens;                  /* at once, at most */
+    unsigned timeout_ms;                /* of a run */
 };
 
-/* -ENOTSUP when the manifest has no operator for the shape. */
+/* Whether this operator can multiply: a gemm with bf16 for a and b, bf16 or f32 for c, n in whole tiles of rows. -ENOTSUP. */
+int xrt_gemm_usable(const struct manifest_operator *op, struct err *err);
 int xrt_gemm_open(const struct xrt_gemm_options *o, struct xrt_gemm **ret, struct err *err);
 void xrt_gemm_close(struct xrt_gemm *g); /* NULL is fine */
-/* Bytes of NPU memory that open takes for this shape. */
-uint64_t xrt_gemm_bytes(const struct manifest_operator *op, uint32_t n_tokens);
-const struct manifest_operator *xrt_gemm_operator(const struct xrt_gemm *g);
-/* x: [n_tokens][m->n_cols], y: [n_tokens][m->n_rows] f32. Errors of xrt_device.h. */
+/* Bytes of NPU memory that open takes, instructions included, each buffer rounded up to XRT_DEVICE_ALIGN; -errno: the instruction
+ * file cannot be read. */
+int xrt_gemm_bytes(const struct manifest_operator *op, uint32_t n_tokens, uint64_t *ret, struct err *err);
+uint64_t xrt_gemm_scratch_bytes(const struct manifest_operator *op, uint32_t n_threads);
+/* m: of at most the operator's k columns. x: [n_tokens][m->n_cols], y: [n_tokens][m->n_rows] f32. Errors of xrt_device.h. */
 int xrt_gemm_multiply(struct xrt_gemm *g, const struct gemm_matrix *m, const float *x, uint32_t n_tokens, float *y,
                       struct err *err);
 

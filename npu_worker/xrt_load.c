@@ -103,13 +103,13 @@ int xrt_load_list(FILE *out, struct err *err)
     return n ? 0 : r;
 }
 
-int xrt_load_choose(FILE *out, struct err *err)
+int xrt_load_choose(unsigned index, FILE *out, struct err *err)
 {
     const struct xrt_device_ops *t = NULL;
     struct xrt_device *d = NULL;
     int r = xrt_load(NULL, &t, err);
     if (r == 0)
-        r = t->open(0, &d, err);
+        r = t->open(index, &d, err);
     if (r < 0)
         return r;
     fprintf(out, "npu\t%s\t%u.%u\t%s\n", t->flavour, t->xrt_major, t->xrt_minor, t->name(d));

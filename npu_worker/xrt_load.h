@@ -16,8 +16,9 @@ struct xrt_device_ops;
  * touched by open. */
 int xrt_load(const char *path, const struct xrt_device_ops **ret, struct err *err);
 
-/* For npu_worker --list-devices and --choose-device; opens every device, or the first. An error where there is none. */
+/* For npu_worker --list-devices and --choose-device; opens every device, or that one. An error where there is none. */
 int xrt_load_list(FILE *out, struct err *err);
-int xrt_load_choose(FILE *out, struct err *err); /* the line that xrt_probe reads: npu, flavour, XRT, name, by tabs */
+/* The line that xrt_probe reads: npu, flavour, XRT, name, by tabs. */
+int xrt_load_choose(unsigned index, FILE *out, struct err *err);
 
 #endif

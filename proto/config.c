@@ -29,13 +29,13 @@ struct raw_gpu {
     char *backend, *memory, *threads;
     char *device, *allow_cpu_device, *without, *max_buffer, *subgroup, *many, *validate, *profile;
 };
-struct raw_worker {
-    char *backend, *memory, *threads;
+struct raw_npu {
+    char *backend, *memory, *threads, *manifest, *device, *many, *timeout_ms;
 };
 struct raw {
     char *model, *context, *sequences, *chunk_tokens, *kv_type, *pin_threads, *memory_word;
     struct raw_memory memory;
-    struct raw_worker npu;
+    struct raw_npu npu;
     struct raw_gpu gpu;
 };
 
@@ -49,6 +49,7 @@ enum kind {
     KIND_BACKEND,
     KIND_GPU_BACKEND,
     KIND_TEXT,
+    KIND_FILE,
     KIND_BOOL
 };
 
@@ -83,9 +84,13 @@ static const struct key keys[] = {
     KEY("memory.loader", KIND_BYTES, true, 0, 0, memory.loader, caps[CONFIG_LOADER], EXPECT_SIZE),
     KEY("memory.npu_worker", KIND_BYTES, true, 0, 0, memory.npu_worker, caps[CONFIG_NPU], EXPECT_SIZE),
     KEY("memory.gpu_worker", KIND_BYTES, true, 0, 0, memory.gpu_worker, caps[CONFIG_GPU], EXPECT_SIZE),
-    KEY("npu.backend", KIND_BACKEND, false, 0, 0, npu.backend, npu.backend, "auto or cpu"),
+    KEY("npu.backend", KIND_BACKEND, false, 0, 0, npu.backend, npu.backend, "auto, xrt or cpu"),
     KEY("npu.memory", KIND_BYTES, true, 0, 0, npu.memory, npu.memory, EXPECT_SIZE),
     KEY("npu.threads", KIND_U32, true, 1, 1024, npu.threads, npu.threads, EXPECT_THREADS),
+    KEY("npu.manifest", KIND_FILE, false, 0, 0, npu.manifest, xrt.manifest, "the path of a manifest of NPU operators"),
+    KEY("npu.device", KIND_U32, false, 0, 15, npu.device, xrt.index, "a number of npu_worker --list-devices"),
+    KEY("npu.many", KIND_U32, true, 1, 4096, npu.many, xrt.many, "auto or a number of tokens from 1 to 4096"),
+    KEY("npu.timeout_ms", KIND_U32, false, 1, 3600000, npu.timeout_ms, xrt.timeout_ms, "milliseconds from 1 to 3600000"),
     KEY("gpu.backend", KIND_GPU_BACKEND, false, 0, 0, gpu.backend, gpu.backend, "auto, vulkan or cpu"),
     KEY("gpu.memory", KIND_BYTES, true, 0, 0, gpu.memory, gpu.memory, EXPECT_SIZE),
     KEY("gpu.threads", KIND_U32, true, 1, 1024, gpu.threads, gpu.threads, EXPECT_THREADS),
@@ -111,7 +116,6 @@ static const struct {
     {"npu.spawn", "stages are always started by the coordinator; remove the key"},
     {"gpu.spawn", "stages are always started by the coordinator; remove the key"},
 };
-static const char *const absent_values[] = {"xrt"};
 
 /* clang-format off */
 #define LEAF(type, name, member) \
@@ -121,8 +125,10 @@ static const cyaml_schema_field_t memory_fields[] = {
     LEAF(raw_memory, "coordinator", coordinator), LEAF(raw_memory, "loader", loader), LEAF(raw_memory, "npu_worker", npu_worker),
     LEAF(raw_memory, "gpu_worker", gpu_worker), CYAML_FIELD_END,
 };
-static const cyaml_schema_field_t worker_fields[] = {
-    LEAF(raw_worker, "backend", backend), LEAF(raw_worker, "memory", memory), LEAF(raw_worker, "threads", threads), CYAML_FIELD_END,
+static const cyaml_schema_field_t npu_fields[] = {
+    LEAF(raw_npu, "backend", backend), LEAF(raw_npu, "memory", memory), LEAF(raw_npu, "threads", threads),
+    LEAF(raw_npu, "manifest", manifest), LEAF(raw_npu, "device", device), LEAF(raw_npu, "many", many),
+    LEAF(raw_npu, "timeout_ms", timeout_ms), CYAML_FIELD_END,
 };
 static const cyaml_schema_field_t gpu_fields[] = {
     LEAF(raw_gpu, "backend", backend), LEAF(raw_gpu, "memory", memory), LEAF(raw_gpu, "threads", threads),
@@ -134,7 +140,7 @@ static const cyaml_schema_field_t gpu_fields[] = {
 #define TOP_FIELDS(memory_field) {                                                                                            \
     LEAF(raw, "model", model), LEAF(raw, "context", context), LEAF(raw, "sequences", sequences),                              \
     LEAF(raw, "chunk_tokens", chunk_tokens), LEAF(raw, "kv_type", kv_type), LEAF(raw, "pin_threads", pin_threads), memory_field,                                     \
-    GROUP("npu", npu, worker_fields), GROUP("gpu", gpu, gpu_fields), CYAML_FIELD_END                                       \
+    GROUP("npu", npu, npu_fields), GROUP("gpu", gpu, gpu_fields), CYAML_FIELD_END                                       \
 }
 static const cyaml_schema_field_t fields_memory_word[] = TOP_FIELDS(LEAF(raw, "memory", memory_word));
 static const cyaml_schema_field_t fields_memory_mapping[] = TOP_FIELDS(GROUP("memory", memory, memory_fields));
@@ -453,24 +459,43 @@ static int parse_u32(const struct key *k, const char *value, uint32_t *ret)
     return 0;
 }
 
-static int set_model(struct config *c, const char *value)
+/* A path as the file means it: relative to its own folder. */
+static int resolve(const struct config *c, const char *value, char **ret)
 {
-    char *slash = strrchr(c->path, '/'), *cwd = NULL, *model = NULL;
+    char *slash = strrchr(c->path, '/'), *cwd = NULL;
     int dir = slash ? (int)(slash - c->path) + 1 : 0, r;
     if (*value == '\0')
         return -EINVAL;
     if (*value != '/' && *c->path != '/' && !(cwd = getcwd(NULL, 0)))
         return -errno;
     if (*value == '/')
-        r = asprintf(&model, "%s", value);
+        r = asprintf(ret, "%s", value);
     else
-        r = asprintf(&model, "%s%s%.*s%s", cwd ? cwd : "", cwd ? "/" : "", dir, c->path, value);
+        r = asprintf(ret, "%s%s%.*s%s", cwd ? cwd : "", cwd ? "/" : "", dir, c->path, value);
     free(cwd);
+    return r < 0 ? -ENOMEM : 0;
+}
+
+static int set_model(struct config *c, const char *value)
+{
+    char *model = NULL;
+    int r = resolve(c, value, &model);
     if (r < 0)
-        return -ENOMEM;
+        return r;
     free(c->model);
     c->model = model;
     return 0;
+}
+
+static int set_manifest(struct config *c, const char *value)
+{
+    auto_free char *path = NULL;
+    int r = *value ? resolve(c, value, &path) : 0;
+    if (r == 0 && path && strlen(path) >= sizeof(c->xrt.manifest))
+        r = -ENAMETOOLONG;
+    if (r == 0)
+        snprintf(c->xrt.manifest, sizeof(c->xrt.manifest), "%s", path ? path : "");
+    return r;
 }
 
 static int apply(struct config *c, const struct key *k, const char *value, const char *place, struct err *err)
@@ -514,7 +539,7 @@ static int apply(struct config *c, const struct key *k, const char *value, const
         }
         break;
     case KIND_BACKEND:
-        if (strcmp(value, "auto") == 0 || strcmp(value, "cpu") == 0) {
+        if (strcmp(value, "auto") == 0 || strcmp(value, "xrt") == 0 || strcmp(value, "cpu") == 0) {
             snprintf(out, sizeof(c->npu.backend), "%s", value);
             return 0;
         }
@@ -531,6 +556,9 @@ static int apply(struct config *c, const struct key *k, const char *value, const
             return 0;
         }
         break;
+    case KIND_FILE:
+        r = set_manifest(c, value);
+        break;
     case KIND_BOOL:
         if (strcmp(value, "true") == 0 || strcmp(value, "false") == 0) {
             *(bool *)out = strcmp(value, "true") == 0;
@@ -544,11 +572,6 @@ static int apply(struct config *c, const struct key *k, const char *value, const
         return 0;
     if (r != -EINVAL)
         return err_set_errno(err, r, "%s: key '%s'", place, k->name);
-    for (size_t i = 0; i < ARRAY_LEN(absent_values); i++) {
-        if (k->kind == KIND_BACKEND && strcmp(absent_values[i], value) == 0)
-            return err_set(err, -EINVAL, "%s: key '%s': found '%s', which this version does not have; expected %s", place, k->name,
-                           value, k->expected);
-    }
     return err_set(err, -EINVAL, "%s: key '%s': found '%.80s'; expected %s", place, k->name, value, k->expected);
 }
 
@@ -641,6 +664,7 @@ int config_load(const char *path, const char *const *overrides, int n_overrides,
     c->pin_threads = true;
     c->npu = (struct config_worker){.backend = "auto", .memory = 2ull << 30};
     c->gpu = (struct config_worker){.backend = "auto", .memory = 16ull << 30};
+    c->xrt = (struct config_npu){.timeout_ms = 10000};
     c->device = (struct config_device){.name = "auto"};
     int r = path ? load_file(c, err) : 0;
     for (int i = 0; r == 0 && i < n_overrides; i++)
@@ -689,8 +713,11 @@ void config_sample(const char *model, char *buf, unsigned long buf_size)
         "# A hard cap per process: auto (what the plan needs and a tenth more), or\n"
         "# memory: {coordinator: 256MiB, loader: 512MiB, npu_worker: 2560MiB, gpu_worker: 1GiB}\n"
         "memory: auto\n"
-        "# backend: auto or cpu; memory: the device pool, a size or auto; threads: auto, or 1 to 1024\n"
-        "npu: {backend: auto, memory: 2GiB, threads: auto}\n"
+        "# backend: auto, xrt or cpu; memory: the device pool, a size or auto; threads: auto, or 1 to 1024\n"
+        "# manifest: of NPU operators (docs/NPU.md), without which there is no NPU; device: its number; many: tokens from which on "
+        "it is\n"
+        "# used, auto (measured) or 1 to 4096; timeout_ms: of one run\n"
+        "npu: {backend: auto, memory: 2GiB, threads: auto, manifest: '', device: 0, many: auto, timeout_ms: 10000}\n"
         "# backend: auto, vulkan or cpu; device: auto, a number of `gpu_worker --list-devices`, or part of a name\n"
         "# memory: a size or auto. For tests and around faults of drivers (docs/OPERATIONS.md): allow_cpu_device, validate and\n"
         "# profile: true or false; without: features, separated by commas; max_buffer: a size or auto; subgroup: auto, or 4 to "

@@ -18,6 +18,13 @@ struct config_worker {
     uint32_t threads; /* 0 = auto */
 };
 
+struct config_npu {
+    char manifest[1024]; /* absolute; "" = none */
+    uint32_t index;      /* of the NPU */
+    uint32_t many;       /* tokens from which on it is used; 0 = measured */
+    uint32_t timeout_ms; /* of one run */
+};
+
 struct config_device {   /* of a gpu backend that has one; what is said here of features is said in gpu_worker/vk_device.h */
     char name[128];      /* "auto", a number of gpu_worker --list-devices, or part of a name */
     char without[128];   /* features treated as absent, "int_dot,coopmat"; "" = none */
@@ -39,6 +46,7 @@ struct config {
     bool pin_threads;                /* where both workers together have more threads than there are cores; default true */
     uint64_t caps[CONFIG_PROCESSES]; /* memory: bytes per process, 0 = auto */
     struct config_worker npu, gpu;
+    struct config_npu xrt;       /* keys npu.manifest, ... */
     struct config_device device; /* keys gpu.device, gpu.without, ... */
 };
 

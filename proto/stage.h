@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  * The skeleton of a stage process: libuv control loop (main thread) + one data thread. A stage supplies five functions and is
  * arithmetic and nothing else. Handshake: HELLO -> CONFIGURE -> SEGMENT* / ATTACH_RING* -> START -> READY; then STATS, DRAIN,
- * SHUTDOWN. The data thread never touches a socket, never allocates and never logs above debug. */
+ * SHUTDOWN. The data thread never touches a socket, never allocates and never logs above debug, but for one line when it
+ * gives up a device. */
 #ifndef TANDEM_PROTO_STAGE_H
 #define TANDEM_PROTO_STAGE_H
 

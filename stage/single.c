@@ -38,7 +38,8 @@ enum {
     OPT_COMPARE,
     OPT_PROFILE,
     OPT_LIST,
-    OPT_CHOOSE
+    OPT_CHOOSE,
+    OPT_OPERATORS
 };
 
 struct parsed {
@@ -46,7 +47,8 @@ struct parsed {
     const char *overrides[OVERRIDES_MAX];
     int n_overrides;
     int64_t stage_fd;
-    bool help, version, list, choose;
+    bool help, version;
+    enum single_list list;
 };
 
 static const struct {
@@ -66,7 +68,7 @@ static const struct {
      "position of each row such as 0,1,2 or 0..15 (both included); default 0, 1, 2, ..."},
     {{"out", required_argument, NULL, OPT_OUT}, 0, "FILE.npy", "where the result goes, f32"},
     {{"dump", required_argument, NULL, OPT_DUMP}, SINGLE_DUMP, "FOLDER", "write every intermediate there as NAME.npy"},
-    {{"backend", required_argument, NULL, OPT_BACKEND}, SINGLE_DEVICE, "NAME", "vulkan or cpu instead of what gpu.backend says"},
+    {{"backend", required_argument, NULL, OPT_BACKEND}, SINGLE_BACKEND, "NAME", "a backend instead of what the configuration says"},
     {{"compare", required_argument, NULL, OPT_COMPARE},
      SINGLE_DEVICE,
      "NAME",
@@ -79,6 +81,10 @@ static const struct {
      SINGLE_LIST,
      NULL,
      "what devices there are, their limits, and which one is chosen and why"},
+    {{"list-operators", no_argument, NULL, OPT_OPERATORS},
+     SINGLE_OPERATORS,
+     NULL,
+     "the operators of npu.manifest, and where each operation of the model's layers runs"},
     {{"choose-device", no_argument, NULL, OPT_CHOOSE},
      SINGLE_LIST,
      NULL,
@@ -168,9 +174,13 @@ static int apply(struct parsed *a, int opt, const char *value, struct err *err)
         a->s.profile = true;
         return 0;
     case OPT_LIST:
+        a->list = SINGLE_LIST_DEVICES;
+        return 0;
     case OPT_CHOOSE:
-        a->list = true;
-        a->choose = opt == OPT_CHOOSE;
+        a->list = SINGLE_LIST_CHOOSE;
+        return 0;
+    case OPT_OPERATORS:
+        a->list = SINGLE_LIST_OPERATORS;
         return 0;
     case OPT_HELP:
         a->help = true;
@@ -285,7 +295,7 @@ static int run_list(struct parsed *a, struct err *err)
     struct single *s = &a->s;
     int r = config_load(s->config_path, a->overrides, a->n_overrides, &s->config, err);
     if (r == 0)
-        r = s->program->list(s, a->choose, err);
+        r = s->program->list(s, a->list, err);
     config_free(s->config);
     return r;
 }

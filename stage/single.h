@@ -26,9 +26,13 @@ enum {
     SINGLE_POSITIONS = 8,
     SINGLE_HEAD = 16,
     SINGLE_IDS = 32,
-    SINGLE_DEVICE = 64,
-    SINGLE_LIST = 128 /* of every program that has `list` */
+    SINGLE_DEVICE = 64, /* --compare, --profile */
+    SINGLE_LIST = 128,  /* of every program that has `list` */
+    SINGLE_BACKEND = 256,
+    SINGLE_OPERATORS = 512
 };
+
+enum single_list { SINGLE_LIST_NONE, SINGLE_LIST_DEVICES, SINGLE_LIST_CHOOSE, SINGLE_LIST_OPERATORS };
 
 struct single_program {
     const char *name;    /* "npu_worker" */
@@ -36,8 +40,9 @@ struct single_program {
     unsigned options;    /* SINGLE_*: accepted */
     const struct stage_ops *ops;
     int (*run)(struct single *s, struct err *err);
-    /* NULL, or --list-devices, or --choose-device (choose); s->config is NULL where none was named. */
-    int (*list)(struct single *s, bool choose, struct err *err);
+    /* NULL, or --list-devices, --choose-device and, with SINGLE_OPERATORS, --list-operators. s->config is never NULL, but names no
+     * model where no file was given. */
+    int (*list)(struct single *s, enum single_list what, struct err *err);
 };
 
 struct single {

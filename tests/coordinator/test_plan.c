@@ -45,6 +45,7 @@ static int close_model(void **state)
     return 0;
 }
 
+static const struct npu_device no_npu = {.xrt = false};
 static const struct gpu_device roomy = {.vulkan = true, .name = "Big", .room = UINT64_C(8) << 30};
 static const struct gpu_device narrow = {.vulkan = true, .name = "Small", .room = 1 << 20};
 
@@ -53,7 +54,7 @@ static void test_device_with_room(void **state)
     (void)state;
     static struct plan p;
     struct err err = {0};
-    assert_int_equal(plan_make(config, gguf, &roomy, 0, &p, &err), 0);
+    assert_int_equal(plan_make(config, gguf, &roomy, &no_npu, 0, &p, &err), 0);
     assert_true(p.gpu.vulkan);
     assert_true(p.device_bytes > p.process[CONFIG_GPU].bytes[BUDGET_WEIGHTS]);
     assert_string_equal(p.gpu.reason, "");
@@ -65,11 +66,11 @@ static void test_device_too_small(void **state)
     static struct plan p, cpu;
     static const struct gpu_device none = {.vulkan = false};
     struct err err = {0};
-    assert_int_equal(plan_make(config, gguf, &narrow, 0, &p, &err), 0);
+    assert_int_equal(plan_make(config, gguf, &narrow, &no_npu, 0, &p, &err), 0);
     assert_false(p.gpu.vulkan);
     assert_int_equal(p.device_bytes, 0);
     assert_non_null(strstr(p.gpu.reason, "on device 'Small', where 1.0 MiB are free"));
-    assert_int_equal(plan_make(config, gguf, &none, 0, &cpu, &err), 0);
+    assert_int_equal(plan_make(config, gguf, &none, &no_npu, 0, &cpu, &err), 0);
     assert_memory_equal(p.process, cpu.process, sizeof(p.process));
 }
 
@@ -79,7 +80,7 @@ static void test_device_demanded(void **state)
     static struct plan p;
     struct err err = {0};
     strcpy(config->gpu.backend, "vulkan");
-    assert_int_equal(plan_make(config, gguf, &narrow, 0, &p, &err), -ENOMEM);
+    assert_int_equal(plan_make(config, gguf, &narrow, &no_npu, 0, &p, &err), -ENOMEM);
     assert_non_null(strstr(err.text, "on device 'Small'"));
     assert_non_null(strstr(err.text, "'gpu.backend' to cpu"));
     assert_true(p.device_bytes > 1 << 20);
@@ -92,7 +93,7 @@ static int plan_kv(int kv_type, uint32_t context, struct plan *ret, struct err *
     strcpy(c.gpu.backend, "cpu");
     c.kv_type = kv_type;
     c.context = context;
-    return plan_make(&c, gguf, &none, 0, ret, err);
+    return plan_make(&c, gguf, &none, &no_npu, 0, ret, err);
 }
 
 static void test_kv_types(void **state)

@@ -82,23 +82,33 @@ struct bench {
     struct rig rig;
     struct pool *pool;
     struct xrt_gemm *g;
+    void *scratch;
     float *x, *y;
 };
+
+static const uint32_t wish[MANIFEST_DIMS] = {[MANIFEST_M] = TOKENS, [MANIFEST_K] = COLS, [MANIFEST_N] = ROWS};
 
 static int open_bench(struct bench *b, const char *folder, const char *const *operators, size_t n, unsigned timeout_ms)
 {
     *b = (struct bench){.x = malloc(TOKENS * COLS * sizeof(float)), .y = malloc(TOKENS * ROWS * sizeof(float))};
     CHECK_OK(rig_open(&b->rig, folder, operators, n, err));
     CHECK(pool_open(2, &b->pool) == 0);
+    const struct manifest_operator *op = NULL;
+    CHECK_OK(manifest_find(b->rig.manifest, MANIFEST_GEMM, wish, &op, NULL, err));
+    b->scratch = aligned_alloc(REPACK_ALIGN, xrt_gemm_scratch_bytes(op, 2));
     const struct xrt_gemm_options o = {.ops = b->rig.ops,
                                        .device = b->rig.device,
-                                       .manifest = b->rig.manifest,
+                                       .op = op,
                                        .pool = b->pool,
-                                       .n_rows = ROWS,
-                                       .n_cols = COLS,
+                                       .scratch = b->scratch,
                                        .n_tokens = TOKENS,
                                        .timeout_ms = timeout_ms};
+    struct xrt_device_stats s;
+    uint64_t bytes = 0;
+    CHECK_OK(xrt_gemm_bytes(op, TOKENS, &bytes, err));
     CHECK_OK(xrt_gemm_open(&o, &b->g, err));
+    b->rig.ops->stats(b->rig.device, &s);
+    CHECK(s.bytes <= bytes && bytes - s.bytes <= 16 * XRT_DEVICE_ALIGN);
     for (int i = 0; i < TOKENS * COLS; i++)
         b->x[i] = random_value();
     return 0;
@@ -112,6 +122,7 @@ static int close_bench(struct bench *b)
     CHECK(s.bytes == 0); /* nothing leaked on the device */
     pool_close(b->pool);
     rig_close(&b->rig);
+    free(b->scratch);
     free(b->x);
     free(b->y);
     return 0;
@@ -135,7 +146,6 @@ static int products(const char *folder, const char *const *operators, size_t n)
         free((void *)(uintptr_t)w.m.tiles);
         free(w.values);
     }
-    CHECK(xrt_gemm_bytes(xrt_gemm_operator(b.g), TOKENS) > 0);
     struct xrt_device_stats s;
     b.rig.ops->stats(b.rig.device, &s);
     CHECK(s.starts == s.waits && s.starts > 0);
@@ -164,21 +174,11 @@ static int one_call(const char *folder)
 static int none_fits(const char *folder)
 {
     static const char *const operators[] = {"gemm:32x64x64", "gemv:64x96"};
+    const struct manifest_operator *op = NULL;
     struct rig r;
-    struct pool *pool;
-    struct xrt_gemm *g = NULL;
     CHECK_OK(rig_open(&r, folder, operators, 2, err));
-    CHECK(pool_open(1, &pool) == 0);
-    const struct xrt_gemm_options o = {.ops = r.ops,
-                                       .device = r.device,
-                                       .manifest = r.manifest,
-                                       .pool = pool,
-                                       .n_rows = ROWS,
-                                       .n_cols = COLS,
-                                       .n_tokens = 8,
-                                       .timeout_ms = 1000};
-    CHECK_ERR(xrt_gemm_open(&o, &g, err), -ENOTSUP, "gemm");
-    pool_close(pool);
+    CHECK_ERR(manifest_find(r.manifest, MANIFEST_GEMM, wish, &op, NULL, err), -ENOTSUP, "gemm");
+    CHECK_ERR(xrt_gemm_usable(manifest_get(r.manifest, 1), err), -ENOTSUP, "expected a gemm");
     rig_close(&r);
     return 0;
 }
@@ -215,14 +215,8 @@ static int no_memory(const char *folder)
     struct xrt_gemm *g = NULL;
     CHECK_OK(rig_open(&r, folder, operators, 1, err));
     CHECK(pool_open(1, &pool) == 0);
-    const struct xrt_gemm_options o = {.ops = r.ops,
-                                       .device = r.device,
-                                       .manifest = r.manifest,
-                                       .pool = pool,
-                                       .n_rows = ROWS,
-                                       .n_cols = COLS,
-                                       .n_tokens = TOKENS,
-                                       .timeout_ms = 1000};
+    const struct xrt_gemm_options o = {
+        .ops = r.ops, .device = r.device, .op = manifest_get(r.manifest, 0), .pool = pool, .n_tokens = TOKENS, .timeout_ms = 1000};
     CHECK_ERR(xrt_gemm_open(&o, &g, err), -ENOMEM, "out of NPU memory");
     pool_close(pool);
     rig_close(&r);

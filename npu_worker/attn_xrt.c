@@ -1,0 +1,237 @@
+/* SPDX-License-Identifier: MIT
+ * Attention with the products q, k, v and o on an NPU, everything else on the processor: the CPU backend inside, whose large
+ * products this one takes over (struct attn_offload). Owns device, manifest, one xrt_gemm per operator, and the thread pool that
+ * both share. Chunks of fewer tokens than `many` stay on the processor, where weights are read quantized: a third of the bytes.
+ * multiply runs on the data thread; it allocates nothing, and logs once, when a device that failed gives way to the processor. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/pool.h"
+#include "kernels/repack.h"
+#include "model/hparams.h"
+#include "npu_worker/attn_backend.h"
+#include "npu_worker/xrt_gemm.h"
+#include "npu_worker/xrt_load.h"
+#include "npu_worker/xrt_memlock.h"
+#include "npu_worker/xrt_products.h"
+#include "proto/budget.h"
+#include "proto/err.h"
+#include "proto/log.h"
+#include "proto/util.h"
+
+#define MEASURE_NS UINT64_C(2000000000) /* of the crossover, about, at most */
+
+struct attn_xrt {
+    struct attn_offload offload;
+    void *cpu; /* of attn_cpu */
+    struct pool *pool;
+    const struct xrt_device_ops *ops;
+    struct xrt_device *device;
+    struct manifest *manifest;
+    struct xrt_products products;
+    struct xrt_gemm *gemms[ATTN_PRODUCTS]; /* as products.ops */
+    struct budget *budget;
+    void *scratch;
+    uint64_t scratch_bytes, device_bytes;
+    uint32_t many, chunk_tokens; /* many 0: not measured yet */
+    bool keep_going, given_up;
+    char name[64];
+    _Atomic uint64_t made, offloaded;
+};
+
+static const char *xrt_describe(void *b)
+{
+    return ((struct attn_xrt *)b)->name;
+}
+
+static bool wants(void *ctx, enum attn_product which, uint32_t n_tokens)
+{
+    struct attn_xrt *a = ctx;
+    bool there = a->products.op[which] && !a->given_up && n_tokens >= a->many;
+    atomic_fetch_add_explicit(&a->made, 1, memory_order_relaxed);
+    return there;
+}
+
+static int multiply(void *ctx, enum attn_product which, const struct gemm_matrix *m, const float *x, uint32_t n_tokens, float *y,
+                    struct err *err)
+{
+    struct attn_xrt *a = ctx;
+    if (a->given_up) /* by an earlier product of this layer */
+        return ATTN_DECLINED;
+    int r = xrt_gemm_multiply(a->gemms[xrt_products_index(&a->products, which)], m, x, n_tokens, y, err);
+    if (r == 0) {
+        atomic_fetch_add_explicit(&a->offloaded, 1, memory_order_relaxed);
+        return 0;
+    }
+    if (!a->keep_going)
+        return -ENODEV; /* it would not do better with the next chunk: the worker ends with this message */
+    log_warn("npu", "%s; npu_worker computes on the processor from now on", err->text);
+    err->code = 0;
+    a->given_up = true;
+    return ATTN_DECLINED;
+}
+
+static void xrt_count(void *b, uint64_t *ret_products, uint64_t *ret_offloaded)
+{
+    struct attn_xrt *a = b;
+    *ret_products = atomic_load_explicit(&a->made, memory_order_relaxed);
+    *ret_offloaded = atomic_load_explicit(&a->offloaded, memory_order_relaxed);
+}
+
+static void xrt_close(void *b)
+{
+    struct attn_xrt *a = b;
+    if (!a)
+        return;
+    attn_cpu.close(a->cpu);
+    for (uint32_t i = 0; i < a->products.n_ops; i++)
+        xrt_gemm_close(a->gemms[i]);
+    if (a->device) {
+        struct xrt_device_stats s;
+        a->ops->stats(a->device, &s);
+        log_info("npu",
+                 "%s: %" PRIu64 " of %" PRIu64 " products, %" PRIu64 " runs, %" PRIu64 " bytes there and %" PRIu64 " back, %" PRIu64
+                 " bytes of NPU memory at most",
+                 a->name, a->offloaded, a->made, s.starts, s.bytes_to, s.bytes_from, s.peak_bytes);
+        if (s.bytes && !a->ops->lost(a->device))
+            log_warn("npu", "%" PRIu64 " bytes of NPU memory were not given back", s.bytes);
+        a->ops->close(a->device);
+    }
+    pool_close(a->pool);
+    manifest_close(a->manifest);
+    budget_free(a->budget, BUDGET_SCRATCH, a->scratch, a->scratch_bytes);
+    budget_give(a->budget, BUDGET_DEVICE, a->device_bytes);
+    free(a);
+}
+
+/* Everything of the device, as planned and no more. */
+static int open_device(struct attn_xrt *a, const struct attn_backend_options *o, struct err *err)
+{
+    uint64_t bytes = 0;
+    int r = xrt_load(NULL, &a->ops, err);
+    if (r == 0)
+        r = manifest_open(o->device.manifest, &a->manifest, err);
+    if (r == 0)
+        r = xrt_products_choose(a->manifest, o->hparams, &a->products, err);
+    if (r == 0)
+        r = xrt_products_bytes(&a->products, o->chunk_tokens, &bytes, err);
+    if (r == 0 && a->ops->locks_memory)
+        r = xrt_memlock_check(xrt_memlock_limit(), bytes, "the NPU's buffers", err);
+    if (r == 0)
+        r = budget_take(a->budget, BUDGET_DEVICE, bytes, err);
+    if (r < 0)
+        return r;
+    a->device_bytes = bytes;
+    a->scratch_bytes = xrt_products_scratch(&a->products, o->n_threads);
+    r = budget_alloc(a->budget, BUDGET_SCRATCH, a->scratch_bytes, &a->scratch, err);
+    if (r == 0)
+        r = a->ops->open(o->device.index, &a->device, err);
+    for (uint32_t i = 0; r == 0 && i < a->products.n_ops; i++) {
+        const struct xrt_gemm_options g = {.ops = a->ops,
+                                           .device = a->device,
+                                           .op = a->products.ops[i],
+                                           .pool = a->pool,
+                                           .scratch = a->scratch,
+                                           .n_tokens = o->chunk_tokens,
+                                           .timeout_ms = o->device.timeout_ms ? o->device.timeout_ms : ATTN_TIMEOUT_MS};
+        r = xrt_gemm_open(&g, &a->gemms[i], err);
+    }
+    return r;
+}
+
+static int xrt_open(const struct attn_backend_options *o, void **ret, struct err *err)
+{
+    struct attn_xrt *a = calloc(1, sizeof(*a));
+    if (!a)
+        return err_set(err, -ENOMEM, "attention: out of memory");
+    a->budget = o->budget;
+    a->chunk_tokens = o->chunk_tokens;
+    a->many = o->device.many;
+    a->keep_going = o->device.keep_going;
+    a->offload = (struct attn_offload){.ctx = a, .wants = wants, .multiply = multiply};
+    int r = pool_open((int)o->n_threads, &a->pool);
+    if (r < 0)
+        err_set_errno(err, r, "attention: %u threads", o->n_threads);
+    else if (o->pin)
+        pool_pin(a->pool);
+    if (r == 0)
+        r = open_device(a, o, err);
+    struct attn_backend_options inner = *o;
+    inner.offload = &a->offload;
+    inner.pool = a->pool;
+    if (r == 0)
+        r = attn_cpu.open(&inner, &a->cpu, err);
+    if (r < 0) {
+        xrt_close(a);
+        return r;
+    }
+    snprintf(a->name, sizeof(a->name), "xrt %.36s, %.20s", a->ops->name(a->device), attn_cpu.describe(a->cpu));
+    for (int i = 0; i < ATTN_PRODUCTS; i++) {
+        if (!a->products.op[i])
+            log_info("npu", "product %s runs on the processor: %s", xrt_products_name((enum attn_product)i), a->products.why[i]);
+    }
+    *ret = a;
+    return 0;
+}
+
+/* From how many tokens on the NPU multiplies faster, at every power of two from there to a whole chunk; the first product that it
+ * has stands for all. */
+static int measure(struct attn_xrt *a, uint32_t layer, struct err *err)
+{
+    enum attn_product which = ATTN_Q;
+    uint64_t spent = 0, processor = 0, npu = 0;
+    while (!a->products.op[which])
+        which++;
+    a->many = UINT32_MAX;
+    for (uint32_t n = a->chunk_tokens; n > 0; n /= 2) {
+        uint64_t best[2] = {UINT64_MAX, UINT64_MAX};
+        for (int i = 0; i < 4; i++) { /* one, the other, and once more */
+            uint64_t ns = 0;
+            int r = attn_cpu_time(a->cpu, layer, which, n, i % 2, &ns, err);
+            if (r < 0)
+                return r;
+            if (r == ATTN_DECLINED)
+                return 0;
+            best[i % 2] = MIN(best[i % 2], ns);
+            spent += ns;
+        }
+        if (best[1] >= best[0] || spent > MEASURE_NS)
+            break;
+        a->many = n;
+        processor = best[0];
+        npu = best[1];
+    }
+    if (a->many == UINT32_MAX)
+        log_info("npu", "product %s is faster on the processor at every number of tokens up to %u: the NPU is not used",
+                 xrt_products_name(which), a->chunk_tokens);
+    else
+        log_info("npu", "the NPU multiplies for chunks of %u tokens and more (product %s: %.2f ms, on the processor %.2f ms)",
+                 a->many, xrt_products_name(which), (double)npu / 1e6, (double)processor / 1e6);
+    return 0;
+}
+
+static int xrt_load_segment(void *b, uint32_t layer, const struct segment_layout *l, const void *data, struct err *err)
+{
+    struct attn_xrt *a = b;
+    int r = attn_cpu.load_segment(a->cpu, layer, l, data, err);
+    return r == 0 && a->many == 0 ? measure(a, layer, err) : r;
+}
+
+static int xrt_run(void *b, uint32_t layer, const struct chunk *c, const float *x, float *h, attn_dump_fn dump, void *dump_ctx,
+                   struct err *err)
+{
+    struct attn_xrt *a = b;
+    return attn_cpu.run(a->cpu, layer, c, x, h, dump, dump_ctx, err);
+}
+
+const struct attn_backend attn_xrt = {.name = "xrt",
+                                      .open = xrt_open,
+                                      .describe = xrt_describe,
+                                      .load_segment = xrt_load_segment,
+                                      .run = xrt_run,
+                                      .close = xrt_close,
+                                      .count = xrt_count};

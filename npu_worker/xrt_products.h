@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: MIT
+ * Which operator of a manifest multiplies which matrix of a model's attention, and what that takes. The plan and the backend ask
+ * the same functions. Touches no device. Threads: any. */
+#ifndef TANDEM_NPU_WORKER_XRT_PRODUCTS_H
+#define TANDEM_NPU_WORKER_XRT_PRODUCTS_H
+
+#include <stdint.h>
+#include <stdio.h>
+
+#include "npu_worker/attn_backend.h"
+#include "npu_worker/manifest.h"
+
+struct err;
+struct hparams;
+
+struct xrt_products {
+    const struct manifest_operator *op[ATTN_PRODUCTS];  /* NULL: on the processor */
+    char why[ATTN_PRODUCTS][256];                       /* it is not on the NPU */
+    const struct manifest_operator *ops[ATTN_PRODUCTS]; /* each once */
+    uint32_t n_ops, rows[ATTN_PRODUCTS], cols[ATTN_PRODUCTS];
+};
+
+/* -ENOTSUP when the manifest has an operator for none of them. m: borrowed while ret is used. */
+int xrt_products_choose(const struct manifest *m, const struct hparams *h, struct xrt_products *ret, struct err *err);
+uint32_t xrt_products_index(const struct xrt_products *p, enum attn_product which); /* of its operator among ops */
+
+/* Bytes of NPU memory for chunks of so many tokens, and of working memory. */
+int xrt_products_bytes(const struct xrt_products *p, uint32_t n_tokens, uint64_t *ret, struct err *err);
+uint64_t xrt_products_scratch(const struct xrt_products *p, uint32_t n_threads);
+/* Bytes of weights that go to the NPU for a chunk, of one layer, padding included. */
+uint64_t xrt_products_moved(const struct xrt_products *p);
+
+/* One line for who plans, by tabs: products, bytes of scratch of a thread, xrt_products_moved, bytes of NPU memory whatever the
+ * chunk, and those of each further M tokens of each operator as M:BYTES with commas. */
+int xrt_products_sizes(const struct xrt_products *p, FILE *out, struct err *err);
+
+/* Where each operation of a layer runs. many: tokens from which on the NPU is used; 0: not known, UINT32_MAX: never. */
+void xrt_products_print(const struct xrt_products *p, uint32_t many, FILE *out);
+const char *xrt_products_name(enum attn_product which); /* "q" */
+
+#endif
