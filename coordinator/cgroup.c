@@ -23,8 +23,10 @@
 
 struct cgroup {
     bool v2;
-    char parent[PATH_MAX - 64]; /* our own group */
+    char home[PATH_MAX - 64];   /* our own group, when we came */
+    char parent[PATH_MAX - 64]; /* it, or the root of the hierarchy */
     char path[PATH_MAX + 64];   /* <parent>/tandem-<pid> */
+    bool enabled;               /* the memory controller for children of parent, by us */
     char children[CHILDREN_MAX][32];
     int n_children;
     bool has_self;
@@ -50,10 +52,17 @@ static int read_u64(const char *dir, const char *name, uint64_t *ret)
     return fscanf(f, "%" SCNu64, ret) == 1 ? 0 : -EINVAL;
 }
 
-/* Where a hierarchy is mounted: v1 with the memory controller, or v2. Mount points with spaces are not looked for. */
-static bool find_mount(bool v2, char *ret, size_t size)
+static FILE *proc_open(const char *proc, const char *name)
 {
-    auto_file f = fopen("/proc/self/mounts", "re");
+    char path[PATH_MAX];
+    snprintf(path, sizeof(path), "%s/%s", proc ? proc : "/proc/self", name);
+    return fopen(path, "re");
+}
+
+/* Where a hierarchy is mounted: v1 with the memory controller, or v2. Mount points with spaces are not looked for. */
+static bool find_mount(const char *proc, bool v2, char *ret, size_t size)
+{
+    auto_file f = proc_open(proc, "mounts");
     char line[4096], dir[PATH_MAX], type[64], opts[1024];
     while (f && fgets(line, sizeof(line), f)) {
         if (sscanf(line, "%*s %4095s %63s %1023s", dir, type, opts) != 3)
@@ -66,9 +75,9 @@ static bool find_mount(bool v2, char *ret, size_t size)
 }
 
 /* Our group within the hierarchy, from /proc/self/cgroup: lines "id:controllers:path". */
-static bool find_self(bool v2, char *ret, size_t size)
+static bool find_self(const char *proc, bool v2, char *ret, size_t size)
 {
-    auto_file f = fopen("/proc/self/cgroup", "re");
+    auto_file f = proc_open(proc, "cgroup");
     char line[4096];
     while (f && fgets(line, sizeof(line), f)) {
         char *controllers = strchr(line, ':');
@@ -84,41 +93,98 @@ static bool find_self(bool v2, char *ret, size_t size)
     return false;
 }
 
-static int try_open(struct cgroup *g, bool v2, struct err *err)
+static bool has_word(const char *dir, const char *file, const char *word)
 {
-    char mount[1024], self[2048];
-    g->v2 = v2;
-    if (!find_mount(v2, mount, sizeof(mount)) || !find_self(v2, self, sizeof(self)))
-        return err_set(err, -ENOTSUP, "no memory controller of cgroup %s here", v2 ? "v2" : "v1");
-    snprintf(g->parent, sizeof(g->parent), "%s%s", mount, self);
+    char path[PATH_MAX + 192], name[64];
+    snprintf(path, sizeof(path), "%s/%s", dir, file);
+    FILE *f = fopen(path, "re");
+    bool found = false;
+    while (f && !found && fscanf(f, "%63s", name) == 1)
+        found = strcmp(name, word) == 0;
+    if (f)
+        fclose(f);
+    return found;
+}
+
+static int move_self(const char *dir)
+{
+    char text[32];
+    snprintf(text, sizeof(text), "%d", (int)getpid());
+    return write_file(dir, "cgroup.procs", text);
+}
+
+/* v2: children of our group below `parent` get the memory controller. */
+static int enable_memory(struct cgroup *g)
+{
+    char leaf[PATH_MAX + 128];
+    snprintf(leaf, sizeof(leaf), "%s/coordinator", g->path);
+    int r = 0;
+    if (!has_word(g->parent, "cgroup.subtree_control", "memory")) {
+        r = write_file(g->parent, "cgroup.subtree_control", "+memory");
+        g->enabled = r == 0;
+    }
+    if (r == -EBUSY && (mkdir(leaf, 0755) == 0 || errno == EEXIST)) { /* we are in it; perhaps nobody else is */
+        r = move_self(leaf);
+        if (r == 0)
+            r = write_file(g->parent, "cgroup.subtree_control", "+memory");
+        g->enabled = g->has_self = r == 0;
+        if (r == 0) {
+            snprintf(g->children[g->n_children++], sizeof(g->children[0]), "coordinator");
+        } else {
+            move_self(g->home);
+            rmdir(leaf);
+        }
+    }
+    return r < 0 ? r : write_file(g->path, "cgroup.subtree_control", "+memory");
+}
+
+static int try_parent(struct cgroup *g, const char *parent, struct err *err)
+{
+    snprintf(g->parent, sizeof(g->parent), "%s", parent);
     if ((size_t)snprintf(g->path, sizeof(g->path), "%s/tandem-%d", g->parent, (int)getpid()) >= sizeof(g->path))
         return err_set(err, -ENAMETOOLONG, "cgroup path below '%s' is too long", g->parent);
-    if (v2)
-        write_file(g->parent, "cgroup.subtree_control", "+memory"); /* fails where it is not ours; the check below tells */
     if (mkdir(g->path, 0755) < 0 && errno != EEXIST)
         return err_set_errno(err, -errno,
                              "cgroup '%s' cannot be made (run as root, or under 'systemd-run --user --scope -p Delegate=yes')",
                              g->path);
-    if (v2)
-        write_file(g->path, "cgroup.subtree_control", "+memory");
     char probe[PATH_MAX + 128];
-    snprintf(probe, sizeof(probe), "%s/%s", g->path, v2 ? "memory.max" : "memory.limit_in_bytes");
-    if (access(probe, W_OK) < 0) {
-        rmdir(g->path);
+    int r = g->v2 ? enable_memory(g) : 0;
+    snprintf(probe, sizeof(probe), "%s/%s", g->path, g->v2 ? "memory.max" : "memory.limit_in_bytes");
+    if (r == 0 && access(probe, W_OK) < 0)
+        r = -errno;
+    if (r == 0)
+        return 0;
+    rmdir(g->path);
+    if (r == -EBUSY)
         return err_set(err, -ENOTSUP,
-                       "cgroup '%s' has no memory controller that we may use (run as root, or under 'systemd-run --user "
-                       "--scope -p Delegate=yes')",
+                       "cgroup '%s' has other processes, and so no capped groups of ours (start it in a group of its own: "
+                       "'systemd-run --user --scope -p Delegate=yes', or be root)",
                        g->parent);
-    }
-    return 0;
+    return err_set(err, -ENOTSUP,
+                   "cgroup '%s' has no memory controller that we may use (run as root, or under 'systemd-run --user "
+                   "--scope -p Delegate=yes')",
+                   g->parent);
+}
+
+static int try_open(struct cgroup *g, const char *proc, bool v2, struct err *err)
+{
+    char mount[1024], self[2048];
+    g->v2 = v2;
+    if (!find_mount(proc, v2, mount, sizeof(mount)) || !find_self(proc, v2, self, sizeof(self)))
+        return err_set(err, -ENOTSUP, "no memory controller of cgroup %s here", v2 ? "v2" : "v1");
+    snprintf(g->home, sizeof(g->home), "%s%s", mount, self);
+    int r = try_parent(g, g->home, err);
+    if (r < 0 && v2 && *self && geteuid() == 0)
+        r = try_parent(g, mount, err);
+    return r;
 }
 
 static bool is_ours(const char *path)
 {
     char mount[1024];
     const char *base = strrchr(path, '/');
-    bool below = (find_mount(true, mount, sizeof(mount)) && strncmp(path, mount, strlen(mount)) == 0) ||
-                 (find_mount(false, mount, sizeof(mount)) && strncmp(path, mount, strlen(mount)) == 0);
+    bool below = (find_mount(NULL, true, mount, sizeof(mount)) && strncmp(path, mount, strlen(mount)) == 0) ||
+                 (find_mount(NULL, false, mount, sizeof(mount)) && strncmp(path, mount, strlen(mount)) == 0);
     return below && !strstr(path, "/../") && base && strncmp(base, "/tandem-", 8) == 0 && base[8] &&
            base[8 + strspn(base + 8, "0123456789")] == '\0';
 }
@@ -159,15 +225,15 @@ static void remove_orphans(const char *parent)
         closedir(d);
 }
 
-int cgroup_open(struct cgroup **ret, struct err *err)
+int cgroup_open(const char *proc, struct cgroup **ret, struct err *err)
 {
     struct cgroup *g = calloc(1, sizeof(*g));
     if (!g)
         return err_set(err, -ENOMEM, "cgroup: out of memory");
     struct err v2 = {0};
-    int r = try_open(g, true, &v2);
+    int r = try_open(g, proc, true, &v2);
     if (r < 0)
-        r = try_open(g, false, err);
+        r = try_open(g, proc, false, err);
     if (r < 0) {
         if (err && r == -ENOTSUP)
             err_wrap(err, r, "%s", v2.text);
@@ -194,9 +260,10 @@ static int set_caps(const struct cgroup *g, const char *dir, uint64_t cap)
     char text[32];
     snprintf(text, sizeof(text), "%" PRIu64, cap);
     int r = write_file(dir, g->v2 ? "memory.max" : "memory.limit_in_bytes", text);
-    if (r == 0 && g->v2)
-        write_file(dir, "memory.swap.max", "0"); /* absent without swap */
-    else if (r == 0)
+    if (r == 0 && g->v2) {
+        write_file(dir, "memory.swap.max", "0");  /* absent without swap */
+        write_file(dir, "memory.oom.group", "1"); /* nothing of a stage outlives a kill for its cap */
+    } else if (r == 0)
         write_file(dir, "memory.swappiness", "0");
     return r;
 }
@@ -248,11 +315,13 @@ void cgroup_close(struct cgroup *g)
 {
     if (!g)
         return;
-    if (g->has_self) {
-        char text[32];
-        snprintf(text, sizeof(text), "%d", (int)getpid());
-        write_file(g->parent, "cgroup.procs", text);
+    /* A group whose children are capped takes no process back, so that ends first; it does while children are capped no more. */
+    if (g->has_self && g->enabled && strcmp(g->home, g->parent) == 0) {
+        write_file(g->path, "cgroup.subtree_control", "-memory");
+        write_file(g->parent, "cgroup.subtree_control", "-memory");
     }
+    if (g->has_self)
+        move_self(g->home);
     for (int i = 0; i < g->n_children; i++) {
         char dir[PATH_MAX + 128];
         snprintf(dir, sizeof(dir), "%s/%s", g->path, g->children[i]);

@@ -10,8 +10,11 @@
 struct cgroup;
 struct err;
 
-/* -ENOTSUP or another error when caps cannot be enforced here; err says why and what would allow it. */
-int cgroup_open(struct cgroup **ret, struct err *err);
+/* -ENOTSUP or another error when caps cannot be enforced here; err says why and what would allow it. v2: a group that has processes
+ * cannot have capped children (cgroup-v2.rst, "No Internal Process Constraint"), so this process moves into a child of its own
+ * first; where others are in our group, root makes the groups below the root of the hierarchy.
+ * proc: NULL, or a folder with files `mounts` and `cgroup` in place of /proc/self, for tests. */
+int cgroup_open(const char *proc, struct cgroup **ret, struct err *err);
 const char *cgroup_path(const struct cgroup *g);    /* of the parent folder, for the runtime directory */
 const char *cgroup_version(const struct cgroup *g); /* "v1" or "v2" */
 /* A child group with a cap, and the process in it. */

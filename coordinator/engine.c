@@ -17,6 +17,7 @@
 #include "coordinator/runtime_dir.h"
 #include "coordinator/schedule.h"
 #include "coordinator/supervise.h"
+#include "coordinator/watch.h"
 #include "model/collect.h"
 #include "proto/err.h"
 #include "proto/log.h"
@@ -38,7 +39,8 @@ struct engine {
     bool waiter_runs, handles_open, ready;
     _Atomic bool waiter_stop;
     int signal;
-    struct err failed; /* code != 0: the pipeline is gone */
+    struct watch *watch; /* of caps, without a cgroup */
+    struct err failed;   /* code != 0: the pipeline is gone */
     uint64_t stats_serial;
     uint32_t stats_pending; /* bit per role */
     struct engine_process_stats *stats;
@@ -147,9 +149,12 @@ static int open_caps(struct engine *e, struct err *err)
     int r = runtime_dir_open(&e->runtime, err);
     if (r < 0)
         return r;
-    r = cgroup_open(&e->cgroup, &why);
+    const char *asked = util_env(UTIL_ENV_CAPS);
+    if (asked && strcmp(asked, "watched") != 0)
+        return err_set(err, -EINVAL, "environment variable TANDEM_CAPS is '%.40s'; expected watched, or nothing", asked);
+    r = asked ? err_set(&why, -ENOTSUP, "TANDEM_CAPS says so") : cgroup_open(NULL, &e->cgroup, &why);
     if (r < 0) {
-        log_warn("memory", "caps are accounted by each process, not enforced by the kernel: %s", why.text);
+        log_warn("memory", "caps are accounted by each process and watched, not enforced by the kernel: %s", why.text);
         return 0;
     }
     log_info("memory", "caps are enforced by the kernel (cgroup %s, '%s')", cgroup_version(e->cgroup), cgroup_path(e->cgroup));
@@ -170,6 +175,8 @@ static int open_pipeline(struct engine *e, const struct engine_options *o, struc
                                    .failed = on_failed,
                                    .ctx = e};
     int r = supervise_open(&so, &e->supervise, err);
+    if (r == 0 && !e->cgroup)
+        r = watch_open(&e->loop, &e->plan, e->supervise, on_failed, e, &e->watch, err);
     if (r < 0)
         return r;
     while (!e->ready && !e->failed.code && !e->signal)
@@ -238,6 +245,7 @@ void engine_close(struct engine *e)
 {
     if (!e)
         return;
+    watch_close(e->watch);
     if (e->supervise)
         supervise_stop(e->supervise);
     while (e->supervise && !supervise_stopped(e->supervise))

@@ -34,3 +34,16 @@ int process_memory_read(int pid, struct process_memory *ret)
         ret->pss += field(line, "Pss");
     return 0;
 }
+
+int process_memory_private(int pid, uint64_t *ret)
+{
+    char path[64], line[256];
+    *ret = 0;
+    snprintf(path, sizeof(path), "/proc/%d/status", pid);
+    auto_file f = fopen(path, "re");
+    if (!f)
+        return -errno;
+    while (fgets(line, sizeof(line), f))
+        *ret += field(line, "RssAnon");
+    return 0;
+}

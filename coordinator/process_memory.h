@@ -13,5 +13,7 @@ struct process_memory {
 
 /* 0 or a negative errno. */
 int process_memory_read(int pid, struct process_memory *ret);
+/* Private pages of now (RssAnon), at the price of one small file. */
+int process_memory_private(int pid, uint64_t *ret);
 
 #endif

@@ -504,6 +504,15 @@ int supervise_collect(struct supervise *s, enum msg_role role, int fd, uint64_t 
     return send_to(&s->stages[role], &m, &fd, 1, err);
 }
 
+void supervise_kill(struct supervise *s, enum msg_role role, const struct err *why)
+{
+    struct stage *st = &s->stages[role];
+    if (!st->running)
+        return;
+    st->error = *why;
+    uv_process_kill(&st->process, SIGKILL);
+}
+
 int supervise_request_stats(struct supervise *s, uint64_t serial, struct err *err)
 {
     for (int i = 0; i < MSG_ROLES; i++) {

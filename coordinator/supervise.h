@@ -20,7 +20,7 @@ struct supervise_options {
     uv_loop_t *loop;
     const struct config *config; /* borrowed until close */
     const struct plan *plan;     /* likewise */
-    struct cgroup *cgroup;       /* likewise; may be NULL: caps are accounted only */
+    struct cgroup *cgroup;       /* likewise; may be NULL: caps are not the kernel's */
     const char *stage_dir;       /* NULL: beside this program */
     /* Every stage runs. */
     void (*ready)(void *ctx);
@@ -44,6 +44,8 @@ int supervise_stage_path(const char *stage_dir, const char *name, char *buf, siz
 const char *supervise_backend(const struct supervise *s, enum msg_role role); /* "" until ready */
 /* Borrows fd. `collecting` tells when the worker adds to it. */
 int supervise_collect(struct supervise *s, enum msg_role role, int fd, uint64_t bytes, struct err *err);
+/* SIGKILL to a stage; its end is told with this reason. */
+void supervise_kill(struct supervise *s, enum msg_role role, const struct err *why);
 int supervise_request_stats(struct supervise *s, uint64_t serial, struct err *err);
 /* Ask all stages to end; SIGKILL after a grace period. Then run the loop until supervise_stopped. */
 void supervise_stop(struct supervise *s);

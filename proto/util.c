@@ -85,6 +85,7 @@ static const struct {
     [UTIL_ENV_TRACE] = {"TANDEM_TRACE", "msg: print every control message"},
     [UTIL_ENV_CPU] = {"TANDEM_CPU", "force a CPU kernel variant: ref, avx2 or avx512"},
     [UTIL_ENV_RUNTIME_DIR] = {"TANDEM_RUNTIME_DIR", "where the runtime folder goes instead of /run/user/<uid>, /run or /tmp"},
+    [UTIL_ENV_CAPS] = {"TANDEM_CAPS", "watched: make no cgroups; the coordinator watches memory and ends who passes its cap"},
 };
 
 const char *util_env(enum util_env which)

@@ -85,7 +85,7 @@ int util_parse_bytes(const char *s, uint64_t *ret_bytes);
 unsigned util_distance(const char *a, const char *b);
 
 /* The only environment variables the programs read. */
-enum util_env { UTIL_ENV_LOG, UTIL_ENV_TRACE, UTIL_ENV_CPU, UTIL_ENV_RUNTIME_DIR, UTIL_ENV_MAX };
+enum util_env { UTIL_ENV_LOG, UTIL_ENV_TRACE, UTIL_ENV_CPU, UTIL_ENV_RUNTIME_DIR, UTIL_ENV_CAPS, UTIL_ENV_MAX };
 const char *util_env(enum util_env which); /* NULL when unset or empty */
 void util_env_help(FILE *f);               /* one line each, for --help */
 

@@ -108,6 +108,22 @@ def test_kill_of_a_stage():
         check(not left_behind(), left_behind())
 
 
+def test_hungry_stage():
+    """A stage that takes memory without end is ended at its cap, by the kernel or by the coordinator's watch, and the error says so."""
+    if tandem.SANITIZE:
+        tandem.skip("sanitizers want to be loaded first")
+    hungry = os.path.join(os.path.dirname(tandem.BIN), "tests", "libhungry.so")
+    for caps in (None, "watched"):
+        for victim in ("npu_worker", "loader"):
+            env = {"LD_PRELOAD": hungry, "HUNGRY": victim, "HUNGRY_AFTER_MS": "1000", "TANDEM_CAPS": caps}
+            process = start("coordinator", "--config", config(model("demo", "f32")), *LONG, env=env)
+            out, err = finish(process, 120)
+            check(process.returncode == 1, f"{victim}: status {process.returncode}", err)
+            check(f"{victim} (pid " in err and "it needed more than its cap of" in err and f"raise 'memory.{victim}'" in err, caps, err)
+            check(caps is None or "and watched, not enforced by the kernel" in err, err)
+            check(not left_behind(), left_behind())
+
+
 def test_kill_for_a_cap():
     """A stage that the kernel ends for its memory: the error says so, and which key to raise."""
     process = start("coordinator", "--config", config(model("demo", "f32"), kv_type="f32"), *LONG)

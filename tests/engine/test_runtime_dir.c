@@ -58,7 +58,7 @@ static void test_stale_is_removed(void **state)
         struct runtime_dir *r;
         struct cgroup *g;
         struct err err;
-        if (runtime_dir_open(&r, &err) == 0 && cgroup_open(&g, &err) == 0 &&
+        if (runtime_dir_open(&r, &err) == 0 && cgroup_open(NULL, &g, &err) == 0 &&
             cgroup_add(g, "stage", (int)getpid(), 1u << 30, &err) == 0) {
             runtime_dir_note_cgroup(r, cgroup_path(g), &err);
             snprintf(cgroup, sizeof(cgroup), "%s", cgroup_path(g));

@@ -1,0 +1,135 @@
+/* SPDX-License-Identifier: MIT
+ * coordinator/cgroup on a made-up tree of cgroup v2: plain files in place of the kernel's, so what is written where is seen, and
+ * nothing of what the kernel does with it. docs/OPERATIONS.md tells what a real v2 did. */
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "coordinator/cgroup.h"
+#include "proto/err.h"
+#include "proto/util.h"
+#include "tests/unit/unit_test.h"
+
+static char root[] = "/tmp/tandem-cgroup-XXXXXX";
+
+static void put(const char *text, const char *format, ...)
+{
+    char path[512];
+    va_list ap;
+    va_start(ap, format);
+    int n = snprintf(path, sizeof(path), "%s/", root);
+    vsnprintf(path + n, sizeof(path) - (size_t)n, format, ap);
+    va_end(ap);
+    for (char *p = path + n; (p = strchr(p, '/')); p++) {
+        *p = '\0';
+        assert_true(mkdir(path, 0755) == 0 || errno == EEXIST);
+        *p = '/';
+    }
+    FILE *f = fopen(path, "w");
+    assert_non_null(f);
+    fputs(text, f);
+    fclose(f);
+}
+
+static void expect(const char *text, const char *format, ...)
+{
+    char path[512], got[256] = "";
+    va_list ap;
+    va_start(ap, format);
+    int n = snprintf(path, sizeof(path), "%s/", root);
+    vsnprintf(path + n, sizeof(path) - (size_t)n, format, ap);
+    va_end(ap);
+    FILE *f = fopen(path, "r");
+    assert_non_null(f);
+    assert_true(fread(got, 1, sizeof(got) - 1, f) > 0 || !*text);
+    fclose(f);
+    assert_string_equal(got, text);
+}
+
+static void make_tree(const char *group, const char *controllers)
+{
+    char mounts[300], self[100];
+    int pid = (int)getpid();
+    snprintf(mounts, sizeof(mounts), "proc /proc proc rw 0 0\ncgroup2 %s/cg cgroup2 rw,nosuid 0 0\n", root);
+    snprintf(self, sizeof(self), "0::/%s\n", group);
+    put(mounts, "proc/mounts");
+    put(self, "proc/cgroup");
+    put(controllers, "cg/%s/cgroup.subtree_control", group);
+    put("", "cg/%s/cgroup.procs", group);
+    put("", "cg/%s/tandem-%d/cgroup.subtree_control", group, pid);
+    put("max", "cg/%s/tandem-%d/memory.max", group, pid);
+    static const char *const files[] = {"memory.max", "memory.swap.max", "memory.oom.group", "cgroup.procs"};
+    for (size_t i = 0; i < ARRAY_LEN(files); i++)
+        put("", "cg/%s/tandem-%d/npu_worker/%s", group, pid, files[i]);
+    put("123456\n", "cg/%s/tandem-%d/npu_worker/memory.peak", group, pid);
+    put("low 0\nhigh 3\nmax 17\noom 2\noom_kill 1\noom_group_kill 1\n", "cg/%s/tandem-%d/npu_worker/memory.events", group, pid);
+}
+
+static struct cgroup *open_tree(void)
+{
+    char proc[300];
+    struct cgroup *g = NULL;
+    struct err err = {0};
+    snprintf(proc, sizeof(proc), "%s/proc", root);
+    assert_int_equal(cgroup_open(proc, &g, &err), 0);
+    return g;
+}
+
+static void test_caps(void **state)
+{
+    (void)state;
+    make_tree("user.slice/run-1.scope", "cpu");
+    struct cgroup *g = open_tree();
+    struct err err = {0};
+    int pid = (int)getpid();
+    char expected[400];
+    snprintf(expected, sizeof(expected), "%s/cg/user.slice/run-1.scope/tandem-%d", root, pid);
+    assert_string_equal(cgroup_version(g), "v2");
+    assert_string_equal(cgroup_path(g), expected);
+    expect("+memory", "cg/user.slice/run-1.scope/cgroup.subtree_control");
+    expect("+memory", "cg/user.slice/run-1.scope/tandem-%d/cgroup.subtree_control", pid);
+    assert_int_equal(cgroup_add(g, "npu_worker", 4242, 1 << 30, &err), 0);
+    expect("1073741824", "cg/user.slice/run-1.scope/tandem-%d/npu_worker/memory.max", pid);
+    expect("0", "cg/user.slice/run-1.scope/tandem-%d/npu_worker/memory.swap.max", pid);
+    expect("1", "cg/user.slice/run-1.scope/tandem-%d/npu_worker/memory.oom.group", pid);
+    expect("4242", "cg/user.slice/run-1.scope/tandem-%d/npu_worker/cgroup.procs", pid);
+    assert_int_equal(cgroup_peak(g, "npu_worker"), 123456);
+    assert_int_equal(cgroup_kills(g, "npu_worker"), 1);
+    assert_int_equal(cgroup_kills(g, "gpu_worker"), 0);
+    cgroup_close(g);
+}
+
+static void test_no_controller(void **state)
+{
+    (void)state;
+    char proc[300], file[400];
+    struct cgroup *g = NULL;
+    struct err err = {0};
+    make_tree("b", "memory");
+    snprintf(proc, sizeof(proc), "%s/proc", root);
+    snprintf(file, sizeof(file), "%s/cg/b/tandem-%d/memory.max", root, (int)getpid());
+    assert_int_equal(unlink(file), 0); /* the controller is not there for us */
+    assert_true(cgroup_open(proc, &g, &err) < 0);
+    assert_non_null(strstr(err.text, "systemd-run --user"));
+}
+
+static int set_up(void **state)
+{
+    (void)state;
+    return mkdtemp(root) ? 0 : -1;
+}
+
+static int tear_down(void **state)
+{
+    char command[400];
+    (void)state;
+    snprintf(command, sizeof(command), "rm -rf '%s'", root);
+    return system(command);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_caps), cmocka_unit_test(test_no_controller)};
+    return cmocka_run_group_tests(tests, set_up, tear_down);
+}
