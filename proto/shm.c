@@ -8,12 +8,15 @@
 #include <inttypes.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "proto/err.h"
 #include "proto/util.h"
 
 #define PAGE ((size_t)4096)
 #define HUGE_PAGE ((size_t)2 << 20)
+#define SEAL_TRIES 40
+#define SEAL_WAIT_US 25000
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25
 #endif
@@ -117,7 +120,11 @@ void shm_unmap(void *p, size_t bytes)
 
 int shm_seal_write(int fd, struct err *err)
 {
-    if (fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
-        return err_set_errno(err, -errno, "memfd cannot be sealed against writing (is it still mapped for writing?)");
+    /* The kernel refuses with EBUSY also while something else, such as page migration, holds a page for a moment. */
+    for (int i = 0; fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0; i++) {
+        if (errno != EBUSY || i == SEAL_TRIES)
+            return err_set_errno(err, -errno, "memfd cannot be sealed against writing (is it still mapped for writing?)");
+        usleep(SEAL_WAIT_US);
+    }
     return 0;
 }

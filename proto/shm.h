@@ -17,7 +17,7 @@ int shm_check(int fd, size_t bytes, struct err *err);
 /* shm_check, then MAP_SHARED. */
 int shm_map(int fd, size_t bytes, bool writable, void **ret, struct err *err);
 void shm_unmap(void *p, size_t bytes); /* NULL is fine */
-/* Forbid writing for ever (no writable mapping may exist), then seal the seals. */
+/* Forbid writing for ever (no writable mapping may exist; -EBUSY after a second), then seal the seals. */
 int shm_seal_write(int fd, struct err *err);
 
 #endif
