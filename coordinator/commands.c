@@ -64,13 +64,17 @@ static int run_plan(const struct command *c, struct err *err)
         return err_set(err, -ENOMEM, "plan: out of memory");
     struct gpu_device gpu;
     struct npu_device npu;
+    struct plan_machine machine = {.gpu = &gpu, .npu = &npu};
+    machine_memory(&machine.memory);
     int printed = 0, r = gpu_device_find(c->config, NULL, &gpu, err);
     if (r == 0)
         r = npu_device_find(c->config, NULL, &npu, err);
     if (r == 0)
-        r = plan_make(c->config, c->gguf, &gpu, &npu, 0, p, err);
+        r = plan_make(c->config, c->gguf, &machine, 0, p, err);
     if (r < 0 && r != -ENOMEM)
         return r;
+    if (!p->gpu.vulkan)
+        p->read_rate = machine_read_rate(MAX(p->npu_threads, p->gpu_threads));
     if (c->options->json)
         printed = plan_print_json(p, stdout, r < 0 ? NULL : err);
     else

@@ -206,11 +206,13 @@ int engine_open(const struct config *c, const struct gguf *g, const struct engin
     e->config = c;
     struct gpu_device gpu;
     struct npu_device npu;
+    struct plan_machine machine = {.gpu = &gpu, .npu = &npu};
+    machine_memory(&machine.memory);
     int r = gpu_device_find(c, o ? o->stage_dir : NULL, &gpu, err);
     if (r == 0)
         r = npu_device_find(c, o ? o->stage_dir : NULL, &npu, err);
     if (r == 0)
-        r = plan_make(c, g, &gpu, &npu, o ? o->command_bytes : 0, &e->plan, err);
+        r = plan_make(c, g, &machine, o ? o->command_bytes : 0, &e->plan, err);
     if (r == 0 && e->plan.npu.reason[0]) /* the config names a manifest: somebody wants the NPU */
         log_warn("engine", "npu_worker computes on the processor: %s", e->plan.npu.reason);
     if (r == 0 && e->plan.gpu.reason[0]) /* that there is none is no news; that one cannot be used is worth a warning */

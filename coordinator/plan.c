@@ -90,6 +90,7 @@ static int weights(const struct config *c, struct plan *p, const struct gguf *g,
                 return r;
             t += segment_n_tensors((enum segment_kind)kind);
             p->process[kind == SEGMENT_ATTN ? CONFIG_NPU : CONFIG_GPU].bytes[BUDGET_WEIGHTS] += l.bytes;
+            p->token_bytes += l.bytes;
             largest_bounce = MAX(largest_bounce, segment_bounce_min(&l));
             if (kind == SEGMENT_ATTN)
                 continue;
@@ -188,6 +189,15 @@ static int caps(const struct config *c, const struct plan *p, struct err *err)
                            plan_process_name((enum config_process)i), util_format_bytes(have, sizeof(have), p->process[i].cap),
                            (total + (1u << 20) - 1) >> 20);
     }
+    uint64_t sum = 0;
+    for (int i = 0; i < CONFIG_PROCESSES; i++)
+        sum += p->process[i].total;
+    if (p->machine.total && sum > p->machine.total)
+        return err_set(
+            err, -ENOMEM,
+            "all processes together need %s, and this machine has %s of memory; lower 'context' or 'sequences', set 'kv_type' "
+            "to q8_0, or take a model of a smaller type",
+            util_format_bytes(need, sizeof(need), sum), util_format_bytes(have, sizeof(have), p->machine.total));
     const uint64_t *g = p->process[CONFIG_GPU].bytes;
     uint64_t pool = g[BUDGET_WEIGHTS] + g[BUDGET_SCRATCH] + g[BUDGET_DEVICE];
     if (c->gpu.memory && pool > c->gpu.memory)
@@ -254,12 +264,14 @@ static int fit_npu(const struct config *c, struct plan *p, struct err *err)
                                       : "");
 }
 
-static int with_devices(const struct config *c, const struct gguf *g, const struct gpu_device *gpu, const struct npu_device *npu,
-                        uint64_t command_bytes, struct plan *p, struct err *err)
+static int with_devices(const struct config *c, const struct gguf *g, const struct plan_machine *m, uint64_t command_bytes,
+                        struct plan *p, struct err *err)
 {
+    const struct gpu_device *gpu = m->gpu;
     memset(p, 0, sizeof(*p));
-    p->gpu = *gpu;
-    p->npu = *npu;
+    p->gpu = *m->gpu;
+    p->npu = *m->npu;
+    p->machine = m->memory;
     int r = gemma3_hparams(g, &p->hparams, err);
     if (r < 0)
         return r;
@@ -298,21 +310,23 @@ static int with_devices(const struct config *c, const struct gguf *g, const stru
     return fits < 0 ? fits : caps(c, p, err);
 }
 
-int plan_make(const struct config *c, const struct gguf *g, const struct gpu_device *gpu, const struct npu_device *npu,
-              uint64_t command_bytes, struct plan *ret, struct err *err)
+int plan_make(const struct config *c, const struct gguf *g, const struct plan_machine *m, uint64_t command_bytes, struct plan *ret,
+              struct err *err)
 {
     struct err lacks = {0};
     struct npu_device no_npu = {.xrt = false};
-    int r = with_devices(c, g, gpu, npu, command_bytes, ret, &lacks);
-    if (r == -ENOMEM && npu->xrt && strcmp(c->npu.backend, "auto") == 0) {
+    struct gpu_device no_gpu = {.vulkan = false};
+    struct plan_machine less = *m;
+    int r = with_devices(c, g, &less, command_bytes, ret, &lacks);
+    if (r == -ENOMEM && m->npu->xrt && strcmp(c->npu.backend, "auto") == 0) {
         snprintf(no_npu.reason, sizeof(no_npu.reason), "%s", lacks.text);
-        npu = &no_npu;
-        r = with_devices(c, g, gpu, npu, command_bytes, ret, &lacks);
+        less.npu = &no_npu;
+        r = with_devices(c, g, &less, command_bytes, ret, &lacks);
     }
-    if (r == -ENOMEM && gpu->vulkan && strcmp(c->gpu.backend, "auto") == 0) {
-        struct gpu_device none = {.vulkan = false};
-        snprintf(none.reason, sizeof(none.reason), "%s", lacks.text);
-        return with_devices(c, g, &none, npu, command_bytes, ret, err);
+    if (r == -ENOMEM && m->gpu->vulkan && strcmp(c->gpu.backend, "auto") == 0) {
+        snprintf(no_gpu.reason, sizeof(no_gpu.reason), "%s", lacks.text);
+        less.gpu = &no_gpu;
+        return with_devices(c, g, &less, command_bytes, ret, err);
     }
     return r < 0 ? err_set(err, r, "%s", lacks.text) : 0;
 }
@@ -353,6 +367,29 @@ static void print_xrt(const struct plan *p, FILE *f)
         fprintf(f, "NPU         not used: %s\n", p->npu.reason);
 }
 
+/* The most that decode can reach where the processor reads all weights, and K and V of a full context, for every token. */
+static double most_tokens(const struct plan *p)
+{
+    struct work_plan_kv kv;
+    work_plan_kv_init(&kv, &p->hparams, p->context, 1, 1, 1, p->kv_type, 0);
+    return p->gpu.vulkan ? 0 : p->read_rate / (double)(p->token_bytes + kv.sequence_pages * kv.page_bytes);
+}
+
+static void print_machine(const struct plan *p, uint64_t total, FILE *f)
+{
+    char a[32], b[32], c[32];
+    if (p->machine.total)
+        fprintf(f, "machine     %s of memory, %s of it free; the processes need %s%s\n",
+                util_format_bytes(a, sizeof(a), p->machine.total), util_format_bytes(b, sizeof(b), p->machine.available),
+                util_format_bytes(c, sizeof(c), total), total > p->machine.available ? ": close other programs first" : "");
+    if (most_tokens(p) > 0)
+        fprintf(f,
+                "speed       memory is read at %s/s by %u threads: at most %.1f tokens/s of one sequence, whose every token reads "
+                "%s of weights\n",
+                util_format_bytes(a, sizeof(a), (uint64_t)p->read_rate), MAX(p->npu_threads, p->gpu_threads), most_tokens(p),
+                util_format_bytes(b, sizeof(b), p->token_bytes));
+}
+
 void plan_print(const struct plan *p, FILE *f)
 {
     char buf[32];
@@ -385,7 +422,8 @@ void plan_print(const struct plan *p, FILE *f)
         total += p->process[i].total;
         cap += p->process[i].cap;
     }
-    fprintf(f, "%-12s%*s%10.1f%10.1f\n", "all", 10 * (BUDGET_CATEGORIES + 1), "", (double)total / MIB, (double)cap / MIB);
+    fprintf(f, "%-12s%*s%10.1f%10.1f\n\n", "all", 10 * (BUDGET_CATEGORIES + 1), "", (double)total / MIB, (double)cap / MIB);
+    print_machine(p, total, f);
 }
 
 int plan_print_json(const struct plan *p, FILE *f, struct err *err)
@@ -401,13 +439,15 @@ int plan_print_json(const struct plan *p, FILE *f, struct err *err)
         json_object_set_new(processes, plan_process_name((enum config_process)i), o);
     }
     json_t *root =
-        json_pack("{s:i, s:i, s:i, s:s, s:I, s:I, s:i, s:i, s:i, s:i, s:s, s:s, s:I, s:I, s:I, s:o}", "layers",
-                  (int)p->hparams.n_layers, "context", (int)p->context, "sequences", (int)p->sequences, "kv_type",
+        json_pack("{s:i, s:i, s:i, s:s, s:I, s:I, s:i, s:i, s:i, s:i, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:o}",
+                  "layers", (int)p->hparams.n_layers, "context", (int)p->context, "sequences", (int)p->sequences, "kv_type",
                   quant_name(p->kv_type), "kv_pages", (json_int_t)p->kv_pages, "npu_pool", (json_int_t)p->npu_pool, "chunk_tokens",
                   (int)p->chunk_tokens, "ring_slots", (int)p->ring_slots, "npu_threads", (int)p->npu_threads, "gpu_threads",
                   (int)p->gpu_threads, "gpu_device", p->gpu.vulkan ? p->gpu.name : "", "npu_device", p->npu.xrt ? p->npu.name : "",
                   "npu_moved_bytes", (json_int_t)(p->npu.moved * p->hparams.n_layers), "device_bytes", (json_int_t)p->device_bytes,
-                  "tensor_bytes", (json_int_t)p->tensor_bytes, "processes", processes);
+                  "tensor_bytes", (json_int_t)p->tensor_bytes, "token_bytes", (json_int_t)p->token_bytes, "machine_bytes",
+                  (json_int_t)p->machine.total, "machine_free_bytes", (json_int_t)p->machine.available, "read_rate", p->read_rate,
+                  "most_tokens_per_second", most_tokens(p), "processes", processes);
     int r = root && json_dumpf(root, f, JSON_INDENT(2)) == 0 && fputc('\n', f) != EOF ? 0 : -EIO;
     json_decref(root);
     return r < 0 ? err_set(err, r, "cannot write the plan as JSON") : 0;

@@ -9,6 +9,7 @@
 #include <stdio.h>
 
 #include "coordinator/gpu_device.h"
+#include "coordinator/machine.h"
 #include "coordinator/npu_device.h"
 #include "model/hparams.h"
 #include "proto/budget.h"
@@ -16,6 +17,13 @@
 
 struct err;
 struct gguf;
+
+/* What there is to plan for; borrowed. */
+struct plan_machine {
+    const struct gpu_device *gpu;
+    const struct npu_device *npu;
+    struct machine memory; /* zeroes: not known, and not looked at */
+};
 
 struct plan {
     struct hparams hparams;
@@ -26,6 +34,9 @@ struct plan {
     uint32_t npu_threads, gpu_threads;
     bool pin_threads;      /* the workers' threads share cores in turns: each stays on its own */
     uint64_t tensor_bytes; /* of the file, the tied head counted once */
+    uint64_t token_bytes;  /* of weights, all of which are read for a token */
+    struct machine machine;
+    double read_rate; /* bytes/s of memory, measured by who prints the plan; 0: not measured */
     uint64_t worker_slot_bytes, token_slot_bytes, out_slot_bytes;
     struct {
         uint64_t bytes[BUDGET_CATEGORIES];
@@ -42,8 +53,8 @@ struct plan {
 
 /* command_bytes: what a command holds in the coordinator besides. -ENOMEM with the remedy when a cap does not fit; *ret is whole
  * then, too. */
-int plan_make(const struct config *c, const struct gguf *g, const struct gpu_device *gpu, const struct npu_device *npu,
-              uint64_t command_bytes, struct plan *ret, struct err *err);
+int plan_make(const struct config *c, const struct gguf *g, const struct plan_machine *m, uint64_t command_bytes, struct plan *ret,
+              struct err *err);
 void plan_print(const struct plan *p, FILE *f);
 int plan_print_json(const struct plan *p, FILE *f, struct err *err);
 const char *plan_process_name(enum config_process p);

@@ -49,12 +49,19 @@ static const struct npu_device no_npu = {.xrt = false};
 static const struct gpu_device roomy = {.vulkan = true, .name = "Big", .room = UINT64_C(8) << 30};
 static const struct gpu_device narrow = {.vulkan = true, .name = "Small", .room = 1 << 20};
 
+static const struct plan_machine *with(const struct gpu_device *gpu)
+{
+    static struct plan_machine m;
+    m = (struct plan_machine){.gpu = gpu, .npu = &no_npu};
+    return &m;
+}
+
 static void test_device_with_room(void **state)
 {
     (void)state;
     static struct plan p;
     struct err err = {0};
-    assert_int_equal(plan_make(config, gguf, &roomy, &no_npu, 0, &p, &err), 0);
+    assert_int_equal(plan_make(config, gguf, with(&roomy), 0, &p, &err), 0);
     assert_true(p.gpu.vulkan);
     assert_true(p.device_bytes > p.process[CONFIG_GPU].bytes[BUDGET_WEIGHTS]);
     assert_string_equal(p.gpu.reason, "");
@@ -66,11 +73,11 @@ static void test_device_too_small(void **state)
     static struct plan p, cpu;
     static const struct gpu_device none = {.vulkan = false};
     struct err err = {0};
-    assert_int_equal(plan_make(config, gguf, &narrow, &no_npu, 0, &p, &err), 0);
+    assert_int_equal(plan_make(config, gguf, with(&narrow), 0, &p, &err), 0);
     assert_false(p.gpu.vulkan);
     assert_int_equal(p.device_bytes, 0);
     assert_non_null(strstr(p.gpu.reason, "on device 'Small', where 1.0 MiB are free"));
-    assert_int_equal(plan_make(config, gguf, &none, &no_npu, 0, &cpu, &err), 0);
+    assert_int_equal(plan_make(config, gguf, with(&none), 0, &cpu, &err), 0);
     assert_memory_equal(p.process, cpu.process, sizeof(p.process));
 }
 
@@ -80,7 +87,7 @@ static void test_device_demanded(void **state)
     static struct plan p;
     struct err err = {0};
     strcpy(config->gpu.backend, "vulkan");
-    assert_int_equal(plan_make(config, gguf, &narrow, &no_npu, 0, &p, &err), -ENOMEM);
+    assert_int_equal(plan_make(config, gguf, with(&narrow), 0, &p, &err), -ENOMEM);
     assert_non_null(strstr(err.text, "on device 'Small'"));
     assert_non_null(strstr(err.text, "'gpu.backend' to cpu"));
     assert_true(p.device_bytes > 1 << 20);
@@ -93,7 +100,7 @@ static int plan_kv(int kv_type, uint32_t context, struct plan *ret, struct err *
     strcpy(c.gpu.backend, "cpu");
     c.kv_type = kv_type;
     c.context = context;
-    return plan_make(&c, gguf, &none, &no_npu, 0, ret, err);
+    return plan_make(&c, gguf, with(&none), 0, ret, err);
 }
 
 static void test_kv_types(void **state)
@@ -119,9 +126,38 @@ static void test_kv_types(void **state)
     free(text);
 }
 
+/* What the machine does not have is refused before anything starts; what is only in use now is said. */
+static void test_machine(void **state)
+{
+    (void)state;
+    static struct plan p;
+    static const struct gpu_device none = {.vulkan = false};
+    struct plan_machine m = {.gpu = &none, .npu = &no_npu, .memory = {.total = 64 << 20, .available = 1 << 20}};
+    struct config c = *config;
+    struct err err = {0};
+    char *text = NULL;
+    size_t size = 0;
+    strcpy(c.gpu.backend, "cpu");
+    assert_int_equal(plan_make(&c, gguf, &m, 0, &p, &err), -ENOMEM);
+    assert_non_null(strstr(err.text, "this machine has 64.0 MiB of memory; lower 'context'"));
+    m.memory.total = UINT64_C(8) << 30;
+    assert_int_equal(plan_make(&c, gguf, &m, 0, &p, &err), 0);
+    p.read_rate = 13e9;
+    FILE *f = open_memstream(&text, &size);
+    plan_print(&p, f);
+    fclose(f);
+    assert_non_null(strstr(text, "1.0 MiB of it free"));
+    assert_non_null(strstr(text, "close other programs first"));
+    assert_non_null(strstr(text, "speed       memory is read at 12.1 GiB/s"));
+    uint64_t weights = p.process[CONFIG_NPU].bytes[BUDGET_WEIGHTS] + p.process[CONFIG_GPU].bytes[BUDGET_WEIGHTS];
+    assert_int_equal(p.token_bytes, weights);
+    free(text);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_device_with_room), cmocka_unit_test(test_device_too_small),
-                                       cmocka_unit_test(test_device_demanded), cmocka_unit_test(test_kv_types)};
+                                       cmocka_unit_test(test_device_demanded), cmocka_unit_test(test_kv_types),
+                                       cmocka_unit_test(test_machine)};
     return cmocka_run_group_tests(tests, open_model, close_model);
 }

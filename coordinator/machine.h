@@ -1,0 +1,17 @@
+/* SPDX-License-Identifier: MIT
+ * What the machine offers: its memory, and how fast its processors read it. Thread: main. */
+#ifndef TANDEM_COORDINATOR_MACHINE_H
+#define TANDEM_COORDINATOR_MACHINE_H
+
+#include <stdint.h>
+
+struct machine {
+    uint64_t total, available; /* bytes, MemTotal and MemAvailable of /proc/meminfo; 0: not known */
+};
+
+void machine_memory(struct machine *ret);
+/* Bytes a second that so many threads read together, from 256 MiB that are taken for it and given back; the best of a few rounds,
+ * about a tenth of a second in all. 0 where threads or memory cannot be had. */
+double machine_read_rate(uint32_t n_threads);
+
+#endif
