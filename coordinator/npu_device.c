@@ -14,13 +14,14 @@
 #include "proto/err.h"
 #include "proto/util.h"
 
-/* "products\tscratch\tmoved\tfixed\tM:BYTES,M:BYTES\n" and "npu\tflavour\tversion\tname\n" */
+/* "products\tscratch\tmoved\tkept\tfixed\tM:BYTES,M:BYTES\n" and "npu\tflavour\tversion\tname\n" */
 static bool parse(const struct device_ask *a, struct npu_device *d)
 {
     const char *products = device_ask_line(a, "products"), *npu = device_ask_line(a, "npu");
     int at = 0, n = 0;
     if (!products || !npu || sscanf(npu, "%*[^\t]\t%*[^\t]\t%255[^\n]", d->name) != 1 ||
-        sscanf(products, "%" SCNu64 "\t%" SCNu64 "\t%" SCNu64 "\t%n", &d->scratch, &d->moved, &d->fixed, &at) != 3)
+        sscanf(products, "%" SCNu64 "\t%" SCNu64 "\t%" SCNu64 "\t%" SCNu64 "\t%n", &d->scratch, &d->moved, &d->kept, &d->fixed,
+               &at) != 4)
         return false;
     for (int i = 0; i < NPU_DEVICE_GROUPS; i++, at += n) {
         n = 0;

@@ -20,7 +20,8 @@ struct npu_device {
         uint64_t bytes;
     } groups[NPU_DEVICE_GROUPS]; /* and for each so many tokens of a chunk */
     uint64_t scratch;            /* bytes of working memory of a thread */
-    uint64_t moved;              /* bytes of weights that go to the NPU for a chunk, of one layer */
+    uint64_t moved;              /* bytes of weights that go to the NPU for a chunk, of one layer, where they do not stay there */
+    uint64_t kept;               /* bytes of NPU memory of a layer whose weights stay */
     char name[256];
     char reason[768]; /* why not, where the config has a manifest; "" else */
 };

@@ -251,6 +251,11 @@ static int fit_npu(const struct config *c, struct plan *p, struct err *err)
     p->kv_pages = (uint32_t)(pages ? pages : work_plan_kv_pages(&p->hparams, p->context, chunk, p->ring_slots));
     uint64_t need = npu_need(p, chunk, p->kv_pages, &bytes[BUDGET_KV], &bytes[BUDGET_SCRATCH]);
     bytes[BUDGET_DEVICE] = npu_device_bytes(&p->npu, chunk);
+    /* What is left holds weights as the NPU takes them, of as many layers as fit: with no limit, of all. */
+    if (pages && p->npu.xrt && p->npu.kept)
+        p->npu_resident =
+            (uint32_t)MIN((uint64_t)p->hparams.n_layers, p->npu_pool ? (p->npu_pool - need) / p->npu.kept : UINT64_MAX);
+    bytes[BUDGET_DEVICE] += p->npu_resident * p->npu.kept;
     if (pages)
         return 0;
     char a[32], b[32];
@@ -360,9 +365,12 @@ static void print_xrt(const struct plan *p, FILE *f)
     char few[32], many[32];
     uint64_t weights = p->process[CONFIG_NPU].bytes[BUDGET_WEIGHTS];
     if (p->npu.xrt)
-        fprintf(f, "NPU         '%s'; weights moved for a token: %s on the processor, %s on the NPU in chunks of %u\n", p->npu.name,
-                util_format_bytes(few, sizeof(few), weights),
-                util_format_bytes(many, sizeof(many), p->npu.moved * p->hparams.n_layers / p->chunk_tokens), p->chunk_tokens);
+        fprintf(f,
+                "NPU         '%s', weights of %u layers stay there; moved for a token: %s on the processor, %s to the NPU in "
+                "chunks of %u\n",
+                p->npu.name, p->npu_resident, util_format_bytes(few, sizeof(few), weights),
+                util_format_bytes(many, sizeof(many), p->npu.moved * (p->hparams.n_layers - p->npu_resident) / p->chunk_tokens),
+                p->chunk_tokens);
     else if (p->npu.reason[0])
         fprintf(f, "NPU         not used: %s\n", p->npu.reason);
 }
@@ -438,16 +446,16 @@ int plan_print_json(const struct plan *p, FILE *f, struct err *err)
         json_object_set_new(o, "cap", json_integer((json_int_t)p->process[i].cap));
         json_object_set_new(processes, plan_process_name((enum config_process)i), o);
     }
-    json_t *root =
-        json_pack("{s:i, s:i, s:i, s:s, s:I, s:I, s:i, s:i, s:i, s:i, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:o}",
-                  "layers", (int)p->hparams.n_layers, "context", (int)p->context, "sequences", (int)p->sequences, "kv_type",
-                  quant_name(p->kv_type), "kv_pages", (json_int_t)p->kv_pages, "npu_pool", (json_int_t)p->npu_pool, "chunk_tokens",
-                  (int)p->chunk_tokens, "ring_slots", (int)p->ring_slots, "npu_threads", (int)p->npu_threads, "gpu_threads",
-                  (int)p->gpu_threads, "gpu_device", p->gpu.vulkan ? p->gpu.name : "", "npu_device", p->npu.xrt ? p->npu.name : "",
-                  "npu_moved_bytes", (json_int_t)(p->npu.moved * p->hparams.n_layers), "device_bytes", (json_int_t)p->device_bytes,
-                  "tensor_bytes", (json_int_t)p->tensor_bytes, "token_bytes", (json_int_t)p->token_bytes, "machine_bytes",
-                  (json_int_t)p->machine.total, "machine_free_bytes", (json_int_t)p->machine.available, "read_rate", p->read_rate,
-                  "most_tokens_per_second", most_tokens(p), "processes", processes);
+    json_t *root = json_pack(
+        "{s:i, s:i, s:i, s:s, s:I, s:I, s:i, s:i, s:i, s:i, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:o}", "layers",
+        (int)p->hparams.n_layers, "context", (int)p->context, "sequences", (int)p->sequences, "kv_type", quant_name(p->kv_type),
+        "kv_pages", (json_int_t)p->kv_pages, "npu_pool", (json_int_t)p->npu_pool, "chunk_tokens", (int)p->chunk_tokens,
+        "ring_slots", (int)p->ring_slots, "npu_threads", (int)p->npu_threads, "gpu_threads", (int)p->gpu_threads, "gpu_device",
+        p->gpu.vulkan ? p->gpu.name : "", "npu_device", p->npu.xrt ? p->npu.name : "", "npu_resident", (json_int_t)p->npu_resident,
+        "npu_moved_bytes", (json_int_t)(p->npu.moved * (p->hparams.n_layers - p->npu_resident)), "device_bytes",
+        (json_int_t)p->device_bytes, "tensor_bytes", (json_int_t)p->tensor_bytes, "token_bytes", (json_int_t)p->token_bytes,
+        "machine_bytes", (json_int_t)p->machine.total, "machine_free_bytes", (json_int_t)p->machine.available, "read_rate",
+        p->read_rate, "most_tokens_per_second", most_tokens(p), "processes", processes);
     int r = root && json_dumpf(root, f, JSON_INDENT(2)) == 0 && fputc('\n', f) != EOF ? 0 : -EIO;
     json_decref(root);
     return r < 0 ? err_set(err, r, "cannot write the plan as JSON") : 0;

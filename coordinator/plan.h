@@ -29,8 +29,9 @@ struct plan {
     struct hparams hparams;
     uint32_t context, sequences, chunk_tokens, ring_slots, logits_rows, logits_slots;
     int kv_type;
-    uint32_t kv_pages; /* of the KV cache, shared by all sequences */
-    uint64_t npu_pool; /* bytes that npu.memory allows: 80% of it; 0: no limit */
+    uint32_t kv_pages;     /* of the KV cache, shared by all sequences */
+    uint64_t npu_pool;     /* bytes that npu.memory allows: 80% of it; 0: no limit */
+    uint32_t npu_resident; /* layers whose weights stay on the NPU, unpacked */
     uint32_t npu_threads, gpu_threads;
     bool pin_threads;      /* the workers' threads share cores in turns: each stays on its own */
     uint64_t tensor_bytes; /* of the file, the tied head counted once */

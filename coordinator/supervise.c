@@ -126,6 +126,7 @@ static int send_configure(struct stage *st, struct err *err)
         q->device_index = c->xrt.index;
         q->device_many = c->xrt.many;
         q->device_timeout_ms = c->xrt.timeout_ms;
+        q->device_resident = p->npu_resident;
     }
     if (st->role == MSG_ROLE_GPU) {
         memcpy(q->device, c->device.name, sizeof(q->device));

@@ -24,11 +24,11 @@ struct pool;
 /* Somebody else who multiplies, for the CPU backend. Both on the data thread; multiply allocates nothing. */
 struct attn_offload {
     void *ctx;
-    bool (*wants)(void *ctx, enum attn_product which, uint32_t n_tokens);
+    bool (*wants)(void *ctx, uint32_t layer, enum attn_product which, uint32_t n_tokens);
     /* y[t] = W x[t]; x: [n_tokens][m->n_cols], y: [n_tokens][m->n_rows] f32. ATTN_DECLINED: from now on it wants nothing, and this
      * product is the processor's too. */
-    int (*multiply)(void *ctx, enum attn_product which, const struct gemm_matrix *m, const float *x, uint32_t n_tokens, float *y,
-                    struct err *err);
+    int (*multiply)(void *ctx, uint32_t layer, enum attn_product which, const struct gemm_matrix *m, const float *x,
+                    uint32_t n_tokens, float *y, struct err *err);
 };
 #define ATTN_DECLINED 1
 
@@ -38,6 +38,7 @@ struct attn_device_options {
     unsigned index;
     uint32_t many;       /* tokens from which on the device is used; 0: measured */
     uint32_t timeout_ms; /* of a run; 0: ATTN_TIMEOUT_MS */
+    uint32_t resident;   /* layers, from the first on, whose weights stay on the device */
     bool keep_going;     /* a device that fails while it computes leaves the rest to the processor */
 };
 #define ATTN_TIMEOUT_MS 10000

@@ -70,6 +70,7 @@ struct attn {
     const float *x;
     float *h;
     bool global, norms_done;
+    uint32_t layer;
     bool away[ATTN_PRODUCTS]; /* multiplied by the offload */
     uint32_t n_tokens, n_spans, n_blocks, split;
     struct span spans[CHUNK_MAX_SEQS];
@@ -457,7 +458,7 @@ static int multiply_away(struct attn *a, enum attn_product first, enum attn_prod
         if (!a->away[i])
             continue;
         ends_of(a, i, &m, &x, &y);
-        int r = declined ? ATTN_DECLINED : a->offload->multiply(a->offload->ctx, i, m, x, a->n_tokens, y, err);
+        int r = declined ? ATTN_DECLINED : a->offload->multiply(a->offload->ctx, a->layer, i, m, x, a->n_tokens, y, err);
         if (r < 0)
             return r;
         declined |= r == ATTN_DECLINED;
@@ -469,7 +470,7 @@ static int multiply_away(struct attn *a, enum attn_product first, enum attn_prod
 static void choose_away(struct attn *a)
 {
     for (int i = 0; i < ATTN_PRODUCTS; i++)
-        a->away[i] = a->offload && a->offload->wants(a->offload->ctx, (enum attn_product)i, a->n_tokens);
+        a->away[i] = a->offload && a->offload->wants(a->offload->ctx, a->layer, (enum attn_product)i, a->n_tokens);
 }
 
 static void multiply_qkv(struct attn *a)
@@ -497,6 +498,7 @@ int attn_cpu_time(void *b, uint32_t layer, enum attn_product which, uint32_t n_t
     const float *x;
     float *y;
     a->w = &a->layers[layer];
+    a->layer = layer;
     a->n_tokens = n_tokens;
     ends_of(a, which, &m, &x, &y);
     float *rows = floats(a, which == ATTN_O ? a->plan.heads : a->plan.out);
@@ -508,7 +510,7 @@ int attn_cpu_time(void *b, uint32_t layer, enum attn_product which, uint32_t n_t
     uint64_t begin = util_now_ns();
     int r = 0;
     if (offload)
-        r = a->offload->multiply(a->offload->ctx, which, m, x, n_tokens, y, err);
+        r = a->offload->multiply(a->offload->ctx, layer, which, m, x, n_tokens, y, err);
     else if (which == ATTN_O)
         multiply_out(a);
     else {
@@ -570,6 +572,7 @@ static int cpu_run(void *b, uint32_t layer, const struct chunk *c, const float *
     if (r < 0)
         return r;
     a->w = &a->layers[layer];
+    a->layer = layer;
     a->global = hparams_is_global(&a->hparams, layer);
     a->shape = &a->shapes[a->global];
     a->n_tokens = c->h.n_tokens;

@@ -12,6 +12,7 @@
 
 #include "kernels/pool.h"
 #include "kernels/repack.h"
+#include "model/gemma3.h"
 #include "model/hparams.h"
 #include "npu_worker/attn_backend.h"
 #include "npu_worker/xrt_gemm.h"
@@ -37,7 +38,9 @@ struct attn_xrt {
     struct budget *budget;
     void *scratch;
     uint64_t scratch_bytes, device_bytes;
-    uint32_t many, chunk_tokens; /* many 0: not measured yet */
+    struct xrt_weights *(*kept)[ATTN_PRODUCTS]; /* [resident] */
+    uint32_t resident, chunk_tokens;
+    uint32_t many[2]; /* of layers whose weights move, and of those whose weights stay there; 0: not measured yet */
     bool keep_going, given_up;
     char name[64];
     _Atomic uint64_t made, offloaded;
@@ -48,30 +51,37 @@ static const char *xrt_describe(void *b)
     return ((struct attn_xrt *)b)->name;
 }
 
-static bool wants(void *ctx, enum attn_product which, uint32_t n_tokens)
+static void give_up(struct attn_xrt *a, struct err *err)
+{
+    log_warn("npu", "%s; npu_worker computes on the processor from now on", err->text);
+    err->code = 0;
+    a->given_up = true;
+}
+
+static bool wants(void *ctx, uint32_t layer, enum attn_product which, uint32_t n_tokens)
 {
     struct attn_xrt *a = ctx;
-    bool there = a->products.op[which] && !a->given_up && n_tokens >= a->many;
+    bool there = a->products.op[which] && !a->given_up && n_tokens >= a->many[layer < a->resident];
     atomic_fetch_add_explicit(&a->made, 1, memory_order_relaxed);
     return there;
 }
 
-static int multiply(void *ctx, enum attn_product which, const struct gemm_matrix *m, const float *x, uint32_t n_tokens, float *y,
-                    struct err *err)
+static int multiply(void *ctx, uint32_t layer, enum attn_product which, const struct gemm_matrix *m, const float *x,
+                    uint32_t n_tokens, float *y, struct err *err)
 {
     struct attn_xrt *a = ctx;
     if (a->given_up) /* by an earlier product of this layer */
         return ATTN_DECLINED;
-    int r = xrt_gemm_multiply(a->gemms[xrt_products_index(&a->products, which)], m, x, n_tokens, y, err);
+    struct xrt_gemm *g = a->gemms[xrt_products_index(&a->products, which)];
+    int r = layer < a->resident ? xrt_gemm_multiply_kept(g, a->kept[layer][which], x, n_tokens, y, err)
+                                : xrt_gemm_multiply(g, m, x, n_tokens, y, err);
     if (r == 0) {
         atomic_fetch_add_explicit(&a->offloaded, 1, memory_order_relaxed);
         return 0;
     }
     if (!a->keep_going)
         return -ENODEV; /* it would not do better with the next chunk: the worker ends with this message */
-    log_warn("npu", "%s; npu_worker computes on the processor from now on", err->text);
-    err->code = 0;
-    a->given_up = true;
+    give_up(a, err);
     return ATTN_DECLINED;
 }
 
@@ -88,6 +98,11 @@ static void xrt_close(void *b)
     if (!a)
         return;
     attn_cpu.close(a->cpu);
+    for (uint32_t l = 0; a->kept && l < a->resident; l++) {
+        for (int i = 0; i < ATTN_PRODUCTS; i++)
+            xrt_gemm_free_kept(a->gemms[xrt_products_index(&a->products, (enum attn_product)i)], a->kept[l][i]);
+    }
+    free(a->kept);
     for (uint32_t i = 0; i < a->products.n_ops; i++)
         xrt_gemm_close(a->gemms[i]);
     if (a->device) {
@@ -119,6 +134,7 @@ static int open_device(struct attn_xrt *a, const struct attn_backend_options *o,
         r = xrt_products_choose(a->manifest, o->hparams, &a->products, err);
     if (r == 0)
         r = xrt_products_bytes(&a->products, o->chunk_tokens, &bytes, err);
+    bytes += a->resident * xrt_products_kept(&a->products);
     if (r == 0 && a->ops->locks_memory)
         r = xrt_memlock_check(xrt_memlock_limit(), bytes, "the NPU's buffers", err);
     if (r == 0)
@@ -150,7 +166,13 @@ static int xrt_open(const struct attn_backend_options *o, void **ret, struct err
         return err_set(err, -ENOMEM, "attention: out of memory");
     a->budget = o->budget;
     a->chunk_tokens = o->chunk_tokens;
-    a->many = o->device.many;
+    a->many[0] = a->many[1] = o->device.many;
+    a->resident = MIN(o->device.resident, o->hparams->n_layers);
+    a->kept = calloc(MAX(a->resident, 1u), sizeof(*a->kept));
+    if (!a->kept) {
+        free(a);
+        return err_set(err, -ENOMEM, "attention: out of memory");
+    }
     a->keep_going = o->device.keep_going;
     a->offload = (struct attn_offload){.ctx = a, .wants = wants, .multiply = multiply};
     int r = pool_open((int)o->n_threads, &a->pool);
@@ -186,7 +208,9 @@ static int measure(struct attn_xrt *a, uint32_t layer, struct err *err)
     uint64_t spent = 0, processor = 0, npu = 0;
     while (!a->products.op[which])
         which++;
-    a->many = UINT32_MAX;
+    uint32_t *many = &a->many[layer < a->resident];
+    const char *where = layer < a->resident ? "whose weights stay there" : "whose weights are sent";
+    *many = UINT32_MAX;
     for (uint32_t n = a->chunk_tokens; n > 0; n /= 2) {
         uint64_t best[2] = {UINT64_MAX, UINT64_MAX};
         for (int i = 0; i < 4; i++) { /* one, the other, and once more */
@@ -201,16 +225,35 @@ static int measure(struct attn_xrt *a, uint32_t layer, struct err *err)
         }
         if (best[1] >= best[0] || spent > MEASURE_NS)
             break;
-        a->many = n;
+        *many = n;
         processor = best[0];
         npu = best[1];
     }
-    if (a->many == UINT32_MAX)
-        log_info("npu", "product %s is faster on the processor at every number of tokens up to %u: the NPU is not used",
-                 xrt_products_name(which), a->chunk_tokens);
+    if (*many == UINT32_MAX)
+        log_info("npu",
+                 "product %s is faster on the processor at every number of tokens up to %u: the NPU is not used for layers %s",
+                 xrt_products_name(which), a->chunk_tokens, where);
     else
-        log_info("npu", "the NPU multiplies for chunks of %u tokens and more (product %s: %.2f ms, on the processor %.2f ms)",
-                 a->many, xrt_products_name(which), (double)npu / 1e6, (double)processor / 1e6);
+        log_info("npu",
+                 "the NPU multiplies for chunks of %u tokens and more in layers %s (product %s: %.2f ms, on the processor %.2f ms)",
+                 *many, where, xrt_products_name(which), (double)npu / 1e6, (double)processor / 1e6);
+    return 0;
+}
+
+/* The layer's weights to the device, for good. */
+static int keep(struct attn_xrt *a, uint32_t layer, const struct segment_layout *l, const void *data, struct err *err)
+{
+    static const enum gemma3_tensor tensors[ATTN_PRODUCTS] = {
+        [ATTN_Q] = GEMMA3_ATTN_Q, [ATTN_K] = GEMMA3_ATTN_K, [ATTN_V] = GEMMA3_ATTN_V, [ATTN_O] = GEMMA3_ATTN_OUTPUT};
+    int r = 0;
+    for (int i = 0; r == 0 && i < ATTN_PRODUCTS; i++) {
+        struct gemm_matrix m = segment_matrix(l, data, tensors[i]);
+        if (a->products.op[i])
+            r = xrt_gemm_keep(a->gemms[xrt_products_index(&a->products, (enum attn_product)i)], &m, &a->kept[layer][i], err);
+    }
+    if (r == 0 || !a->keep_going)
+        return r;
+    give_up(a, err);
     return 0;
 }
 
@@ -218,7 +261,9 @@ static int xrt_load_segment(void *b, uint32_t layer, const struct segment_layout
 {
     struct attn_xrt *a = b;
     int r = attn_cpu.load_segment(a->cpu, layer, l, data, err);
-    return r == 0 && a->many == 0 ? measure(a, layer, err) : r;
+    if (r == 0 && layer < a->resident && !a->given_up)
+        r = keep(a, layer, l, data, err);
+    return r == 0 && a->many[layer < a->resident] == 0 && !a->given_up ? measure(a, layer, err) : r;
 }
 
 static int xrt_run(void *b, uint32_t layer, const struct chunk *c, const float *x, float *h, attn_dump_fn dump, void *dump_ctx,

@@ -62,19 +62,22 @@ static int npu_configure(void *state, struct stage_io *io, const struct msg_conf
         r = kv_open(&k, &n->kv, err);
     if (r < 0)
         return r;
-    const struct attn_backend_options o = {
-        .hparams = &n->hparams,
-        .budget = stage_budget(io),
-        .arena = n->arena,
-        .kv = n->kv,
-        .types = n->types,
-        .n_threads = c->threads,
-        .pin = c->pin,
-        .chunk_tokens = c->chunk_tokens,
-        .ring_slots = c->ring_slots,
-        .kv_type = (int)c->kv_type,
-        .variant = c->variant,
-        .device = {.manifest = c->manifest, .index = c->device_index, .many = c->device_many, .timeout_ms = c->device_timeout_ms}};
+    const struct attn_backend_options o = {.hparams = &n->hparams,
+                                           .budget = stage_budget(io),
+                                           .arena = n->arena,
+                                           .kv = n->kv,
+                                           .types = n->types,
+                                           .n_threads = c->threads,
+                                           .pin = c->pin,
+                                           .chunk_tokens = c->chunk_tokens,
+                                           .ring_slots = c->ring_slots,
+                                           .kv_type = (int)c->kv_type,
+                                           .variant = c->variant,
+                                           .device = {.manifest = c->manifest,
+                                                      .index = c->device_index,
+                                                      .many = c->device_many,
+                                                      .timeout_ms = c->device_timeout_ms,
+                                                      .resident = c->device_resident}};
     struct attn_open opened;
     r = attn_open(c->backend, &o, &opened, err);
     n->backend = opened.backend;

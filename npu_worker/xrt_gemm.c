@@ -226,23 +226,25 @@ static void unpack_rows(void *ctx, uint32_t begin, uint32_t end, int thread)
     }
 }
 
-static int put_weights(struct xrt_gemm *g, int which, uint32_t first_row, struct err *err)
+static int put_weights(struct xrt_gemm *g, struct xrt_buffer *tile, uint32_t first_row, struct err *err)
 {
-    g->tile = g->o.ops->map(g->b[which]);
+    g->tile = g->o.ops->map(tile);
     g->first_row = first_row;
     pool_run(g->o.pool, (g->n + REPACK_ROWS - 1) / REPACK_ROWS, 1, unpack_rows, g);
-    return g->o.ops->sync(g->b[which], XRT_DEVICE_TO, 0, manifest_bytes(g->o.op, g->arg_b), err);
+    return g->o.ops->sync(tile, XRT_DEVICE_TO, 0, manifest_bytes(g->o.op, g->arg_b), err);
 }
 
-static int start(struct xrt_gemm *g, int which, int tile, uint32_t group, struct err *err)
+static int start(struct xrt_gemm *g, int which, struct xrt_buffer *tile, uint32_t group, struct err *err)
 {
     int r = g->o.ops->set_argument(g->runs[which], g->arg_a, g->a[group], err);
     if (r == 0)
-        r = g->o.ops->set_argument(g->runs[which], g->arg_b, g->b[tile], err);
+        r = g->o.ops->set_argument(g->runs[which], g->arg_b, tile, err);
     return r < 0 ? r : g->o.ops->start(g->runs[which], err);
 }
 
-int xrt_gemm_multiply(struct xrt_gemm *g, const struct gemm_matrix *m, const float *x, uint32_t n_tokens, float *y, struct err *err)
+/* kept: tiles that are there already, or NULL */
+static int multiply(struct xrt_gemm *g, const struct gemm_matrix *m, struct xrt_buffer *const *kept, const float *x,
+                    uint32_t n_tokens, float *y, struct err *err)
 {
     if (m->n_cols > g->k || n_tokens == 0 || n_tokens > g->o.n_tokens)
         return err_set(err, -EINVAL, "NPU product of %u tokens with rows of %u; expected 1 to %u, and at most %u", n_tokens,
@@ -254,9 +256,10 @@ int xrt_gemm_multiply(struct xrt_gemm *g, const struct gemm_matrix *m, const flo
     for (uint32_t i = 0; r == 0 && i < n_groups; i++)
         r = put_tokens(g, i, x, n_tokens, err);
     for (uint32_t tile = 0; r == 0 && tile < n_tiles; tile++) {
-        r = put_weights(g, (int)(tile % 2), tile * g->n, err);
+        if (!kept)
+            r = put_weights(g, g->b[tile % 2], tile * g->n, err);
         for (uint32_t group = 0; r == 0 && group < n_groups; group++, step++) {
-            r = start(g, (int)(step % 2), (int)(tile % 2), group, err);
+            r = start(g, (int)(step % 2), kept ? kept[tile] : g->b[tile % 2], group, err);
             if (r == 0 && step > 0)
                 r = take_results(g, (int)((step - 1) % 2), last_row, last_group, n_tokens, y, err);
             last_row = tile * g->n;
@@ -264,4 +267,62 @@ int xrt_gemm_multiply(struct xrt_gemm *g, const struct gemm_matrix *m, const flo
         }
     }
     return r < 0 ? r : take_results(g, (int)((step - 1) % 2), last_row, last_group, n_tokens, y, err);
+}
+
+int xrt_gemm_multiply(struct xrt_gemm *g, const struct gemm_matrix *m, const float *x, uint32_t n_tokens, float *y, struct err *err)
+{
+    return multiply(g, m, NULL, x, n_tokens, y, err);
+}
+
+/* ---- weights that stay ---- */
+
+struct xrt_weights {
+    struct gemm_matrix m;
+    uint32_t n_tiles;
+    struct xrt_buffer *tiles[];
+};
+
+uint64_t xrt_gemm_kept_bytes(const struct manifest_operator *op, uint32_t n_rows)
+{
+    uint32_t n = op->dims[MANIFEST_N];
+    return (uint64_t)((n_rows + n - 1) / n) *
+           util_round_up(manifest_bytes(op, (unsigned)manifest_argument(op, MANIFEST_ARG_B)), XRT_DEVICE_ALIGN);
+}
+
+int xrt_gemm_keep(struct xrt_gemm *g, const struct gemm_matrix *m, struct xrt_weights **ret, struct err *err)
+{
+    uint32_t n_tiles = (m->n_rows + g->n - 1) / g->n;
+    struct xrt_weights *w = calloc(1, sizeof(*w) + n_tiles * sizeof(*w->tiles));
+    if (!w)
+        return err_set(err, -ENOMEM, "weights on the NPU: out of memory");
+    w->m = *m;
+    w->n_tiles = n_tiles;
+    g->w = &w->m;
+    int r = 0;
+    for (uint32_t i = 0; r == 0 && i < n_tiles; i++) {
+        r = g->o.ops->make_buffer(g->kernel, g->arg_b, manifest_bytes(g->o.op, g->arg_b), &w->tiles[i], err);
+        if (r == 0)
+            r = put_weights(g, w->tiles[i], i * g->n, err);
+    }
+    if (r < 0) {
+        xrt_gemm_free_kept(g, w);
+        return r;
+    }
+    *ret = w;
+    return 0;
+}
+
+void xrt_gemm_free_kept(struct xrt_gemm *g, struct xrt_weights *w)
+{
+    if (!w)
+        return;
+    for (uint32_t i = 0; i < w->n_tiles; i++)
+        g->o.ops->free_buffer(w->tiles[i]);
+    free(w);
+}
+
+int xrt_gemm_multiply_kept(struct xrt_gemm *g, const struct xrt_weights *w, const float *x, uint32_t n_tokens, float *y,
+                           struct err *err)
+{
+    return multiply(g, &w->m, w->tiles, x, n_tokens, y, err);
 }

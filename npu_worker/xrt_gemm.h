@@ -15,6 +15,7 @@
 struct err;
 struct pool;
 struct xrt_gemm;
+struct xrt_weights;
 
 struct xrt_gemm_options {
     const struct xrt_device_ops *ops;
@@ -37,5 +38,13 @@ uint64_t xrt_gemm_scratch_bytes(const struct manifest_operator *op, uint32_t n_t
 /* m: of at most the operator's k columns. x: [n_tokens][m->n_cols], y: [n_tokens][m->n_rows] f32. Errors of xrt_device.h. */
 int xrt_gemm_multiply(struct xrt_gemm *g, const struct gemm_matrix *m, const float *x, uint32_t n_tokens, float *y,
                       struct err *err);
+
+/* All tiles of m on the device, unpacked once: its products then move activations alone. Main thread, before multiply; freed before
+ * g is closed. */
+int xrt_gemm_keep(struct xrt_gemm *g, const struct gemm_matrix *m, struct xrt_weights **ret, struct err *err);
+void xrt_gemm_free_kept(struct xrt_gemm *g, struct xrt_weights *w); /* NULL is fine */
+uint64_t xrt_gemm_kept_bytes(const struct manifest_operator *op, uint32_t n_rows);
+int xrt_gemm_multiply_kept(struct xrt_gemm *g, const struct xrt_weights *w, const float *x, uint32_t n_tokens, float *y,
+                           struct err *err);
 
 #endif

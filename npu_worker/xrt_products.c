@@ -93,6 +93,14 @@ uint64_t xrt_products_moved(const struct xrt_products *p)
     return bytes;
 }
 
+uint64_t xrt_products_kept(const struct xrt_products *p)
+{
+    uint64_t bytes = 0;
+    for (int i = 0; i < ATTN_PRODUCTS; i++)
+        bytes += p->op[i] ? xrt_gemm_kept_bytes(p->op[i], p->rows[i]) : 0;
+    return bytes;
+}
+
 int xrt_products_sizes(const struct xrt_products *p, FILE *out, struct err *err)
 {
     uint64_t fixed = 0, group[ATTN_PRODUCTS] = {0};
@@ -106,7 +114,8 @@ int xrt_products_sizes(const struct xrt_products *p, FILE *out, struct err *err)
         group[i] = two - one;
         fixed += one - group[i];
     }
-    fprintf(out, "products\t%" PRIu64 "\t%" PRIu64 "\t%" PRIu64 "\t", xrt_products_scratch(p, 1), xrt_products_moved(p), fixed);
+    fprintf(out, "products\t%" PRIu64 "\t%" PRIu64 "\t%" PRIu64 "\t%" PRIu64 "\t", xrt_products_scratch(p, 1),
+            xrt_products_moved(p), xrt_products_kept(p), fixed);
     for (uint32_t i = 0; i < p->n_ops; i++)
         fprintf(out, "%s%u:%" PRIu64, i ? "," : "", p->ops[i]->dims[MANIFEST_M], group[i]);
     fputc('\n', out);

@@ -27,11 +27,13 @@ uint32_t xrt_products_index(const struct xrt_products *p, enum attn_product whic
 /* Bytes of NPU memory for chunks of so many tokens, and of working memory. */
 int xrt_products_bytes(const struct xrt_products *p, uint32_t n_tokens, uint64_t *ret, struct err *err);
 uint64_t xrt_products_scratch(const struct xrt_products *p, uint32_t n_threads);
-/* Bytes of weights that go to the NPU for a chunk, of one layer, padding included. */
+/* Bytes of weights as the NPU takes them, of one layer, padding included: what goes over for a chunk where they do not stay there.
+ */
 uint64_t xrt_products_moved(const struct xrt_products *p);
+uint64_t xrt_products_kept(const struct xrt_products *p); /* the same as buffers, where they do */
 
-/* One line for who plans, by tabs: products, bytes of scratch of a thread, xrt_products_moved, bytes of NPU memory whatever the
- * chunk, and those of each further M tokens of each operator as M:BYTES with commas. */
+/* One line for who plans, by tabs: products, bytes of scratch of a thread, xrt_products_moved, xrt_products_kept, bytes of NPU
+ * memory whatever the chunk, and those of each further M tokens of each operator as M:BYTES with commas. */
 int xrt_products_sizes(const struct xrt_products *p, FILE *out, struct err *err);
 
 /* Where each operation of a layer runs. many: tokens from which on the NPU is used; 0: not known, UINT32_MAX: never. */

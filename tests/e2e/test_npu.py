@@ -118,6 +118,15 @@ def test_budget():
     big = planned(config(model("demo", "q8_0"), **keys))
     small = config(model("demo", "q8_0"), **keys, npu__memory="7MiB", sequences=1, context=64)
     check(planned(small)["device"] < big["device"], planned(small), big)
+    # Weights that stay on the NPU and weights that are sent for each chunk: the same numbers.
+    resident = []
+    logits = []
+    for memory in ("2GiB", "6MiB", "5MiB"):
+        cfg = config(model("demo", "q8_0"), **keys, npu__memory=memory, sequences=1, context=64, chunk_tokens=16)
+        resident.append(tandem.run_json("coordinator", "--config", cfg, "plan", "--json")["npu_resident"])
+        logits.append(evaluate(cfg, ids))
+    check(12 == resident[0] > resident[1] > resident[2] >= 0, resident)
+    check(all(np.array_equal(logits[0], l) for l in logits[1:]), "logits depend on where weights stay")
     counters = tandem.scratch("report")
     got = generate(small, ids, 8, NPU_SIM_REPORT=counters)
     check(got["output_ids"] == generate(config(model("demo", "q8_0"), **keys), ids, 8)["output_ids"], "another budget, another text")
@@ -141,7 +150,7 @@ def test_faults():
     at_open = (("no_device=1", "NPU 0 cannot be opened"), ("crash_open=1", "crashed"), ("load_fail=1", "failed to load xclbin"), ("memory=100000", "out of NPU memory"))
     while_running = ((f"hang_at={FAULT_AT}", "not done within 500 ms"), (f"timeout_at={FAULT_AT}", "ERT_CMD_STATE_TIMEOUT"),
                      (f"error_at={FAULT_AT}", "ended it with an error"), (f"abort_at={FAULT_AT}", "it was aborted"),
-                     (f"submit_fail={FAULT_AT}", "could not be submitted"), (f"sync_fail={FAULT_AT}", "unable to sync"))
+                     (f"submit_fail={FAULT_AT}", "could not be submitted"), ("sync_fail=200", "unable to sync"))  # 144 carry weights
     for fault, reason in at_open + while_running:
         r = outcome("xrt", fault)
         check(r.returncode == 1 and reason in r.stderr, fault, r.returncode, r.stderr)

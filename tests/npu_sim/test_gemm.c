@@ -142,6 +142,16 @@ static int products(const char *folder, const char *const *operators, size_t n)
             CHECK_OK(xrt_gemm_multiply(b.g, &w.m, b.x, counts[c], b.y, err));
             if (check(&w, b.x, b.y, counts[c]))
                 return 1;
+            struct xrt_weights *kept = NULL;
+            float *again = malloc(TOKENS * ROWS * sizeof(float));
+            CHECK_OK(xrt_gemm_keep(b.g, &w.m, &kept, err));
+            for (int times = 0; times < 2; times++) {
+                memset(again, 0xff, TOKENS * ROWS * sizeof(float));
+                CHECK_OK(xrt_gemm_multiply_kept(b.g, kept, b.x, counts[c], again, err));
+                CHECK(memcmp(again, b.y, counts[c] * ROWS * sizeof(float)) == 0);
+            }
+            xrt_gemm_free_kept(b.g, kept);
+            free(again);
         }
         free((void *)(uintptr_t)w.m.tiles);
         free(w.values);
