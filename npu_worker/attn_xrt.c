@@ -223,12 +223,15 @@ static int measure(struct attn_xrt *a, uint32_t layer, struct err *err)
             best[i % 2] = MIN(best[i % 2], ns);
             spent += ns;
         }
-        if (best[1] >= best[0] || spent > MEASURE_NS)
+        if (best[1] >= best[0])
             break;
         *many = n;
         processor = best[0];
         npu = best[1];
+        if (spent > MEASURE_NS)
+            break;
     }
+    atomic_store_explicit(&a->offloaded, 0, memory_order_relaxed); /* these were nobody's */
     if (*many == UINT32_MAX)
         log_info("npu",
                  "product %s is faster on the processor at every number of tokens up to %u: the NPU is not used for layers %s",
