@@ -24,12 +24,13 @@ enum sim_fault {
     SIM_MEMLOCK,    /* likewise, but EAGAIN, as a locked mapping above RLIMIT_MEMLOCK */
     SIM_SYNC_FAIL,  /* number of the sync that fails, from 1; all faults below likewise */
     SIM_SUBMIT_FAIL,
-    SIM_HANG_AT,    /* the run never completes */
-    SIM_TIMEOUT_AT, /* ERT_CMD_STATE_TIMEOUT */
-    SIM_ERROR_AT,   /* ERT_CMD_STATE_ERROR */
-    SIM_ABORT_AT,   /* ERT_CMD_STATE_ABORT */
-    SIM_CRASH_AT,   /* abort() */
-    SIM_DELAY_US,   /* that each run takes longer */
+    SIM_HANG_AT,     /* the run never completes */
+    SIM_TIMEOUT_AT,  /* ERT_CMD_STATE_TIMEOUT */
+    SIM_ERROR_AT,    /* ERT_CMD_STATE_ERROR */
+    SIM_ABORT_AT,    /* ERT_CMD_STATE_ABORT */
+    SIM_CRASH_AT,    /* abort() */
+    SIM_DELAY_US,    /* that each run takes longer */
+    SIM_GEMM_CORNER, /* 1: of a matrix product only the first row and the first columns are computed, the rest stays as it was */
     SIM_FAULTS
 };
 void sim_faults_read(void);
@@ -74,8 +75,9 @@ void *sim_memory_at(uint64_t address, size_t bytes); /* the device's view; NULL 
 /* sim_operators.c */
 /* registers: what XRT wrote for the kernel's arguments. False: they do not fit an operator. */
 bool sim_operators_run(const uint32_t *registers, unsigned n_registers);
-/* sim_gemm.c: c = a b with f32 sums in the order of k */
-bool sim_gemm(const uint16_t *a, const uint16_t *b, uint16_t *c, size_t m, size_t k, size_t n, bool b_nk);
+/* sim_gemm.c: c = a b with f32 sums in the order of k; corner: the first row and the first SIM_GEMM_BLOCK columns of it */
+#define SIM_GEMM_BLOCK 256u
+bool sim_gemm(const uint16_t *a, const uint16_t *b, uint16_t *c, size_t m, size_t k, size_t n, bool b_nk, bool corner);
 
 /* sim_queue.c */
 int sim_queue_submit(unsigned bo);

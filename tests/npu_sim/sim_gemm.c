@@ -7,12 +7,13 @@
 #include <string.h>
 
 #define K_BLOCK 64u
-#define N_BLOCK 256u
+#define N_BLOCK SIM_GEMM_BLOCK
 
 struct product {
     const uint16_t *a, *b;
     uint16_t *c;
-    size_t m, k, n;
+    size_t k, n;
+    size_t rows, columns; /* of c that are computed */
     bool b_nk;
     float *sums; /* [m][N_BLOCK] */
     float block[K_BLOCK][N_BLOCK];
@@ -52,16 +53,16 @@ static inline __attribute__((always_inline)) void add_row(const struct product *
 
 static inline __attribute__((always_inline)) void multiply(struct product *p)
 {
-    for (size_t n0 = 0; n0 < p->n; n0 += N_BLOCK) {
-        size_t nn = p->n - n0 < N_BLOCK ? p->n - n0 : N_BLOCK;
-        memset(p->sums, 0, p->m * N_BLOCK * sizeof(float));
+    for (size_t n0 = 0; n0 < p->columns; n0 += N_BLOCK) {
+        size_t nn = p->columns - n0 < N_BLOCK ? p->columns - n0 : N_BLOCK;
+        memset(p->sums, 0, p->rows * N_BLOCK * sizeof(float));
         for (size_t k0 = 0; k0 < p->k; k0 += K_BLOCK) {
             size_t nk = p->k - k0 < K_BLOCK ? p->k - k0 : K_BLOCK;
             load_block(p, k0, nk, n0, nn);
-            for (size_t i = 0; i < p->m; i++)
+            for (size_t i = 0; i < p->rows; i++)
                 add_row(p, p->a + i * p->k + k0, p->sums + i * N_BLOCK, nk);
         }
-        for (size_t i = 0; i < p->m; i++) {
+        for (size_t i = 0; i < p->rows; i++) {
             for (size_t j = 0; j < nn; j++)
                 p->c[i * p->n + n0 + j] = sim_bf16(p->sums[i * N_BLOCK + j]);
         }
@@ -80,13 +81,21 @@ __attribute__((target("avx2"))) static void multiply_avx2(struct product *p)
 }
 #endif
 
-bool sim_gemm(const uint16_t *a, const uint16_t *b, uint16_t *c, size_t m, size_t k, size_t n, bool b_nk)
+bool sim_gemm(const uint16_t *a, const uint16_t *b, uint16_t *c, size_t m, size_t k, size_t n, bool b_nk, bool corner)
 {
     struct product *p = calloc(1, sizeof(*p));
     float *sums = aligned_alloc(64, m * N_BLOCK * sizeof(float));
     bool ok = p && sums;
     if (ok) {
-        *p = (struct product){.a = a, .b = b, .c = c, .m = m, .k = k, .n = n, .b_nk = b_nk, .sums = sums};
+        *p = (struct product){.a = a,
+                              .b = b,
+                              .c = c,
+                              .k = k,
+                              .n = n,
+                              .rows = corner ? 1 : m,
+                              .columns = corner && n > N_BLOCK ? N_BLOCK : n,
+                              .b_nk = b_nk,
+                              .sums = sums};
 #ifdef __x86_64__
         if (__builtin_cpu_supports("avx2"))
             multiply_avx2(p);

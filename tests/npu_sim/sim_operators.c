@@ -59,7 +59,7 @@ static bool gemm(const struct run *r)
         return false;
     const uint16_t *a = argument(r, 0, m * k, 2), *b = argument(r, 1, k * n, 2);
     uint16_t *c = argument(r, 2, m * n, 2);
-    return a && b && c && sim_gemm(a, b, c, m, k, n, p[3] == 1);
+    return a && b && c && sim_gemm(a, b, c, m, k, n, p[3] == 1, sim_fault(SIM_GEMM_CORNER));
 }
 
 static bool gemv(const struct run *r)
