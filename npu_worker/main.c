@@ -105,7 +105,7 @@ static int probe_first(const struct config *c, const char **backend, struct err 
         return err_set(err, -EINVAL, "backend 'xrt' needs 'npu.manifest', a manifest of operators (docs/NPU.md)");
     if (!c->xrt.manifest[0] || (!any && strcmp(*backend, "xrt") != 0))
         return 0;
-    int r = xrt_probe(NULL, XRT_PROBE_MS, &a, err);
+    int r = xrt_probe(NULL, c->xrt.index, XRT_PROBE_MS, &a, err);
     if (r < 0 && any) {
         log_warn("npu", "backend 'xrt' is not used: %s", err->text);
         *backend = "cpu";

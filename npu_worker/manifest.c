@@ -9,6 +9,7 @@
 #include <math.h>
 #include <stdarg.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "npu_worker/manifest_yaml.h"
 #include "proto/err.h"
@@ -580,6 +581,11 @@ const char *manifest_kind_name(enum manifest_kind kind)
     return kinds[kind].name;
 }
 
+static const char *absent(const char *path)
+{
+    return access(path, R_OK) == 0 ? "" : " (cannot be read)";
+}
+
 void manifest_print(const struct manifest *m, FILE *out)
 {
     for (size_t i = 0; i < m->n; i++) {
@@ -598,6 +604,6 @@ void manifest_print(const struct manifest *m, FILE *out)
             fprintf(out, "  %s", o->interleaved ? "interleaved" : "halves");
         else if (o->kind == MANIFEST_ATTENTION)
             fprintf(out, "  scale %g", (double)o->scale);
-        fprintf(out, "  %s  %s\n", o->xclbin, o->instructions);
+        fprintf(out, "  %s%s  %s%s\n", o->xclbin, absent(o->xclbin), o->instructions, absent(o->instructions));
     }
 }

@@ -89,7 +89,7 @@ size_t manifest_dtype_bytes(enum manifest_dtype t);
 int manifest_instructions(const struct manifest_operator *o, uint32_t **ret, size_t *ret_n, struct err *err);
 
 const char *manifest_kind_name(enum manifest_kind kind);
-/* A line per operator. */
+/* A line per operator; it says so where its files cannot be read. */
 void manifest_print(const struct manifest *m, FILE *out);
 
 #endif

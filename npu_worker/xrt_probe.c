@@ -21,13 +21,14 @@ static bool parse(const char *text, struct xrt_probe_answer *ret)
     return sscanf(line, "npu\t%31[a-z_]\t%15[0-9.]\t%255[^\n]", ret->flavour, ret->version, ret->name) == 3;
 }
 
-int xrt_probe(const char *program, int timeout_ms, struct xrt_probe_answer *ret, struct err *err)
+int xrt_probe(const char *program, unsigned index, int timeout_ms, struct xrt_probe_answer *ret, struct err *err)
 {
-    const char *const words[] = {program ? program : "/proc/self/exe", "--choose-device", NULL};
-    char text[2048];
+    char device[32], text[2048];
+    const char *const words[] = {program ? program : "/proc/self/exe", "--choose-device", "--set", device, NULL};
     int status = 0;
     struct xrt_probe_answer a;
     struct err said = {0};
+    snprintf(device, sizeof(device), "npu.device=%u", index);
     int r = ask_program(words, timeout_ms, text, sizeof(text), &status, &said);
     if (r == -ETIMEDOUT)
         return err_set(err, -ENODEV, "the NPU's driver did not answer within %d ms when it was opened", timeout_ms);

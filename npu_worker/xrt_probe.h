@@ -12,8 +12,8 @@ struct xrt_probe_answer {
     char flavour[32], version[16], name[256];
 };
 
-/* program: npu_worker; NULL: this program's own file. -ENODEV with the reason, also where the child crashed or hung; -ENOSYS where
- * there is no XRT. */
-int xrt_probe(const char *program, int timeout_ms, struct xrt_probe_answer *ret, struct err *err);
+/* program: npu_worker; NULL: this program's own file. index: of the NPU. -ENODEV with the reason, also where the child crashed or
+ * hung; -ENOSYS where there is no XRT. */
+int xrt_probe(const char *program, unsigned index, int timeout_ms, struct xrt_probe_answer *ret, struct err *err);
 
 #endif

@@ -17,7 +17,7 @@ static void test_there(void **state)
     (void)state;
     struct xrt_probe_answer a = {0};
     setenv("NPU_SIM", "", 1);
-    assert_ok(xrt_probe(WORKER, LONG_MS, &a, err));
+    assert_ok(xrt_probe(WORKER, 0, LONG_MS, &a, err));
     assert_string_equal(a.name, SIM_XCLBIN_PLATFORM);
     assert_string_equal(a.flavour, "load_xclbin");
     assert_string_equal(a.version, "2.13");
@@ -28,9 +28,11 @@ static void test_not_there(void **state)
     (void)state;
     struct xrt_probe_answer a = {0};
     setenv("NPU_SIM", "no_device=1", 1);
-    assert_err(xrt_probe(WORKER, LONG_MS, &a, err), -ENODEV, "NPU 0 cannot be opened");
-    assert_err(xrt_probe("/nonexistent/npu_worker", LONG_MS, &a, err), -ENODEV, "cannot be started");
-    assert_err(xrt_probe("/bin/true", LONG_MS, &a, err), -ENODEV, "no answer");
+    assert_err(xrt_probe(WORKER, 0, LONG_MS, &a, err), -ENODEV, "NPU 0 cannot be opened");
+    setenv("NPU_SIM", "", 1);
+    assert_err(xrt_probe(WORKER, 3, LONG_MS, &a, err), -ENODEV, "NPU 3 cannot be opened");
+    assert_err(xrt_probe("/nonexistent/npu_worker", 0, LONG_MS, &a, err), -ENODEV, "cannot be started");
+    assert_err(xrt_probe("/bin/true", 0, LONG_MS, &a, err), -ENODEV, "no answer");
     assert_int_equal(a.name[0], 0);
 }
 
@@ -39,7 +41,7 @@ static void test_crash(void **state)
     (void)state;
     struct xrt_probe_answer a;
     setenv("NPU_SIM", "crash_open=1", 1);
-    assert_err(xrt_probe(WORKER, LONG_MS, &a, err), -ENODEV, "crashed when it was opened (signal 6)");
+    assert_err(xrt_probe(WORKER, 0, LONG_MS, &a, err), -ENODEV, "crashed when it was opened (signal 6)");
 }
 
 static void test_hang(void **state)
@@ -47,7 +49,7 @@ static void test_hang(void **state)
     (void)state;
     struct xrt_probe_answer a;
     setenv("NPU_SIM", "hang_open=1", 1);
-    assert_err(xrt_probe(WORKER, 300, &a, err), -ENODEV, "did not answer within 300 ms");
+    assert_err(xrt_probe(WORKER, 0, 300, &a, err), -ENODEV, "did not answer within 300 ms");
 }
 
 static void list(char *text, size_t bytes, int want)
