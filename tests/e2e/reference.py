@@ -50,9 +50,13 @@ class Model:
         a, b = np.split(x, 2, axis=-1)
         return np.concatenate([a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)], axis=-1)
 
+    def product(self, x, name):
+        """q, k, v, o of attention."""
+        return x @ self.w[name + ".weight"].T
+
     def attention(self, x, i):
         p, n = f"model.layers.{i}.self_attn.", x.shape[0]
-        q, k, v = ((x @ self.w[f"{p}{m}_proj.weight"].T).reshape(n, -1, self.head_dim) for m in "qkv")
+        q, k, v = (self.product(x, f"{p}{m}_proj").reshape(n, -1, self.head_dim) for m in "qkv")
         q = self.rotate(self.norm(q, p + "q_norm"), self.is_global[i])
         k = self.rotate(self.norm(k, p + "k_norm"), self.is_global[i])
         back = np.arange(n)[:, None] - np.arange(n)[None, :]
@@ -63,13 +67,17 @@ class Model:
             s = np.where(seen, q[:, h] @ k[:, g].T * self.scale, -np.inf)
             s = np.exp(s - s.max(axis=1, keepdims=True))
             out[:, h] = (s / s.sum(axis=1, keepdims=True)) @ v[:, g]
-        return out.reshape(n, -1) @ self.w[p + "o_proj.weight"].T
+        return self.product(out.reshape(n, -1), p + "o_proj")
+
+    def ffn_input(self, x):
+        """What enters gate and up, and down."""
+        return x
 
     def ffn(self, x, i):
-        p = f"model.layers.{i}.mlp."
+        p, x = f"model.layers.{i}.mlp.", self.ffn_input(x)
         gate = x @ self.w[p + "gate_proj.weight"].T
         gelu = 0.5 * gate * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (gate + 0.044715 * gate ** 3)))
-        return (gelu * (x @ self.w[p + "up_proj.weight"].T)) @ self.w[p + "down_proj.weight"].T
+        return self.ffn_input(gelu * (x @ self.w[p + "up_proj.weight"].T)) @ self.w[p + "down_proj.weight"].T
 
     def logits(self, ids):
         table = self.w["model.embed_tokens.weight"]
@@ -79,6 +87,41 @@ class Model:
             x = x + self.norm(self.attention(self.norm(x, p + "input_layernorm"), i), p + "post_attention_layernorm")
             x = x + self.norm(self.ffn(self.norm(x, p + "pre_feedforward_layernorm"), i), p + "post_feedforward_layernorm")
         return self.norm(x, "model.norm") @ table.T
+
+
+class RoundedProducts(Model):
+    """How far rounding in the products of attention may move logits: every factor and result is moved by a random part of what
+    rounding it to bf16 may change (2^-8 of it), and, where the CPU backend works with int8 activations, also by a random part of
+    half a step of its block of 32, twice in the FFN, whose inputs are rounded in both runs that are compared."""
+
+    def __init__(self, folder, int8, seed):
+        super().__init__(folder)
+        self.int8, self.random = int8, np.random.default_rng(seed)
+
+    def move(self, a, by):
+        return a + self.random.uniform(-1, 1, a.shape) * by
+
+    def bf16(self, a):
+        return self.move(a, np.abs(a) * 2.0 ** -8)
+
+    def activations(self, x):
+        if not self.int8:
+            return x
+        blocks = x.reshape(x.shape[0], -1, 32)
+        return self.move(blocks, np.abs(blocks).max(axis=2, keepdims=True) / 254).reshape(x.shape)
+
+    def product(self, x, name):
+        return self.bf16(self.bf16(self.activations(x)) @ self.bf16(self.w[name + ".weight"]).T)
+
+    def ffn_input(self, x):
+        return self.activations(self.activations(x))
+
+
+def rounded_products(folder, ids, int8, draws=4):
+    """The most that a logit was moved by, over some draws, and the root mean square."""
+    exact = Model(folder).logits(ids)
+    moved = np.stack([RoundedProducts(folder, int8, seed).logits(ids) - exact for seed in range(draws)])
+    return float(np.abs(moved).max()), float(np.sqrt(np.mean(moved ** 2)))
 
 
 def nll(logits, targets):
