@@ -65,12 +65,30 @@ static const struct hparams small = {.n_layers = 1,
                                      .attn_scale = 0.176f};
 static const char *const operators_small[] = {"gemm:32x128x64"};
 
+static const struct hparams middle = {.n_layers = 1,
+                                      .hidden = 1024,
+                                      .ffn = 2048,
+                                      .n_heads = 8,
+                                      .n_kv_heads = 4,
+                                      .head_dim = 128,
+                                      .vocab = 256,
+                                      .window = 512,
+                                      .global_every = 6,
+                                      .context_max = 4096,
+                                      .eps = 1e-6f,
+                                      .rope_base_global = 1e6f,
+                                      .rope_base_local = 1e4f,
+                                      .rope_factor_global = 1,
+                                      .attn_scale = 0.088f};
+static const char *const operators_middle[] = {"gemm:128x1024x512:nk"};
+
 static const struct shape {
     const struct hparams *h;
     const char *const *operators;
     size_t n_operators;
     int type; /* of the matrices */
-} big = {&of_27b, operators_27b, ARRAY_LEN(operators_27b), QUANT_Q4_0}, little = {&small, operators_small, 1, QUANT_Q8_0};
+} big = {&of_27b, operators_27b, ARRAY_LEN(operators_27b), QUANT_Q4_0}, little = {&small, operators_small, 1, QUANT_Q8_0},
+  medium = {&middle, operators_middle, 1, QUANT_BF16};
 
 struct layer {
     const struct shape *s;
@@ -134,6 +152,8 @@ static void fill(struct layer *l)
 
 /* ---- a layer that runs ---- */
 
+static const char *variant = "auto";
+
 static int open_backend(struct layer *l, uint32_t chunk_tokens, uint32_t many, struct err *err)
 {
     const struct attn_backend_options o = {.hparams = l->s->h,
@@ -145,7 +165,7 @@ static int open_backend(struct layer *l, uint32_t chunk_tokens, uint32_t many, s
                                            .chunk_tokens = chunk_tokens,
                                            .ring_slots = 1,
                                            .kv_type = QUANT_F16,
-                                           .variant = "auto",
+                                           .variant = variant,
                                            .device = {.manifest = l->manifest, .many = many, .timeout_ms = 60000}};
     return attn_xrt.open(&o, &l->attn, err);
 }
@@ -496,6 +516,20 @@ static int slow(const char *folder)
     return 0;
 }
 
+/* Measured: a device that computes next to nothing, beside the plainest kernels of the processor. The margin is some thirtyfold. */
+static int fast(const char *folder)
+{
+    struct layer *l = calloc(1, sizeof(*l));
+    uint64_t n = 0;
+    variant = "ref";
+    CHECK_OK(prepare(l, &medium, folder, 256, CHUNK_27B, err));
+    CHECK_OK(open_backend(l, CHUNK_27B, 0, err));
+    CHECK_OK(attn_xrt.load_segment(l->attn, 0, &l->layout, l->data, err));
+    CHECK_OK(counts(l, CHUNK_27B, &n, err));
+    CHECK(n == ATTN_PRODUCTS);
+    return close_layer(l);
+}
+
 static void test_where(void **state)
 {
     (void)state;
@@ -504,6 +538,8 @@ static void test_where(void **state)
     rig_case(some, "");
     planned(&little, 32);
     rig_case(slow, "delay_us=20000");
+    planned(&medium, CHUNK_27B);
+    rig_case(fast, "gemm_corner=1");
 }
 
 int main(void)
