@@ -351,7 +351,7 @@ static int exact_27b(const char *folder)
 /* Prompts one after the other: none takes more than the first, of the budget or of the device. */
 static int long_27b(const char *folder)
 {
-    static const uint32_t lengths[] = {256, 1024, 2048, 8192};
+    static const uint32_t lengths[] = {256, 1024, 2048, TANDEM_LONGEST};
     struct layer *l = calloc(1, sizeof(*l));
     CHECK_OK(open_layer(l, &big, folder, 8192, CHUNK_27B, err));
     uint64_t opened = l->budget.total, tokens = 0;
