@@ -170,7 +170,8 @@ def test_faults():
         cfg = config(model("demo", "q8_0"), **{**keys, "npu__backend": backend, "npu__timeout_ms": 500, **more})
         return run("coordinator", "--config", cfg, "generate", *words, env={"NPU_SIM": fault}, status=None)
 
-    at_open = (("no_device=1", "NPU 0 cannot be opened"), ("crash_open=1", "crashed"), ("load_fail=1", "failed to load xclbin"), ("memory=100000", "out of NPU memory"))
+    at_open = (("no_device=1", "NPU 0 cannot be opened"), ("crash_open=1", "crashed"), ("load_fail=1", "failed to load xclbin"), ("memory=100000", "out of NPU memory"),
+               ("memlock=100000", "could not lock"))
     while_running = ((f"hang_at={FAULT_AT}", "not done within 500 ms"), (f"timeout_at={FAULT_AT}", "ERT_CMD_STATE_TIMEOUT"),
                      (f"error_at={FAULT_AT}", "ended it with an error"), (f"abort_at={FAULT_AT}", "it was aborted"),
                      (f"submit_fail={FAULT_AT}", "could not be submitted"), ("sync_fail=200", "unable to sync"))  # 144 carry weights
