@@ -40,9 +40,12 @@ int gpu_device_find(const struct config *c, const char *stage_dir, struct gpu_de
     snprintf(buffer, sizeof(buffer), o->max_buffer ? "gpu.max_buffer=%" PRIu64 : "gpu.max_buffer=auto", o->max_buffer);
     const char *const words[] = {path,  "--choose-device", "--set",  device,  "--set", without, "--set",
                                  allow, "--set",           subgroup, "--set", buffer,  NULL};
-    if (device_ask(words, &a) && parse(&a, ret)) {
-        ret->vulkan = true;
-        return 0;
+    if (device_ask(words, &a)) {
+        ret->vulkan = parse(&a, ret);
+        if (ret->vulkan)
+            return 0;
+        *ret = (struct gpu_device){0};
+        snprintf(a.reason, sizeof(a.reason), "gpu_worker's answer was not understood; are all programs of one build?");
     }
     snprintf(ret->reason, sizeof(ret->reason), "%s", a.reason);
     ret->surprise = a.crashed || strcmp(o->name, "auto") != 0 || o->without[0] || o->subgroup || o->max_buffer;

@@ -92,16 +92,23 @@ static void xrt_count(void *b, uint64_t *ret_products, uint64_t *ret_offloaded)
     *ret_offloaded = atomic_load_explicit(&a->offloaded, memory_order_relaxed);
 }
 
+/* Weights that stay on the NPU go, and from now on none stays. */
+static void drop_kept(struct attn_xrt *a)
+{
+    for (uint32_t l = 0; l < a->resident; l++) {
+        for (int i = 0; i < ATTN_PRODUCTS; i++)
+            xrt_gemm_free_kept(a->gemms[xrt_products_index(&a->products, (enum attn_product)i)], a->kept[l][i]);
+    }
+    a->resident = 0;
+}
+
 static void xrt_close(void *b)
 {
     struct attn_xrt *a = b;
     if (!a)
         return;
     attn_cpu.close(a->cpu);
-    for (uint32_t l = 0; a->kept && l < a->resident; l++) {
-        for (int i = 0; i < ATTN_PRODUCTS; i++)
-            xrt_gemm_free_kept(a->gemms[xrt_products_index(&a->products, (enum attn_product)i)], a->kept[l][i]);
-    }
+    drop_kept(a);
     free(a->kept);
     for (uint32_t i = 0; i < a->products.n_ops; i++)
         xrt_gemm_close(a->gemms[i]);
@@ -266,7 +273,13 @@ static int xrt_load_segment(void *b, uint32_t layer, const struct segment_layout
     int r = attn_cpu.load_segment(a->cpu, layer, l, data, err);
     if (r == 0 && layer < a->resident && !a->given_up)
         r = keep(a, layer, l, data, err);
-    return r == 0 && a->many[layer < a->resident] == 0 && !a->given_up ? measure(a, layer, err) : r;
+    if (r == 0 && a->many[layer < a->resident] == 0 && !a->given_up)
+        r = measure(a, layer, err);
+    if (a->many[1] == UINT32_MAX && a->resident) { /* slower even so, and the more where weights are sent */
+        drop_kept(a);
+        a->many[0] = UINT32_MAX;
+    }
+    return r;
 }
 
 static int xrt_run(void *b, uint32_t layer, const struct chunk *c, const float *x, float *h, attn_dump_fn dump, void *dump_ctx,
