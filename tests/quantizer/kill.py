@@ -67,16 +67,24 @@ def main():
         subprocess.run(command(a, source, whole, 2), check=True, stdout=subprocess.DEVNULL)
         seconds = time.monotonic() - begin
         kills, kept = 0, []
-        for _ in range(a.kills * 4):
-            if kills == a.kills:
+        # twice the share of one run, so that the kills spread over the conversion and half of them come early in a run; more where
+        # a run gets nowhere, because the machine is busy
+        share = 1.6 * seconds / a.kills + 0.03
+        for _ in range(a.kills * 8):
+            points = len({k for k in kept if k})
+            if kills >= a.kills and points >= 2:
                 break
-            # twice the share of one run, so that the kills spread over the conversion and half of them come early in a run
-            was_killed, at = killed_run(a, source, out, r.randint(1, 3), r.uniform(0, 1.6 * seconds / a.kills + 0.03),
+            was_killed, at = killed_run(a, source, out, r.randint(1, 3), r.uniform(0, share),
                                         r.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM)))
+            if kept and at == kept[-1]:
+                share *= 1.1
             kills += was_killed
             kept.append(at)
             if not was_killed:
-                break
+                if kills >= a.kills:
+                    break
+                for name in outputs(out):  # done before the last kill: from the beginning
+                    os.unlink(os.path.join(work, name))
         subprocess.run(command(a, source, out, 3), check=True, stdout=subprocess.DEVNULL)
         names = outputs(out)
         wanted = outputs(whole)
