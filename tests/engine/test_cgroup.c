@@ -13,7 +13,7 @@
 
 static char root[] = "/tmp/tandem-cgroup-XXXXXX";
 
-static void put(const char *text, const char *format, ...)
+__attribute__((format(printf, 2, 3))) static void put(const char *text, const char *format, ...)
 {
     char path[512];
     va_list ap;
@@ -32,7 +32,7 @@ static void put(const char *text, const char *format, ...)
     fclose(f);
 }
 
-static void expect(const char *text, const char *format, ...)
+__attribute__((format(printf, 2, 3))) static void expect(const char *text, const char *format, ...)
 {
     char path[512], got[256] = "";
     va_list ap;
