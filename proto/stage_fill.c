@@ -1,0 +1,92 @@
+/* SPDX-License-Identifier: MIT
+ * Segments that this stage fills (the loader): a queue of memfds, filled one at a time on libuv's worker thread, sealed, reported.
+ * Everything but fill_work runs on the main thread. */
+#include <errno.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "proto/conn.h"
+#include "proto/shm.h"
+#include "proto/stage_impl.h"
+#include "proto/util.h"
+
+struct fill_job {
+    uv_work_t work;
+    struct fill_job *next;
+    struct stage_io *io;
+    uint32_t kind, layer;
+    uint64_t bytes;
+    int fd, result;
+    struct err err;
+};
+
+static void fill_work(uv_work_t *w)
+{
+    struct fill_job *j = w->data;
+    j->result = j->io->ops->fill(j->io->state, j->kind, j->layer, j->fd, j->bytes, &j->err);
+    if (j->result == 0)
+        j->result = shm_seal_write(j->fd, &j->err);
+}
+
+static void fill_next(struct stage_io *io);
+
+static void fill_after(uv_work_t *w, int status)
+{
+    struct fill_job *j = w->data;
+    struct stage_io *io = j->io;
+    io->jobs = j->next;
+    if (!io->jobs)
+        io->jobs_end = &io->jobs;
+    struct msg m = {.type = MSG_TYPE_segment_filled, .segment_filled = {.kind = j->kind, .layer = j->layer}};
+    struct err err = {0};
+    int r = status < 0 ? err_set(&err, status, "fill: %s", uv_strerror(status)) : j->result;
+    if (status == 0 && r < 0)
+        err = j->err;
+    if (r == 0 && !io->finished)
+        r = conn_send(io->conn, &m, NULL, 0, &err);
+    close(j->fd);
+    free(j);
+    if (io->finished)
+        return;
+    if (r < 0)
+        stage_fail(io, &err);
+    else
+        fill_next(io);
+}
+
+static void fill_next(struct stage_io *io)
+{
+    if (io->jobs)
+        uv_queue_work(&io->loop, &io->jobs->work, fill_work, fill_after);
+}
+
+int stage_fill_add(struct stage_io *io, const struct msg_segment_fill *m, int *fd, struct err *err)
+{
+    if (!io->configured || !io->ops->fill)
+        return err_set(err, -EPROTO, "unexpected SEGMENT_FILL");
+    struct fill_job *j = calloc(1, sizeof(*j));
+    if (!j)
+        return err_set(err, -ENOMEM, "SEGMENT_FILL: out of memory");
+    j->io = io;
+    j->kind = m->kind;
+    j->layer = m->layer;
+    j->bytes = m->bytes;
+    j->fd = take_fd(fd);
+    j->work.data = j;
+    bool idle = io->jobs == NULL;
+    *io->jobs_end = j;
+    io->jobs_end = &j->next;
+    if (idle)
+        fill_next(io);
+    return 0;
+}
+
+void stage_fill_close(struct stage_io *io)
+{
+    while (io->jobs) {
+        struct fill_job *j = io->jobs;
+        io->jobs = j->next;
+        close(j->fd);
+        free(j);
+    }
+}

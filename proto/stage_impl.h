@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: MIT
+ * What the files of the stage skeleton share: stage.c (control socket, handshake, life), stage_data.c (data thread),
+ * stage_weights.c (segments of a worker), stage_fill.c (segments that the loader fills). Nobody else includes it.
+ * Fields belong to the main thread unless they are atomic or said to be the data thread's. */
+#ifndef TANDEM_PROTO_STAGE_IMPL_H
+#define TANDEM_PROTO_STAGE_IMPL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <uv.h>
+
+#include "proto/budget.h"
+#include "proto/chunk.h"
+#include "proto/err.h"
+#include "proto/stage.h"
+
+struct bell;
+struct conn;
+struct fill_job;
+struct ring;
+struct segment;
+
+#define STAGE_RINGS_MAX 8
+
+struct link {
+    struct ring *ring;
+    struct bell *peer;
+};
+
+struct stage_io {
+    const struct stage_ops *ops;
+    void *state;
+    uv_loop_t loop;
+    struct conn *conn;
+    uv_signal_t term;
+    uv_async_t report;   /* data thread: look at `drained` and `broken` */
+    uv_timer_t deadline; /* of closing */
+    struct budget budget;
+    struct msg_configure config;
+    bool configured, finished;
+    int status;
+    struct bell *bell;
+    struct link inputs[STAGE_RINGS_MAX], outputs[STAGE_RINGS_MAX];
+    struct segment *segments, **segments_end;       /* in the order in which they are wanted */
+    uint32_t n_segments, n_filled, n_coming, lease; /* n_coming: made, and not yet with the stage */
+    bool all_announced;
+    struct fill_job *jobs, **jobs_end;
+    void *collected; /* mapping of COLLECT */
+    uint64_t collected_bytes;
+
+    pthread_t thread;
+    bool running;
+    _Atomic bool stop, done, draining, drained, broken;
+    struct err data_err; /* the data thread's until `broken` is set, then the main thread's */
+    size_t misfit;       /* bytes of a chunk that its output slot did not take */
+    struct chunk_limits limits;
+    struct chunk chunk;
+    void *out_slot[STAGE_RINGS_MAX];
+    uint64_t process_start_ns, process_blocked_ns;
+    _Atomic uint64_t chunks, tokens, busy_ns, idle_ns, blocked_ns;
+};
+
+/* stage.c: the stage cannot go on; tells the coordinator and ends with status 1. */
+void stage_fail(struct stage_io *io, const struct err *err);
+
+/* stage_weights.c */
+int stage_weights_make(struct stage_io *io, struct err *err);
+int stage_weights_filled(struct stage_io *io, const struct msg_segment_filled *m, struct err *err);
+void stage_weights_close(struct stage_io *io);
+
+/* stage_fill.c */
+int stage_fill_add(struct stage_io *io, const struct msg_segment_fill *m, int *fd, struct err *err);
+void stage_fill_close(struct stage_io *io);
+
+/* stage_data.c: the thread; stop gives up, and the process with it, when a computation does not come back in time. */
+int stage_data_start(struct stage_io *io, struct err *err);
+void stage_data_stop(struct stage_io *io);
+
+#endif

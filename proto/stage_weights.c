@@ -1,0 +1,112 @@
+/* SPDX-License-Identifier: MIT
+ * The segments that a worker wants: makes their memfds, tells the coordinator, maps what the loader has filled, and gives back what
+ * the stage has copied. Main thread. */
+#include <errno.h>
+#include <fcntl.h>
+
+#include "proto/conn.h"
+#include "proto/shm.h"
+#include "proto/stage_impl.h"
+#include "proto/util.h"
+
+struct segment {
+    struct segment *next;
+    uint32_t kind, layer;
+    uint64_t bytes;
+    int fd;     /* -1: not made yet, or given back */
+    void *data; /* read-only mapping once it is filled */
+    bool made;
+};
+
+int stage_want_segment(struct stage_io *io, uint32_t kind, uint32_t layer, uint64_t bytes, struct err *err)
+{
+    struct segment *s = calloc(1, sizeof(*s));
+    if (!s)
+        return err_set(err, -ENOMEM, "weights of layer %u: out of memory", layer);
+    *s = (struct segment){.kind = kind, .layer = layer, .bytes = bytes, .fd = -1};
+    *io->segments_end = s;
+    io->segments_end = &s->next;
+    io->n_segments++;
+    return 0;
+}
+
+void stage_lease(struct stage_io *io, uint32_t n)
+{
+    io->lease = n;
+}
+
+static int make_segment(struct stage_io *io, struct segment *s, struct err *err)
+{
+    int r = budget_take(&io->budget, BUDGET_WEIGHTS, s->bytes, err);
+    if (r < 0)
+        return err_wrap(err, r, "weights of layer %u", s->layer);
+    s->fd = shm_make("tandem-weights", s->bytes, true, err);
+    if (s->fd < 0)
+        return s->fd;
+    s->made = true;
+    io->n_coming++;
+    struct msg m = {.type = MSG_TYPE_segment_new, .segment_new = {.kind = s->kind, .layer = s->layer, .bytes = s->bytes}};
+    return conn_send(io->conn, &m, &s->fd, 1, err);
+}
+
+/* Makes what is wanted, as far as the lease goes, and says so when nothing is left that could follow: under a lease segment() may
+ * still want more. */
+int stage_weights_make(struct stage_io *io, struct err *err)
+{
+    int r = 0;
+    bool left = false;
+    for (struct segment *s = io->segments; r == 0 && s; s = s->next) {
+        if (s->made)
+            continue;
+        left = io->lease && io->n_coming >= io->lease;
+        if (left)
+            break;
+        r = make_segment(io, s, err);
+    }
+    if (r < 0 || left || io->all_announced || (io->lease && io->n_filled < io->n_segments))
+        return r;
+    io->all_announced = true;
+    struct msg m = {.type = MSG_TYPE_segment_end, .segment_end = {.count = io->n_segments}};
+    return conn_send(io->conn, &m, NULL, 0, err);
+}
+
+static int release_segment(struct stage_io *io, struct segment *s, struct err *err)
+{
+    struct msg m = {.type = MSG_TYPE_segment_released, .segment_released = {.kind = s->kind, .layer = s->layer}};
+    shm_unmap(s->data, s->bytes);
+    s->data = NULL;
+    close(take_fd(&s->fd));
+    budget_give(&io->budget, BUDGET_WEIGHTS, s->bytes);
+    return conn_send(io->conn, &m, NULL, 0, err);
+}
+
+int stage_weights_filled(struct stage_io *io, const struct msg_segment_filled *m, struct err *err)
+{
+    for (struct segment *s = io->segments; s; s = s->next) {
+        if (s->kind != m->kind || s->layer != m->layer || s->data || s->fd < 0)
+            continue;
+        int seals = fcntl(s->fd, F_GET_SEALS);
+        if (seals < 0 || !(seals & F_SEAL_WRITE))
+            return err_set(err, -EPROTO, "segment kind %u layer %u is not sealed against writing", m->kind, m->layer);
+        int r = shm_map(s->fd, s->bytes, false, &s->data, err);
+        io->n_filled++;
+        io->n_coming--;
+        if (r == 0 && io->ops->segment)
+            r = io->ops->segment(io->state, s->kind, s->layer, s->data, s->bytes, err);
+        if (r == STAGE_SEGMENT_COPIED)
+            r = release_segment(io, s, err);
+        return r < 0 ? r : stage_weights_make(io, err);
+    }
+    return err_set(err, -EPROTO, "unexpected SEGMENT_FILLED (kind %u, layer %u)", m->kind, m->layer);
+}
+
+void stage_weights_close(struct stage_io *io)
+{
+    while (io->segments) {
+        struct segment *s = io->segments;
+        io->segments = s->next;
+        shm_unmap(s->data, s->bytes);
+        util_close_fd(&s->fd);
+        free(s);
+    }
+}
