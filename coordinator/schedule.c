@@ -44,6 +44,8 @@ struct span { /* tokens of one slot in a chunk */
 struct flight {
     uint64_t id; /* 0: unused */
     bool decode;
+    struct chunk chunk; /* as it was sent */
+    uint32_t *ids;      /* [chunk_tokens], likewise */
     uint32_t n_spans, n_logits, next_row;
     struct span spans[CHUNK_MAX_SEQS];
     struct {
@@ -60,10 +62,11 @@ struct schedule {
     bool decode_in_flight;
     struct slot *slots;
     struct flight *flights;
+    uint32_t *flight_ids; /* memory of the flights' ids */
     struct request *queue, **queue_end;
     uint32_t n_active;
     struct sampler *sampler;
-    struct chunk chunk; /* scratch */
+    struct chunk chunk; /* scratch, of what comes back */
 };
 
 int schedule_open(const struct plan *plan, struct schedule **ret, struct err *err)
@@ -78,10 +81,13 @@ int schedule_open(const struct plan *plan, struct schedule **ret, struct err *er
     s->queue_end = &s->queue;
     s->slots = calloc(s->n_slots, sizeof(*s->slots));
     s->flights = calloc(s->n_flights, sizeof(*s->flights));
-    if (!s->slots || !s->flights || sampler_open(plan->hparams.vocab, &s->sampler) < 0) {
+    s->flight_ids = calloc((size_t)s->n_flights * plan->chunk_tokens, sizeof(*s->flight_ids));
+    if (!s->slots || !s->flights || !s->flight_ids || sampler_open(plan->hparams.vocab, &s->sampler) < 0) {
         schedule_close(s);
         return err_set(err, -ENOMEM, "scheduler: out of memory for %u sequences", plan->sequences);
     }
+    for (uint32_t i = 0; i < s->n_flights; i++)
+        s->flights[i].ids = s->flight_ids + (size_t)i * plan->chunk_tokens;
     *ret = s;
     return 0;
 }
@@ -108,6 +114,7 @@ void schedule_close(struct schedule *s)
     sampler_close(s->sampler);
     free(s->slots);
     free(s->flights);
+    free(s->flight_ids);
     free(s);
 }
 
@@ -276,7 +283,8 @@ static bool wants_logits(const struct request *r, uint32_t pos)
 static void chunk_add(struct schedule *s, struct flight *f, uint32_t slot_index, uint32_t n)
 {
     struct slot *slot = &s->slots[slot_index];
-    struct chunk *c = &s->chunk;
+    struct chunk *c = &f->chunk;
+    memcpy(f->ids + c->h.n_tokens, slot->req->ids + slot->n_sent, n * sizeof(*f->ids));
     c->seqs[c->h.n_seqs++] =
         (struct chunk_seq){.seq = slot_index, .flags = slot->n_sent == 0 ? CHUNK_SEQ_FREE : 0, .committed_pos = slot->committed};
     slot->stale = true;
@@ -290,12 +298,13 @@ static void chunk_add(struct schedule *s, struct flight *f, uint32_t slot_index,
             f->rows[f->n_logits++].pos = pos;
         }
     }
+    slot->n_sent += n;
+    slot->in_flight++;
 }
 
 /* Pages of requests that ended go back with the first chunk after them; what it stores comes later. */
-static void add_stale(struct schedule *s)
+static void add_stale(struct schedule *s, struct chunk *c)
 {
-    struct chunk *c = &s->chunk;
     uint64_t listed = 0;
     for (uint32_t i = 0; i < c->h.n_seqs; i++)
         listed |= UINT64_C(1) << c->seqs[i].seq;
@@ -309,44 +318,54 @@ static void add_stale(struct schedule *s)
     }
 }
 
-/* Compose and send one chunk; false when there is nothing of that kind to send. */
-static bool send_chunk(struct schedule *s, bool decode)
+/* Fills a flight with what may be sent now; NULL when there is nothing of that kind, or no credit. */
+static struct flight *compose(struct schedule *s, bool decode)
 {
     struct flight *f = flight_new(s);
-    void *mem = f ? ring_reserve(s->tokens) : NULL;
-    if (!mem)
-        return false;
-    memset(&s->chunk.h, 0, sizeof(s->chunk.h));
+    if (!f)
+        return NULL;
+    struct chunk_header *h = &f->chunk.h;
+    memset(h, 0, sizeof(*h));
     f->n_spans = f->n_logits = f->next_row = 0;
-    for (uint32_t i = 0; i < s->n_slots && s->chunk.h.n_tokens < s->plan->chunk_tokens; i++) {
-        uint32_t n = MIN(slot_ready(&s->slots[i], decode), s->plan->chunk_tokens - s->chunk.h.n_tokens);
+    for (uint32_t i = 0; i < s->n_slots && h->n_tokens < s->plan->chunk_tokens; i++) {
+        uint32_t n = MIN(slot_ready(&s->slots[i], decode), s->plan->chunk_tokens - h->n_tokens);
         if (n)
             chunk_add(s, f, i, n);
     }
-    struct chunk_header *h = &s->chunk.h;
     if (!h->n_tokens)
-        return false;
-    add_stale(s);
-    h->magic = CHUNK_MAGIC;
-    h->epoch = s->epoch;
+        return NULL;
+    add_stale(s, &f->chunk);
     h->id = f->id = s->next_id++;
-    h->kind = CHUNK_TOKENS;
-    h->payload_bytes = h->n_tokens * (uint32_t)sizeof(uint32_t);
-    h->times.committed_at_ns = util_now_ns();
-    uint32_t *ids = chunk_write(mem, ring_slot_bytes(s->tokens), &s->chunk);
-    for (uint32_t i = 0; i < f->n_spans; i++) {
-        struct slot *slot = &s->slots[f->spans[i].slot];
-        memcpy(ids, slot->req->ids + slot->n_sent, f->spans[i].n * sizeof(*ids));
-        ids += f->spans[i].n;
-        slot->n_sent += f->spans[i].n;
-        slot->in_flight++;
-    }
     f->decode = decode;
     s->n_in_flight++;
     if (decode)
         s->decode_in_flight = true;
+    return f;
+}
+
+/* Writes a flight's chunk into the ring to the loader, which has room for all flights. */
+static void issue(struct schedule *s, struct flight *f)
+{
+    struct chunk_header *h = &f->chunk.h;
+    h->magic = CHUNK_MAGIC;
+    h->epoch = s->epoch;
+    h->kind = CHUNK_TOKENS;
+    h->payload_bytes = h->n_tokens * (uint32_t)sizeof(uint32_t);
+    h->times.committed_at_ns = util_now_ns();
+    void *mem = ring_reserve(s->tokens);
+    void *ids = mem ? chunk_write(mem, ring_slot_bytes(s->tokens), &f->chunk) : NULL;
+    if (!ids)
+        return; /* poisoned: the end of the pipeline is told elsewhere */
+    memcpy(ids, f->ids, h->payload_bytes);
     ring_commit(s->tokens);
-    return true;
+}
+
+static bool send_chunk(struct schedule *s, bool decode)
+{
+    struct flight *f = compose(s, decode);
+    if (f)
+        issue(s, f);
+    return f != NULL;
 }
 
 void schedule_pump(struct schedule *s)
