@@ -16,6 +16,7 @@
 #include <sys/socket.h>
 
 #include "coordinator/cgroup.h"
+#include "coordinator/segments.h"
 #include "model/hparams.h"
 #include "model/segment.h"
 #include "proto/conn.h"
@@ -25,7 +26,6 @@
 #include "proto/util.h"
 
 #define GRACE_MS 2000
-#define SEGMENTS_MAX 1024
 
 enum ring_name { RING_TOKENS, RING_X0, RING_H, RING_X, RING_OUTPUT, RINGS };
 enum { BELL_COORDINATOR = MSG_ROLES, BELLS };
@@ -54,12 +54,6 @@ struct stage {
     bool segments_known;
 };
 
-struct segment_fd {
-    enum msg_role role;
-    uint32_t kind, layer;
-    int fd;
-};
-
 struct supervise {
     struct supervise_options o;
     struct stage stages[MSG_ROLES];
@@ -67,8 +61,7 @@ struct supervise {
     int bell_fds[BELLS], ring_fds[RINGS];
     struct bell *bell, *peers[2]; /* ours; those of the loader and of gpu_worker */
     struct ring *tokens, *output;
-    struct segment_fd *segments;
-    uint32_t n_segments;
+    struct segments *segments;
     uv_timer_t grace;
     bool grace_open, stopping, failed;
 };
@@ -204,36 +197,23 @@ static int on_hello(struct stage *st, const struct msg_hello *h, struct err *err
 static int on_segment_new(struct stage *st, const struct msg_segment_new *m, int *fd, struct err *err)
 {
     struct supervise *s = st->owner;
-    if (st->role == MSG_ROLE_LOADER || st->segments_known || s->n_segments == SEGMENTS_MAX)
+    struct held_segment h = {.role = st->role, .kind = m->kind, .layer = m->layer, .bytes = m->bytes, .fd = *fd};
+    if (st->role == MSG_ROLE_LOADER || st->segments_known || !segments_add(s->segments, &h))
         return err_set(err, -EPROTO, "%s: unexpected SEGMENT_NEW (kind %u, layer %u)", msg_role_name(st->role), m->kind, m->layer);
+    take_fd(fd);
     struct msg fill = {.type = MSG_TYPE_segment_fill, .segment_fill = {.kind = m->kind, .layer = m->layer, .bytes = m->bytes}};
-    int r = send_to(&s->stages[MSG_ROLE_LOADER], &fill, fd, 1, err);
-    if (r < 0)
-        return r;
-    s->segments[s->n_segments++] = (struct segment_fd){.role = st->role, .kind = m->kind, .layer = m->layer, .fd = take_fd(fd)};
     st->n_segments++;
-    return 0;
-}
-
-/* A segment that is held, of whichever worker; NULL. */
-static struct segment_fd *held(struct supervise *s, uint32_t kind, uint32_t layer)
-{
-    for (uint32_t i = 0; i < s->n_segments; i++) {
-        if (s->segments[i].kind == kind && s->segments[i].layer == layer)
-            return &s->segments[i];
-    }
-    return NULL;
+    return send_to(&s->stages[MSG_ROLE_LOADER], &fill, &h.fd, 1, err);
 }
 
 static int on_segment_released(struct stage *st, const struct msg_segment_released *m, struct err *err)
 {
     struct supervise *s = st->owner;
-    struct segment_fd *g = held(s, m->kind, m->layer);
+    struct held_segment *g = segments_find(s->segments, m->kind, m->layer);
     if (!g || g->role != st->role)
         return err_set(err, -EPROTO, "%s: SEGMENT_RELEASED for kind %u layer %u, which it does not hold", msg_role_name(st->role),
                        m->kind, m->layer);
-    close(g->fd);
-    *g = s->segments[--s->n_segments];
+    segments_remove(s->segments, g);
     return 0;
 }
 
@@ -242,9 +222,10 @@ static int on_segment_filled(struct stage *st, const struct msg_segment_filled *
     struct supervise *s = st->owner;
     if (st->role != MSG_ROLE_LOADER)
         return err_set(err, -EPROTO, "%s: unexpected SEGMENT_FILLED", msg_role_name(st->role));
-    struct segment_fd *g = held(s, m->kind, m->layer);
+    struct held_segment *g = segments_find(s->segments, m->kind, m->layer);
     if (g) {
         struct stage *to = &s->stages[g->role];
+        g->filled = true;
         to->n_filled++;
         int r = send_to(to, &(struct msg){.type = MSG_TYPE_segment_filled, .segment_filled = *m}, NULL, 0, err);
         return r < 0 ? r : start_if_complete(to, err);
@@ -458,7 +439,7 @@ int supervise_open(const struct supervise_options *o, struct supervise **ret, st
         s->bell_fds[i] = -1;
     for (int i = 0; i < RINGS; i++)
         s->ring_fds[i] = -1;
-    s->segments = calloc(SEGMENTS_MAX, sizeof(*s->segments));
+    s->segments = segments_open();
     int r = s->segments ? make_rings(s, err) : err_set(err, -ENOMEM, "supervisor: out of memory");
     *ret = s; /* also on failure: the owner stops and closes it */
     for (int i = 0; r == 0 && i < MSG_ROLES; i++) {
@@ -583,11 +564,9 @@ void supervise_close(struct supervise *s)
         util_close_fd(&s->bell_fds[i]);
     for (int i = 0; i < RINGS; i++)
         util_close_fd(&s->ring_fds[i]);
-    for (uint32_t i = 0; i < s->n_segments; i++)
-        util_close_fd(&s->segments[i].fd);
+    segments_close(s->segments);
     bell_unmap(s->bell);
     bell_unmap(s->peers[0]);
     bell_unmap(s->peers[1]);
-    free(s->segments);
     free(s);
 }
