@@ -26,6 +26,7 @@
 #include "proto/err.h"
 #include "proto/log.h"
 #include "proto/ring.h"
+#include "proto/sandbox.h"
 #include "proto/shm.h"
 #include "proto/util.h"
 
@@ -66,6 +67,7 @@ struct stage_io {
     uv_timer_t deadline; /* of closing */
     struct budget budget;
     struct msg_configure config;
+    struct sandbox sandbox;
     bool configured, finished;
     int status;
     struct bell *bell;
@@ -357,9 +359,17 @@ static int on_configure(struct stage_io *io, const struct msg_configure *c, int 
                                        .vocab = c->vocab,
                                        .hidden = c->hidden};
     budget_init(&io->budget, msg_role_name(io->ops->role), c->budget);
+    /* Landlock holds threads that are started later: a backend's begin in configure, the loader's with its first segment. */
+    bool loader = io->ops->role == MSG_ROLE_LOADER;
+    io->sandbox.off = !c->sandbox;
+    io->sandbox.profile = loader || strcmp(c->backend, "cpu") == 0 ? SANDBOX_STRICT : SANDBOX_DRIVER;
+    if (!loader)
+        sandbox_begin(&io->sandbox, c->manifest);
     int r = bell_map(bell_fd, &io->bell, err);
     if (r == 0)
         r = io->ops->configure(io->state, io, &io->config, err);
+    if (loader)
+        sandbox_begin(&io->sandbox, "");
     return r < 0 ? r : make_segments(io, err);
 }
 
@@ -493,7 +503,9 @@ static int on_start(struct stage_io *io, struct err *err)
     if (r)
         return err_set_errno(err, -r, "data thread");
     io->running = true;
+    sandbox_seal(&io->sandbox);
     struct msg m = {.type = MSG_TYPE_ready};
+    sandbox_describe(&io->sandbox, m.ready.sandbox);
     const char *backend = io->ops->backend ? io->ops->backend(io->state) : "cpu";
     snprintf(m.ready.backend, sizeof(m.ready.backend), "%s", backend);
     return conn_send(io->conn, &m, NULL, 0, err);
