@@ -109,6 +109,7 @@ static int send_configure(struct stage *st, struct err *err)
     q->kv_type = (uint32_t)p->kv_type;
     q->logits_rows = p->logits_rows;
     q->threads = st->role == MSG_ROLE_NPU ? p->npu_threads : st->role == MSG_ROLE_GPU ? p->gpu_threads : 1;
+    q->sandbox = c->sandbox;
     q->pin = p->pin_threads && st->role != MSG_ROLE_LOADER;
     const char *gpu = p->gpu.vulkan ? c->gpu.backend : "cpu";
     const char *npu = p->npu.xrt ? c->npu.backend : "cpu";
@@ -240,7 +241,8 @@ static int on_ready(struct stage *st, const struct msg_ready *m, struct err *err
         return err_set(err, -EPROTO, "%s: unexpected READY", msg_role_name(st->role));
     st->ready = true;
     snprintf(st->backend, sizeof(st->backend), "%s", m->backend);
-    log_info("supervise", "%s (pid %d) is ready: backend %s", msg_role_name(st->role), st->process.pid, st->backend);
+    log_info("supervise", "%s (pid %d) is ready: backend %s; sandbox %s", msg_role_name(st->role), st->process.pid, st->backend,
+             m->sandbox);
     for (int i = 0; i < MSG_ROLES; i++) {
         if (!s->stages[i].ready)
             return 0;
@@ -338,6 +340,11 @@ static void on_stage_exit(uv_process_t *p, int64_t status, int term_signal)
     if (term_signal == SIGKILL && s->o.cgroup && cgroup_kills(s->o.cgroup, name))
         err_set(&err, -ECHILD, "%s (pid %d) was killed by the kernel: it needed more than its cap of %s; raise 'memory.%s'", name,
                 p->pid, util_format_bytes(cap, sizeof(cap), s->o.plan->process[process_of(st->role)].cap), name);
+    else if (term_signal == SIGSYS)
+        err_set(&err, -ECHILD,
+                "%s (pid %d) was ended by its seccomp filter (SIGSYS): it made a system call that it never needs, which "
+                "the kernel's log names (dmesg); 'sandbox: off' runs without filters",
+                name, p->pid);
     else if (term_signal)
         err_set(&err, -ECHILD, "%s (pid %d) was killed by signal %d (%s)", msg_role_name(st->role), p->pid, term_signal,
                 strsignal(term_signal));

@@ -33,7 +33,7 @@ struct raw_npu {
     char *backend, *memory, *threads, *manifest, *device, *many, *timeout_ms;
 };
 struct raw {
-    char *model, *context, *sequences, *chunk_tokens, *kv_type, *pin_threads, *memory_word;
+    char *model, *context, *sequences, *chunk_tokens, *kv_type, *pin_threads, *sandbox, *memory_word;
     struct raw_memory memory;
     struct raw_npu npu;
     struct raw_gpu gpu;
@@ -43,7 +43,7 @@ enum kind {
     KIND_MODEL,
     KIND_U32,
     KIND_KV_TYPE,
-    KIND_PIN,
+    KIND_AUTO_OFF,
     KIND_ALL_CAPS,
     KIND_BYTES,
     KIND_BACKEND,
@@ -77,7 +77,8 @@ static const struct key keys[] = {
     KEY("sequences", KIND_U32, false, 1, 64, sequences, sequences, "a whole number from 1 to 64"),
     KEY("chunk_tokens", KIND_U32, true, 1, 1024, chunk_tokens, chunk_tokens, "auto or a whole number from 1 to 1024"),
     KEY("kv_type", KIND_KV_TYPE, false, 0, 0, kv_type, kv_type, "f32, f16 or q8_0"),
-    KEY("pin_threads", KIND_PIN, false, 0, 0, pin_threads, pin_threads, "auto or off"),
+    KEY("pin_threads", KIND_AUTO_OFF, false, 0, 0, pin_threads, pin_threads, "auto or off"),
+    KEY("sandbox", KIND_AUTO_OFF, false, 0, 0, sandbox, sandbox, "auto or off"),
     KEY("memory", KIND_ALL_CAPS, false, 0, 0, memory_word, caps,
         "auto, or a mapping of coordinator, loader, npu_worker, gpu_worker to sizes"),
     KEY("memory.coordinator", KIND_BYTES, true, 0, 0, memory.coordinator, caps[CONFIG_COORDINATOR], EXPECT_SIZE),
@@ -105,7 +106,7 @@ static const struct key keys[] = {
     KEY("gpu.profile", KIND_BOOL, false, 0, 0, gpu.profile, device.profile, "true or false"),
 };
 #define N_KEYS ARRAY_LEN(keys)
-enum { KEY_MEMORY = 6 };
+enum { KEY_MEMORY = 7 };
 
 /* Of the design, but not of this version: refused by name so that nobody hunts for a typing error. */
 static const struct {
@@ -139,7 +140,7 @@ static const cyaml_schema_field_t gpu_fields[] = {
 /* `memory` is a word or a mapping, which a schema cannot say: one schema for each. */
 #define TOP_FIELDS(memory_field) {                                                                                            \
     LEAF(raw, "model", model), LEAF(raw, "context", context), LEAF(raw, "sequences", sequences),                              \
-    LEAF(raw, "chunk_tokens", chunk_tokens), LEAF(raw, "kv_type", kv_type), LEAF(raw, "pin_threads", pin_threads), memory_field,                                     \
+    LEAF(raw, "chunk_tokens", chunk_tokens), LEAF(raw, "kv_type", kv_type), LEAF(raw, "pin_threads", pin_threads), LEAF(raw, "sandbox", sandbox), memory_field, \
     GROUP("npu", npu, npu_fields), GROUP("gpu", gpu, gpu_fields), CYAML_FIELD_END                                       \
 }
 static const cyaml_schema_field_t fields_memory_word[] = TOP_FIELDS(LEAF(raw, "memory", memory_word));
@@ -520,9 +521,9 @@ static int apply(struct config *c, const struct key *k, const char *value, const
             return 0;
         }
         break;
-    case KIND_PIN:
+    case KIND_AUTO_OFF:
         if (strcmp(value, "auto") == 0 || strcmp(value, "off") == 0) {
-            c->pin_threads = strcmp(value, "auto") == 0;
+            *(bool *)out = strcmp(value, "auto") == 0;
             return 0;
         }
         break;
@@ -662,6 +663,7 @@ int config_load(const char *path, const char *const *overrides, int n_overrides,
     c->sequences = 4;
     c->kv_type = 1;
     c->pin_threads = true;
+    c->sandbox = true;
     c->npu = (struct config_worker){.backend = "auto", .memory = 2ull << 30};
     c->gpu = (struct config_worker){.backend = "auto", .memory = 16ull << 30};
     c->xrt = (struct config_npu){.timeout_ms = 10000};
@@ -710,6 +712,7 @@ void config_sample(const char *model, char *buf, unsigned long buf_size)
         "chunk_tokens: auto   # tokens that travel together: auto, or 1 to 1024\n"
         "kv_type: f16         # entries of the KV cache: f32, f16 or q8_0\n"
         "pin_threads: auto    # workers that share processors keep their threads in place, or off\n"
+        "sandbox: auto        # stages give up files, programs and the network once they run, or off\n"
         "# A hard cap per process: auto (what the plan needs and a tenth more), or\n"
         "# memory: {coordinator: 256MiB, loader: 512MiB, npu_worker: 2560MiB, gpu_worker: 1GiB}\n"
         "memory: auto\n"

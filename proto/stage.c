@@ -14,6 +14,7 @@
 #include "proto/conn.h"
 #include "proto/log.h"
 #include "proto/ring.h"
+#include "proto/sandbox.h"
 #include "proto/shm.h"
 #include "proto/stage_impl.h"
 #include "proto/util.h"
@@ -69,9 +70,17 @@ static int on_configure(struct stage_io *io, const struct msg_configure *c, int 
                                        .vocab = c->vocab,
                                        .hidden = c->hidden};
     budget_init(&io->budget, msg_role_name(io->ops->role), c->budget);
+    /* Landlock holds threads that are started later: a backend's begin in configure, the loader's with its first segment. */
+    bool loader = io->ops->role == MSG_ROLE_LOADER;
+    io->sandbox.off = !c->sandbox;
+    io->sandbox.profile = loader || strcmp(c->backend, "cpu") == 0 ? SANDBOX_STRICT : SANDBOX_DRIVER;
+    if (!loader)
+        sandbox_begin(&io->sandbox, c->manifest);
     int r = bell_map(bell_fd, &io->bell, err);
     if (r == 0)
         r = io->ops->configure(io->state, io, &io->config, err);
+    if (loader)
+        sandbox_begin(&io->sandbox, "");
     return r < 0 ? r : stage_weights_make(io, err);
 }
 
@@ -101,7 +110,9 @@ static int on_start(struct stage_io *io, struct err *err)
     int r = stage_data_start(io, err);
     if (r < 0)
         return r;
+    sandbox_seal(&io->sandbox);
     struct msg m = {.type = MSG_TYPE_ready};
+    sandbox_describe(&io->sandbox, m.ready.sandbox);
     const char *backend = io->ops->backend ? io->ops->backend(io->state) : "cpu";
     snprintf(m.ready.backend, sizeof(m.ready.backend), "%s", backend);
     return conn_send(io->conn, &m, NULL, 0, err);

@@ -13,6 +13,7 @@
 #include "proto/budget.h"
 #include "proto/chunk.h"
 #include "proto/err.h"
+#include "proto/sandbox.h"
 #include "proto/stage.h"
 
 struct bell;
@@ -38,6 +39,7 @@ struct stage_io {
     uv_timer_t deadline; /* of closing */
     struct budget budget;
     struct msg_configure config;
+    struct sandbox sandbox;
     bool configured, finished;
     int status;
     struct bell *bell;

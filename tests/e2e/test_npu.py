@@ -34,6 +34,12 @@ def simulated(operators=OPERATORS):
     return {"npu__backend": "xrt", "npu__manifest": os.path.join(folder, "manifest.yaml"), "npu__many": 1, **CAPS}
 
 
+def report_path():
+    """For the simulator's counters: npu_worker may write below its cache folder alone."""
+    os.environ["XDG_CACHE_HOME"] = tandem.scratch("cache")
+    return os.path.join(tandem.scratch("cache"), "tandem", "report")
+
+
 def report(path):
     with open(path, encoding="utf-8") as f:
         return {name: int(value) for name, value in (line.split() for line in f)}
@@ -66,7 +72,7 @@ def test_beside_cpu():
         equal = 0
         prompts = golden_json("demo_greedy.json")["prompts"][:3]
         for p in prompts:
-            ids, counters = p["prompt_ids"], tandem.scratch("report")
+            ids, counters = p["prompt_ids"], report_path()
             want, got = generate(cpu, ids, 32), generate(npu, ids, 32, NPU_SIM_REPORT=counters)
             same_text(cpu, got["output_ids"], want["output_ids"], ids, BOUND[kind], f"demo {kind}")
             equal += got["output_ids"] == want["output_ids"]
@@ -150,7 +156,7 @@ def test_budget():
         logits.append(evaluate(cfg, ids))
     check(12 == resident[0] > resident[1] > resident[2] >= 0, resident)
     check(all(np.array_equal(logits[0], l) for l in logits[1:]), "logits depend on where weights stay")
-    counters = tandem.scratch("report")
+    counters = report_path()
     got = generate(small, ids, 8, NPU_SIM_REPORT=counters)
     check(got["output_ids"] == generate(config(model("demo", "q8_0"), **keys), ids, 8)["output_ids"], "another budget, another text")
     check(report(counters)["peak_bytes"] <= planned(small)["device"], report(counters))
