@@ -30,6 +30,7 @@
 #define OF_VALUE (1.0 / 256)
 #define OF_SUM 1e-5
 #define THREADS 2
+#define POOL (UINT64_C(2) << 30)
 
 static const struct hparams of_27b = {.n_layers = 1,
                                       .hidden = 5376,
@@ -191,7 +192,7 @@ static int prepare(struct layer *l, const struct shape *s, const char *folder, u
     if (r == 0)
         r = budget_take(&l->budget, BUDGET_WEIGHTS, l->layout.bytes, err);
     if (r == 0)
-        r = kv_make_arena(&k, work_plan_attn_bytes(s->h, l->types, chunk_tokens, 1, THREADS), &l->arena, err);
+        r = kv_make_arena(&k, POOL, &l->arena, err);
     k.arena = l->arena;
     if (r == 0)
         r = kv_open(&k, &l->kv, err);
