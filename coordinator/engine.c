@@ -116,6 +116,8 @@ static void on_stats(void *ctx, enum msg_role role, const struct msg_stats *m)
     s->bytes_read = m->bytes_read;
     s->products = m->products;
     s->offloaded = m->offloaded;
+    s->pool = (struct engine_pool){m->pool,    m->pool_peak,    m->pool_largest, m->pool_weights,
+                                   m->pool_kv, m->pool_scratch, m->pool_tiles,   m->pool_instructions};
     e->stats_pending &= ~(1u << role);
 }
 

@@ -82,6 +82,11 @@ void engine_forget_signal(struct engine *e);
  * model/collect.h; they live until engine_close, are read when nothing runs, and count as the command's memory. Once. */
 int engine_collect(struct engine *e, double *ret_area[2], struct err *err);
 
+struct engine_pool { /* npu_worker's, in bytes: of npu.memory; the most in use at once, the largest free part; in use for each use
+                      */
+    uint64_t bytes, peak, largest, weights, kv, scratch, tiles, instructions;
+};
+
 struct engine_process_stats {
     const char *name;
     int pid;
@@ -92,6 +97,7 @@ struct engine_process_stats {
     bool cap_enforced; /* by a cgroup */
     uint64_t busy_ns, idle_ns, blocked_ns, chunks, bytes_read;
     uint64_t products, offloaded; /* npu_worker with an NPU: matrix products, and those that it made */
+    struct engine_pool pool;      /* npu_worker; bytes is 0 in others */
 };
 /* Asks every stage and waits for the answers. ret: [CONFIG_PROCESSES]. */
 int engine_stats(struct engine *e, struct engine_process_stats *ret, struct err *err);

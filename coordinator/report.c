@@ -21,6 +21,51 @@ static uint64_t budget_sum(const struct engine_process_stats *s)
     return sum;
 }
 
+static uint64_t pool_used(const struct engine_pool *p)
+{
+    return p->weights + p->kv + p->scratch + p->tiles + p->instructions;
+}
+
+/* How far what is free is from being one part: 0 to 1. */
+static double pool_fragmentation(const struct engine_pool *p)
+{
+    uint64_t used = pool_used(p);
+    return p->bytes > used && p->largest < p->bytes - used ? 1.0 - (double)p->largest / (double)(p->bytes - used) : 0.0;
+}
+
+static void print_pool(const char *process, const struct engine_pool *p, FILE *f)
+{
+    const struct {
+        const char *name;
+        uint64_t bytes;
+    } uses[] = {{"weights", p->weights},
+                {"KV pages", p->kv},
+                {"scratch", p->scratch},
+                {"NPU tiles", p->tiles},
+                {"NPU instructions", p->instructions}};
+    char of[24], used[24], peak[24], largest[24];
+    fprintf(f, "%-12s %s of %s in use (%s at most), largest free part %s, %.0f%% fragmented:", process,
+            util_format_bytes(used, sizeof(used), pool_used(p)), util_format_bytes(of, sizeof(of), p->bytes),
+            util_format_bytes(peak, sizeof(peak), p->peak), util_format_bytes(largest, sizeof(largest), p->largest),
+            100 * pool_fragmentation(p));
+    bool more = false;
+    for (size_t i = 0; i < ARRAY_LEN(uses); i++) {
+        char bytes[24];
+        if (uses[i].bytes)
+            fprintf(f, "%s %s %s", more ? "," : "", uses[i].name, util_format_bytes(bytes, sizeof(bytes), uses[i].bytes));
+        more |= uses[i].bytes > 0;
+    }
+    fputc('\n', f);
+}
+
+static json_t *pool_json(const struct engine_pool *p)
+{
+    return json_pack("{s:I, s:I, s:I, s:I, s:f, s:I, s:I, s:I, s:I, s:I}", "bytes", (json_int_t)p->bytes, "used",
+                     (json_int_t)pool_used(p), "peak", (json_int_t)p->peak, "largest_free", (json_int_t)p->largest, "fragmentation",
+                     pool_fragmentation(p), "weights", (json_int_t)p->weights, "kv", (json_int_t)p->kv, "scratch",
+                     (json_int_t)p->scratch, "tiles", (json_int_t)p->tiles, "instructions", (json_int_t)p->instructions);
+}
+
 void report_processes(const struct engine_process_stats *stats, FILE *f)
 {
     int width = 12; /* of the longest backend's name */
@@ -38,6 +83,8 @@ void report_processes(const struct engine_process_stats *stats, FILE *f)
         if (stats[i].products)
             fprintf(f, "%-12s %" PRIu64 " of %" PRIu64 " matrix products on the NPU\n", stats[i].name, stats[i].offloaded,
                     stats[i].products);
+        if (stats[i].pool.bytes)
+            print_pool(stats[i].name, &stats[i].pool, f);
     }
 }
 
@@ -58,6 +105,8 @@ json_t *report_processes_json(const struct engine_process_stats *stats)
                       "budget", budget, "busy_ms", (double)s->busy_ns / 1e6, "idle_ms", (double)s->idle_ns / 1e6, "blocked_ms",
                       (double)s->blocked_ns / 1e6, "chunks", (json_int_t)s->chunks, "bytes_read", (json_int_t)s->bytes_read,
                       "products", (json_int_t)s->products, "offloaded", (json_int_t)s->offloaded);
+        if (one && s->pool.bytes)
+            json_object_set_new(one, "pool", pool_json(&s->pool));
         if (!one || json_array_append_new(list, one) < 0) {
             json_decref(list);
             return NULL;

@@ -103,6 +103,7 @@ static int send_configure(struct stage *st, struct err *err)
     q->epoch = s->epoch;
     q->context = p->context;
     q->kv_pages = p->kv_pages;
+    q->pool = st->role == MSG_ROLE_NPU ? p->npu_pool : 0;
     q->sequences = p->sequences;
     q->chunk_tokens = p->chunk_tokens;
     q->ring_slots = p->ring_slots;

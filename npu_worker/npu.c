@@ -22,6 +22,7 @@ struct npu {
     struct hparams hparams;
     uint8_t types[sizeof(((struct msg_configure *)0)->types)];
     struct arena *arena;
+    uint32_t *weights; /* [layer]: block of its segment */
     struct kv *kv;
     const struct attn_backend *backend;
     void *device;
@@ -37,6 +38,23 @@ static int npu_open(void **ret_state, struct err *err)
 static int layout(const struct npu *n, uint32_t layer, struct segment_layout *ret, struct err *err)
 {
     return segment_layout_init(ret, &n->hparams, SEGMENT_ATTN, n->types + (size_t)layer * GEMMA3_LAYER_TENSORS, err);
+}
+
+/* What its segments take of the pool. */
+static int reserve_weights(struct npu *n, struct err *err)
+{
+    int r = 0;
+    n->weights = malloc(n->hparams.n_layers * sizeof(*n->weights));
+    if (!n->weights)
+        return err_set(err, -ENOMEM, "npu_worker: out of memory");
+    memset(n->weights, 0xff, n->hparams.n_layers * sizeof(*n->weights)); /* OFFSETS_NONE */
+    for (uint32_t layer = 0; r == 0 && layer < n->hparams.n_layers; layer++) {
+        struct segment_layout l;
+        r = layout(n, layer, &l, err);
+        if (r == 0)
+            r = arena_reserve(n->arena, ARENA_WEIGHTS, l.bytes, &n->weights[layer], err);
+    }
+    return r;
 }
 
 static int npu_configure(void *state, struct stage_io *io, const struct msg_configure *c, struct err *err)
@@ -55,9 +73,10 @@ static int npu_configure(void *state, struct stage_io *io, const struct msg_conf
                            .ring_slots = c->ring_slots,
                            .kv_type = (int)c->kv_type,
                            .pages = c->kv_pages};
-    uint64_t scratch = work_plan_attn_bytes(&n->hparams, n->types, c->chunk_tokens, c->ring_slots, c->threads);
-    int r = kv_make_arena(&k, scratch, &n->arena, err);
+    int r = kv_make_arena(&k, c->pool, &n->arena, err);
     k.arena = n->arena;
+    if (r == 0)
+        r = reserve_weights(n, err);
     if (r == 0)
         r = kv_open(&k, &n->kv, err);
     if (r < 0)
@@ -120,6 +139,8 @@ static int npu_process(void *state, struct stage_io *io, uint32_t input, struct 
     struct collect collect = {atomic_load(&n->collected), &n->hparams, c->h.layer};
     int r = c->h.n_tokens ? n->backend->run(n->device, c->h.layer, c, payload, h, collect.area ? collect_rows : NULL, &collect, err)
                           : 0;
+    if (c->h.layer + 1 == n->hparams.n_layers)
+        arena_publish(n->arena);
     if (r == 0)
         stage_commit(io, 0);
     return r;
@@ -140,6 +161,18 @@ static void npu_stats(void *state, struct msg_stats *ret)
     struct npu *n = state;
     if (n->backend && n->backend->count)
         n->backend->count(n->device, &ret->products, &ret->offloaded);
+    if (!n->arena)
+        return;
+    struct arena_stats s;
+    arena_published(n->arena, &s);
+    ret->pool = s.all.bytes;
+    ret->pool_peak = s.all.peak;
+    ret->pool_largest = s.all.largest;
+    ret->pool_weights = s.used[ARENA_WEIGHTS];
+    ret->pool_kv = s.used[ARENA_KV];
+    ret->pool_scratch = s.used[ARENA_SCRATCH];
+    ret->pool_tiles = s.used[ARENA_TILES];
+    ret->pool_instructions = s.used[ARENA_INSTRUCTIONS];
 }
 
 static const char *npu_backend(void *state)
@@ -156,6 +189,9 @@ static void npu_close(void *state)
     if (n->backend)
         n->backend->close(n->device);
     kv_close(n->kv);
+    for (uint32_t layer = 0; n->weights && layer < n->hparams.n_layers; layer++)
+        arena_give(n->arena, ARENA_WEIGHTS, n->weights[layer]);
+    free(n->weights);
     arena_close(n->arena);
     free(n);
 }

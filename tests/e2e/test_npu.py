@@ -127,6 +127,25 @@ def test_who_multiplies():
     check("NPU         not used: " in r.stdout and "k 256" in r.stdout, r.stdout)
 
 
+def test_pool():
+    """All that counts in npu.memory is in one pool, by use, as planned, and is given back."""
+    keys = simulated()
+    ids = golden_json("demo_greedy.json")["prompts"][0]["prompt_ids"]
+    for more in ({}, keys):
+        cfg = config(model("demo", "q8_0"), **more)
+        plan = tandem.run_json("coordinator", "--config", cfg, "plan", "--json")
+        words = ("--ids", tandem.ids_text(ids), "--temperature", "0", "--max-tokens", "8", "--json")
+        r = run("coordinator", "--config", cfg, "generate", *words, env={"TANDEM_LOG": "npu:info"})
+        pool, rows = worker_of(json.loads(r.stdout))["pool"], plan["processes"]["npu_worker"]
+        check(pool["bytes"] == plan["npu_pool"] // 4096 * 4096, pool, plan)
+        check(pool["weights"] == rows["weights"] and pool["scratch"] == rows["scratch"], pool, rows)
+        check(pool["tiles"] + pool["instructions"] == rows["device"] and bool(pool["tiles"]) == bool(more), pool, rows)
+        check(0 < pool["kv"] <= rows["kv"] and pool["used"] <= pool["peak"] <= pool["bytes"], pool, rows)
+        check(pool["used"] == sum(pool[use] for use in ("weights", "kv", "scratch", "tiles", "instructions")), pool)
+        check(0 < pool["largest_free"] <= pool["bytes"] - pool["used"] and 0 <= pool["fragmentation"] < 1, pool)
+        check("were used at most of" in r.stderr and "not given back" not in r.stderr, r.stderr)
+
+
 def test_alone():
     """One layer in single-stage mode, beside the CPU."""
     keys = simulated()
