@@ -24,6 +24,7 @@
 #include "proto/chunk.h"
 #include "proto/conn.h"
 #include "proto/err.h"
+#include "proto/fault.h"
 #include "proto/log.h"
 #include "proto/ring.h"
 #include "proto/sandbox.h"
@@ -68,6 +69,8 @@ struct stage_io {
     struct budget budget;
     struct msg_configure config;
     struct sandbox sandbox;
+    struct faults *faults; /* NULL: none */
+    int control_fd;
     bool configured, finished;
     int status;
     struct bell *bell;
@@ -223,6 +226,8 @@ void *stage_reserve(struct stage_io *io, uint32_t output, struct chunk *c)
 void stage_commit(struct stage_io *io, uint32_t output)
 {
     struct chunk_header *h = io->out_slot[output];
+    if (io->faults && fault_slot(io->faults))
+        h->magic = ~CHUNK_MAGIC;
     uint64_t now = util_now_ns();
     *busy_counter(&h->times, io->ops->role) += now - io->process_start_ns - io->process_blocked_ns;
     h->times.committed_at_ns = now;
@@ -270,6 +275,8 @@ static int take_chunk(struct stage_io *io, uint32_t input, const void *slot, str
     if (waited && io->process_start_ns > c->h.times.committed_at_ns)
         *waited += io->process_start_ns - c->h.times.committed_at_ns;
     uint32_t n = c->h.n_tokens;
+    if (io->faults && (r = fault_chunk(io->faults, c->h.layer, err)) < 0)
+        return r;
     r = c->h.kind == CHUNK_FAILED ? pass_on(io, payload) : io->ops->process(io->state, io, input, c, payload, &why);
     if (r == -ENODEV)
         return err_set(err, why.code ? why.code : r, "%s", why.text[0] ? why.text : "the device is gone");
@@ -366,6 +373,12 @@ static int on_configure(struct stage_io *io, const struct msg_configure *c, int 
     if (!loader)
         sandbox_begin(&io->sandbox, c->manifest);
     int r = bell_map(bell_fd, &io->bell, err);
+    if (r == 0)
+        r = fault_open(c->faults, io->control_fd, &io->faults, err);
+    if (r == 0 && io->faults) {
+        conn_set_filter(io->conn, fault_message, io->faults);
+        r = fault_start(io->faults, err);
+    }
     if (r == 0)
         r = io->ops->configure(io->state, io, &io->config, err);
     if (loader)
@@ -682,6 +695,7 @@ static void stage_close(struct stage_io *io)
         free(j);
     }
     bell_unmap(io->bell);
+    fault_close(io->faults);
     free(io);
 }
 
@@ -707,6 +721,7 @@ int stage_run(const struct stage_ops *ops, int fd)
     if (!io)
         return 1;
     io->ops = ops;
+    io->control_fd = fd;
     io->segments_end = &io->segments;
     io->jobs_end = &io->jobs;
     if (uv_loop_init(&io->loop) < 0) {
