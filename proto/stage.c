@@ -17,6 +17,7 @@
 #include <stdbool.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 
 #include <uv.h>
 
@@ -707,14 +708,24 @@ static int say_hello(struct stage_io *io, struct err *err)
     return conn_send(io->conn, &m, NULL, 0, err);
 }
 
+/* Unless a service manager or a debugger started it: then the end of the control socket has to do. */
+static bool dies_with_parent(int fd)
+{
+    struct ucred cred;
+    socklen_t n = sizeof(cred);
+    return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &n) < 0 || cred.pid == getppid();
+}
+
 int stage_run(const struct stage_ops *ops, int fd)
 {
     static const struct conn_handlers handlers = {.message = on_message, .closed = on_closed};
     struct err err = {0};
-    pid_t parent = getppid();
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    if (getppid() != parent)
-        return 1;
+    if (dies_with_parent(fd)) {
+        pid_t parent = getppid();
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        if (getppid() != parent)
+            return 1;
+    }
     signal(SIGINT, SIG_IGN);
     signal(SIGHUP, SIG_IGN);
     struct stage_io *io = calloc(1, sizeof(*io));
