@@ -29,6 +29,8 @@ static int run(const struct options *o, int *ret_signal, struct err *err)
     int r = config_load(o->config, o->sets, o->n_sets, &c, err);
     if (r < 0)
         return r;
+    c->faults = o->faults;
+    c->n_faults = o->n_faults;
     r = gguf_open(c->model, false, &g, err);
     if (r < 0)
         err_wrap(err, r, "config '%s', key 'model'", c->path);

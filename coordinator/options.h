@@ -30,6 +30,7 @@ enum options_action { OPTIONS_RUN, OPTIONS_HELP, OPTIONS_VERSION };
 enum options_method { OPTIONS_METHOD_WINDOW, OPTIONS_METHOD_LLAMA_CPP };
 
 #define OPTIONS_MAX_SETS 64
+#define OPTIONS_MAX_FAULTS 16
 
 struct options {
     enum options_command command;
@@ -37,6 +38,8 @@ struct options {
     const char *config;
     const char *sets[OPTIONS_MAX_SETS];
     int n_sets;
+    const char *faults[OPTIONS_MAX_FAULTS]; /* checked */
+    int n_faults;
     bool json, report, chat, no_markers;
     const char *prompt, *system, *text, *file, *logits, *model, *out;
     uint32_t *ids; /* owned */

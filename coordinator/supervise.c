@@ -21,6 +21,7 @@
 #include "model/segment.h"
 #include "proto/conn.h"
 #include "proto/err.h"
+#include "proto/fault.h"
 #include "proto/log.h"
 #include "proto/ring.h"
 #include "proto/util.h"
@@ -140,6 +141,9 @@ static int send_configure(struct stage *st, struct err *err)
                            sizeof(q->model));
         memcpy(q->model, c->model, strlen(c->model) + 1);
     }
+    int r = fault_list(c->faults, c->n_faults, msg_role_name(st->role), true, q->faults, err);
+    if (r < 0)
+        return r;
     memcpy(q->types, p->types, p->n_types);
     q->types_len = p->n_types;
     return send_to(st, &m, &s->bell_fds[st->role], 1, err);
@@ -335,6 +339,7 @@ static void on_stage_exit(uv_process_t *p, int64_t status, int term_signal)
     struct err err = {0};
     st->running = false;
     uv_close((uv_handle_t *)p, on_process_closed);
+    conn_read(st->conn);
     const struct supervise *s = st->owner;
     const char *name = msg_role_name(st->role);
     char cap[32];

@@ -47,7 +47,9 @@ struct config {
     bool sandbox;                    /* stages give up what they need no longer; default true */
     uint64_t caps[CONFIG_PROCESSES]; /* memory: bytes per process, 0 = auto */
     struct config_worker npu, gpu;
-    struct config_npu xrt;       /* keys npu.manifest, ... */
+    struct config_npu xrt;     /* keys npu.manifest, ... */
+    const char *const *faults; /* of the command line, not of the file; borrowed */
+    int n_faults;
     struct config_device device; /* keys gpu.device, gpu.without, ... */
 };
 

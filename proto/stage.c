@@ -10,8 +10,10 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 
 #include "proto/conn.h"
+#include "proto/fault.h"
 #include "proto/log.h"
 #include "proto/ring.h"
 #include "proto/sandbox.h"
@@ -77,6 +79,12 @@ static int on_configure(struct stage_io *io, const struct msg_configure *c, int 
     if (!loader)
         sandbox_begin(&io->sandbox, c->manifest);
     int r = bell_map(bell_fd, &io->bell, err);
+    if (r == 0)
+        r = fault_open(c->faults, io->control_fd, &io->faults, err);
+    if (r == 0 && io->faults) {
+        conn_set_filter(io->conn, fault_message, io->faults);
+        r = fault_start(io->faults, err);
+    }
     if (r == 0)
         r = io->ops->configure(io->state, io, &io->config, err);
     if (loader)
@@ -262,6 +270,7 @@ static void stage_close(struct stage_io *io)
     stage_weights_close(io);
     stage_fill_close(io);
     bell_unmap(io->bell);
+    fault_close(io->faults);
     free(io);
 }
 
@@ -273,20 +282,31 @@ static int say_hello(struct stage_io *io, struct err *err)
     return conn_send(io->conn, &m, NULL, 0, err);
 }
 
+/* Unless a service manager or a debugger started it: then the end of the control socket has to do. */
+static bool dies_with_parent(int fd)
+{
+    struct ucred cred;
+    socklen_t n = sizeof(cred);
+    return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &n) < 0 || cred.pid == getppid();
+}
+
 int stage_run(const struct stage_ops *ops, int fd)
 {
     static const struct conn_handlers handlers = {.message = on_message, .closed = on_closed};
     struct err err = {0};
-    pid_t parent = getppid();
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    if (getppid() != parent)
-        return 1;
+    if (dies_with_parent(fd)) {
+        pid_t parent = getppid();
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        if (getppid() != parent)
+            return 1;
+    }
     signal(SIGINT, SIG_IGN);
     signal(SIGHUP, SIG_IGN);
     struct stage_io *io = calloc(1, sizeof(*io));
     if (!io)
         return 1;
     io->ops = ops;
+    io->control_fd = fd;
     io->segments_end = &io->segments;
     io->jobs_end = &io->jobs;
     if (uv_loop_init(&io->loop) < 0) {

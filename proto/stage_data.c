@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "proto/conn.h"
+#include "proto/fault.h"
 #include "proto/ring.h"
 #include "proto/stage_impl.h"
 #include "proto/util.h"
@@ -59,6 +60,8 @@ void *stage_reserve(struct stage_io *io, uint32_t output, struct chunk *c)
 void stage_commit(struct stage_io *io, uint32_t output)
 {
     struct chunk_header *h = io->out_slot[output];
+    if (io->faults && fault_slot(io->faults))
+        h->magic = ~CHUNK_MAGIC;
     uint64_t now = util_now_ns();
     *busy_counter(&h->times, io->ops->role) += now - io->process_start_ns - io->process_blocked_ns;
     h->times.committed_at_ns = now;
@@ -106,6 +109,8 @@ static int take_chunk(struct stage_io *io, uint32_t input, const void *slot, str
     if (waited && io->process_start_ns > c->h.times.committed_at_ns)
         *waited += io->process_start_ns - c->h.times.committed_at_ns;
     uint32_t n = c->h.n_tokens;
+    if (io->faults && (r = fault_chunk(io->faults, c->h.layer, err)) < 0)
+        return r;
     r = c->h.kind == CHUNK_FAILED ? pass_on(io, payload) : io->ops->process(io->state, io, input, c, payload, &why);
     if (r == -ENODEV)
         return err_set(err, why.code ? why.code : r, "%s", why.text[0] ? why.text : "the device is gone");

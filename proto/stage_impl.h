@@ -18,6 +18,7 @@
 
 struct bell;
 struct conn;
+struct faults;
 struct fill_job;
 struct ring;
 struct segment;
@@ -40,6 +41,8 @@ struct stage_io {
     struct budget budget;
     struct msg_configure config;
     struct sandbox sandbox;
+    struct faults *faults; /* NULL: none */
+    int control_fd;
     bool configured, finished;
     int status;
     struct bell *bell;
