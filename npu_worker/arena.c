@@ -131,7 +131,7 @@ int arena_reserve(struct arena *a, enum arena_use use, uint64_t bytes, uint32_t 
         return err_set(err, -ENOMEM,
                        "NPU memory: %" PRIu64 " bytes for %s do not fit: %" PRIu64 " of %" PRIu64
                        " are used, the largest free part has %" PRIu64 ", and %" PRIu64
-                       " are promised to nobody else (raise 'npu.memory')",
+                       " are not promised to others (raise 'npu.memory')",
                        bytes, arena_use_name(use), s.used, s.bytes, s.largest, free_bytes);
     }
     a->used[use] += offsets_size(a->offsets, block);

@@ -227,7 +227,7 @@ static int list_operators(const struct config *c, struct err *err)
         manifest_print(m, stdout);
     if (r == 0 && c->model) {
         putchar('\n');
-        xrt_products_print(&p, c->xrt.many, stdout);
+        xrt_products_print(&p, m, c->xrt.many, stdout);
     }
     manifest_close(m);
     return r;

@@ -116,7 +116,11 @@ def test_who_multiplies():
     shown = run("npu_worker", "--config", cfg, "--list-operators").stdout
     check("cannot be read" not in shown, shown)
     check("q, 256 x 256         NPU: gemm of line" in shown and "chunks of 4 tokens and more" in shown, shown)
-    check("attention            processor" in shown and "RoPE" in shown, shown)
+    check("attention            processor" in shown and "RoPE                 processor" in shown, shown)
+    check("is not used" not in shown, shown)
+    more = simulated((*OPERATORS, "rms_norm:64x256:1e-6", "rope:64x64", "gemv:256x256"))
+    shown = run("npu_worker", "--config", config(model("demo", "q8_0"), **more), "--list-operators").stdout
+    check(shown.count("the rms_norm of line ") == 3 and "the rope of line " in shown and "the gemv of line " in shown, shown)
     measured = generate(config(model("demo", "q8_0"), **{**keys, "npu__many": "auto"}), ids, 4)
     check(worker_of(measured)["products"] > 0, measured)
     # a k of 128 is too narrow for this model: nothing fits; with another operator for 256 rows alone all do

@@ -67,7 +67,7 @@ static void test_promises(void **state)
     assert_ok(arena_reserve(a, ARENA_WEIGHTS, 2 * PAGE, &b[0], err));
     assert_err(arena_promise(a, ARENA_KV, 7 * PAGE, err), -ENOMEM, "for KV pages do not fit");
     assert_ok(arena_promise(a, ARENA_KV, 5 * PAGE, err));
-    assert_err(arena_reserve(a, ARENA_TILES, 2 * PAGE, &refused, err), -ENOMEM, "4096 are promised to nobody else");
+    assert_err(arena_reserve(a, ARENA_TILES, 2 * PAGE, &refused, err), -ENOMEM, "4096 are not promised to others");
     assert_int_equal(refused, OFFSETS_NONE);
     assert_ok(arena_reserve(a, ARENA_INSTRUCTIONS, 8, &b[1], err));
     for (int i = 2; i < 7; i++)
