@@ -137,6 +137,7 @@ static int send_configure(struct stage *st, struct err *err)
             return err_set(err, -ENAMETOOLONG, "model path has %zu bytes; expected fewer than %zu", strlen(c->model),
                            sizeof(q->model));
         memcpy(q->model, c->model, strlen(c->model) + 1);
+        q->checksums = c->checksums;
     }
     memcpy(q->types, p->types, p->n_types);
     q->types_len = p->n_types;

@@ -33,7 +33,7 @@ struct raw_npu {
     char *backend, *memory, *threads, *manifest, *device, *many, *timeout_ms;
 };
 struct raw {
-    char *model, *context, *sequences, *chunk_tokens, *kv_type, *pin_threads, *memory_word;
+    char *model, *context, *sequences, *chunk_tokens, *kv_type, *pin_threads, *checksums, *memory_word;
     struct raw_memory memory;
     struct raw_npu npu;
     struct raw_gpu gpu;
@@ -78,6 +78,7 @@ static const struct key keys[] = {
     KEY("chunk_tokens", KIND_U32, true, 1, 1024, chunk_tokens, chunk_tokens, "auto or a whole number from 1 to 1024"),
     KEY("kv_type", KIND_KV_TYPE, false, 0, 0, kv_type, kv_type, "f32, f16 or q8_0"),
     KEY("pin_threads", KIND_PIN, false, 0, 0, pin_threads, pin_threads, "auto or off"),
+    KEY("checksums", KIND_BOOL, false, 0, 0, checksums, checksums, "true or false"),
     KEY("memory", KIND_ALL_CAPS, false, 0, 0, memory_word, caps,
         "auto, or a mapping of coordinator, loader, npu_worker, gpu_worker to sizes"),
     KEY("memory.coordinator", KIND_BYTES, true, 0, 0, memory.coordinator, caps[CONFIG_COORDINATOR], EXPECT_SIZE),
@@ -105,7 +106,7 @@ static const struct key keys[] = {
     KEY("gpu.profile", KIND_BOOL, false, 0, 0, gpu.profile, device.profile, "true or false"),
 };
 #define N_KEYS ARRAY_LEN(keys)
-enum { KEY_MEMORY = 6 };
+enum { KEY_MEMORY = 7 };
 
 /* Of the design, but not of this version: refused by name so that nobody hunts for a typing error. */
 static const struct {
@@ -139,7 +140,8 @@ static const cyaml_schema_field_t gpu_fields[] = {
 /* `memory` is a word or a mapping, which a schema cannot say: one schema for each. */
 #define TOP_FIELDS(memory_field) {                                                                                            \
     LEAF(raw, "model", model), LEAF(raw, "context", context), LEAF(raw, "sequences", sequences),                              \
-    LEAF(raw, "chunk_tokens", chunk_tokens), LEAF(raw, "kv_type", kv_type), LEAF(raw, "pin_threads", pin_threads), memory_field,                                     \
+    LEAF(raw, "chunk_tokens", chunk_tokens), LEAF(raw, "kv_type", kv_type), LEAF(raw, "pin_threads", pin_threads),                    \
+    LEAF(raw, "checksums", checksums), memory_field,                                                                          \
     GROUP("npu", npu, npu_fields), GROUP("gpu", gpu, gpu_fields), CYAML_FIELD_END                                       \
 }
 static const cyaml_schema_field_t fields_memory_word[] = TOP_FIELDS(LEAF(raw, "memory", memory_word));
@@ -662,6 +664,7 @@ int config_load(const char *path, const char *const *overrides, int n_overrides,
     c->sequences = 4;
     c->kv_type = 1;
     c->pin_threads = true;
+    c->checksums = true;
     c->npu = (struct config_worker){.backend = "auto", .memory = 2ull << 30};
     c->gpu = (struct config_worker){.backend = "auto", .memory = 16ull << 30};
     c->xrt = (struct config_npu){.timeout_ms = 10000};
@@ -710,6 +713,7 @@ void config_sample(const char *model, char *buf, unsigned long buf_size)
         "chunk_tokens: auto   # tokens that travel together: auto, or 1 to 1024\n"
         "kv_type: f16         # entries of the KV cache: f32, f16 or q8_0\n"
         "pin_threads: auto    # workers that share processors keep their threads in place, or off\n"
+        "checksums: true      # tensors are compared with the checksums in the file, if it has some, when they are first read\n"
         "# A hard cap per process: auto (what the plan needs and a tenth more), or\n"
         "# memory: {coordinator: 256MiB, loader: 512MiB, npu_worker: 2560MiB, gpu_worker: 1GiB}\n"
         "memory: auto\n"
