@@ -17,8 +17,8 @@
 #define BLOCK_ROWS 64    /* query rows (queries x heads of a group) that share one pass over the keys */
 #define BLOCK_QUERIES 32 /* and at most so many queries, so that a chunk gives every thread something */
 #define BOUNCE_MIN (4u << 20)
-#define PIECE_MIN (2u << 20)
-#define GRAIN_BYTES (48u << 10) /* of weights, about 5 us of one thread's bandwidth */
+#define PIECE_MIN ((2u << 20) - 2 * PAGE) /* with what an aligned read has too much a huge page */
+#define GRAIN_BYTES (48u << 10)           /* of weights, about 5 us of one thread's bandwidth */
 
 _Static_assert(WORK_PLAN_PAGE_POSITIONS == ATTN_PAGE, "pages are those of the kernels");
 

@@ -37,7 +37,7 @@ uint64_t work_plan_vulkan_commands(const struct hparams *h);
 
 /* Loader: what fills segments, and the row cache. least: the largest segment_bounce_min. */
 uint64_t work_plan_loader_bytes(const struct hparams *h, uint64_t least);
-#define WORK_PLAN_FILL_THREADS 3 /* two keep a disk busy while one repacks */
+#define WORK_PLAN_FILL_THREADS 4 /* two or three keep a disk busy while the others repack */
 /* Bytes of the file that a thread which fills segments reads at a time; and the buffers of all of them. */
 size_t work_plan_piece_bytes(uint64_t least);
 size_t work_plan_fill_bytes(uint64_t least);
