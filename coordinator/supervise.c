@@ -140,6 +140,7 @@ static int send_configure(struct stage *st, struct err *err)
             return err_set(err, -ENAMETOOLONG, "model path has %zu bytes; expected fewer than %zu", strlen(c->model),
                            sizeof(q->model));
         memcpy(q->model, c->model, strlen(c->model) + 1);
+        q->checksums = c->checksums;
     }
     int r = fault_list(c->faults, c->n_faults, msg_role_name(st->role), true, q->faults, err);
     if (r < 0)

@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: MIT
- * The stage: fills weight segments and looks up embeddings. Owns the model file, the bounce buffer and the embedding. configure,
- * stats and close run on the main thread, fill on a worker thread (one at a time), process on the data thread; fill and process
- * share nothing but the immutable file metadata. The pages of a segment are charged to the consumer that made them, so what is
+ * The stage: fills weight segments and looks up embeddings. Owns the model file, what fills, and the embedding. configure, stats
+ * and close run on the main thread, fill on worker threads, process on the data thread; fill and process share nothing but the
+ * immutable file metadata. The pages of a segment are charged to the consumer that made them, so what is
  * mapped here only for the time of filling is not counted here. */
 #include "loader/loader.h"
 
 #include <errno.h>
 #include <inttypes.h>
-#include <stdatomic.h>
 #include <string.h>
 
 #include "loader/embed.h"
+#include "loader/fill.h"
 #include "model/gguf.h"
 #include "model/segment.h"
 #include "model/work_plan.h"
@@ -25,9 +25,7 @@ struct loader {
     struct budget *budget;
     struct gguf *gguf;
     struct embed *embed;
-    void *bounce;
-    size_t bounce_bytes;
-    _Atomic uint64_t filled_bytes;
+    struct fill *fill;
 };
 
 static int loader_open(void **ret_state, struct err *err)
@@ -43,7 +41,7 @@ static int layout(const struct loader *l, enum segment_kind kind, uint32_t layer
     return r < 0 ? r : segment_layout_init(ret, &l->hparams, kind, types, err);
 }
 
-static int largest_bounce(const struct loader *l, size_t *ret, struct err *err)
+static int least_piece(const struct loader *l, size_t *ret, struct err *err)
 {
     size_t n = 0;
     for (uint32_t layer = 0; layer < l->hparams.n_layers; layer++) {
@@ -57,7 +55,7 @@ static int largest_bounce(const struct loader *l, size_t *ret, struct err *err)
             n = MAX(n, segment_bounce_min(&s));
         }
     }
-    *ret = work_plan_bounce_bytes(n);
+    *ret = n;
     return 0;
 }
 
@@ -65,6 +63,7 @@ static int loader_configure(void *state, struct stage_io *io, const struct msg_c
 {
     struct loader *l = state;
     struct hparams expected;
+    size_t least = 0;
     hparams_from_msg(c, &expected);
     l->budget = stage_budget(io);
     int r = gguf_open(c->model, true, &l->gguf, err);
@@ -74,9 +73,9 @@ static int loader_configure(void *state, struct stage_io *io, const struct msg_c
         r = err_set(err, -ESTALE, "model '%s' is not the one that was planned for (it changed while starting); start again",
                     c->model);
     if (r == 0)
-        r = largest_bounce(l, &l->bounce_bytes, err);
+        r = least_piece(l, &least, err);
     if (r == 0)
-        r = budget_alloc(l->budget, BUDGET_SCRATCH, l->bounce_bytes, &l->bounce, err);
+        r = fill_open(l->gguf, l->budget, least, c->checksums, &l->fill, err);
     return r < 0 ? r : embed_open(l->gguf, &l->hparams, l->budget, &l->embed, err);
 }
 
@@ -95,10 +94,8 @@ static int loader_fill(void *state, uint32_t kind, uint32_t layer, int fd, uint6
         r = shm_map(fd, s.bytes, true, &data, err);
     if (r < 0)
         return r;
-    r = segment_fill(l->gguf, layer, &s, data, l->bounce, l->bounce_bytes, err);
+    r = fill_run(l->fill, layer, &s, data, err);
     shm_unmap(data, s.bytes);
-    if (r == 0)
-        atomic_fetch_add_explicit(&l->filled_bytes, s.bytes, memory_order_relaxed);
     return r < 0 ? err_wrap(err, r, "filling layer %u", layer) : 0;
 }
 
@@ -124,7 +121,7 @@ static void loader_stats(void *state, struct msg_stats *ret)
 {
     const struct loader *l = state;
     if (l->embed)
-        ret->bytes_read = embed_bytes_read(l->embed) + atomic_load_explicit(&l->filled_bytes, memory_order_relaxed);
+        ret->bytes_read = embed_bytes_read(l->embed) + fill_bytes_read(l->fill);
 }
 
 static void loader_close(void *state)
@@ -133,7 +130,7 @@ static void loader_close(void *state)
     if (!l)
         return;
     embed_close(l->embed);
-    budget_free(l->budget, BUDGET_SCRATCH, l->bounce, l->bounce_bytes);
+    fill_close(l->fill);
     gguf_close(l->gguf);
     free(l);
 }

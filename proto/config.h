@@ -45,6 +45,7 @@ struct config {
     int kv_type;                     /* QUANT_F32, QUANT_F16 (default) or QUANT_Q8_0 */
     bool pin_threads;                /* where both workers together have more threads than there are cores; default true */
     bool sandbox;                    /* stages give up what they need no longer; default true */
+    bool checksums;                  /* tensors are compared with the file's checksums when they are first read; default true */
     uint64_t caps[CONFIG_PROCESSES]; /* memory: bytes per process, 0 = auto */
     struct config_worker npu, gpu;
     struct config_npu xrt;     /* keys npu.manifest, ... */

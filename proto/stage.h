@@ -29,7 +29,7 @@ struct stage_ops {
     /* segment: main thread, before START. Returns 0: [bytes] stay mapped and unchanged until close; STAGE_SEGMENT_COPIED: they are
      * needed no longer, and go at once. Optional. */
     int (*segment)(void *state, uint32_t kind, uint32_t layer, const void *data, uint64_t bytes, struct err *err);
-    /* fill: a worker thread (one call at a time); fd is borrowed. Optional, loader only. */
+    /* fill: a worker thread; two calls at a time, begun in the order of the requests. fd is borrowed. Optional, loader only. */
     int (*fill)(void *state, uint32_t kind, uint32_t layer, int fd, uint64_t bytes, struct err *err);
     /* process: data thread. One chunk from input `input`, already validated; payload lies in the slot and stays until return.
      * The slot is released by the skeleton afterwards. Output through stage_reserve/stage_commit. A negative return with a

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
- * Segments that this stage fills (the loader): a queue of memfds, filled one at a time on libuv's worker thread, sealed, reported.
- * Everything but fill_work runs on the main thread. */
+ * Segments that this stage fills (the loader): a queue of memfds, filled on libuv's worker threads, sealed, reported. Two are given
+ * to the stage at once, so that it may begin the second while it ends the first. Everything but fill_work runs on the main thread.
+ */
 #include <errno.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -17,8 +18,11 @@ struct fill_job {
     uint32_t kind, layer;
     uint64_t bytes;
     int fd, result;
+    bool begun;
     struct err err;
 };
+
+#define FILLING_MAX 2
 
 static void fill_work(uv_work_t *w)
 {
@@ -32,11 +36,14 @@ static void fill_next(struct stage_io *io);
 
 static void fill_after(uv_work_t *w, int status)
 {
-    struct fill_job *j = w->data;
+    struct fill_job *j = w->data, **p;
     struct stage_io *io = j->io;
-    io->jobs = j->next;
-    if (!io->jobs)
-        io->jobs_end = &io->jobs;
+    for (p = &io->jobs; *p != j; p = &(*p)->next)
+        ;
+    *p = j->next;
+    if (!*p)
+        io->jobs_end = p;
+    io->n_filling--;
     struct msg m = {.type = MSG_TYPE_segment_filled, .segment_filled = {.kind = j->kind, .layer = j->layer}};
     struct err err = {0};
     int r = status < 0 ? err_set(&err, status, "fill: %s", uv_strerror(status)) : j->result;
@@ -56,8 +63,13 @@ static void fill_after(uv_work_t *w, int status)
 
 static void fill_next(struct stage_io *io)
 {
-    if (io->jobs)
-        uv_queue_work(&io->loop, &io->jobs->work, fill_work, fill_after);
+    for (struct fill_job *j = io->jobs; j && io->n_filling < FILLING_MAX; j = j->next) {
+        if (j->begun)
+            continue;
+        j->begun = true;
+        io->n_filling++;
+        uv_queue_work(&io->loop, &j->work, fill_work, fill_after);
+    }
 }
 
 int stage_fill_add(struct stage_io *io, const struct msg_segment_fill *m, int *fd, struct err *err)
@@ -73,11 +85,9 @@ int stage_fill_add(struct stage_io *io, const struct msg_segment_fill *m, int *f
     j->bytes = m->bytes;
     j->fd = take_fd(fd);
     j->work.data = j;
-    bool idle = io->jobs == NULL;
     *io->jobs_end = j;
     io->jobs_end = &j->next;
-    if (idle)
-        fill_next(io);
+    fill_next(io);
     return 0;
 }
 

@@ -51,7 +51,8 @@ struct stage_io {
     uint32_t n_segments, n_filled, n_coming, lease; /* n_coming: made, and not yet with the stage */
     bool all_announced;
     struct fill_job *jobs, **jobs_end;
-    void *collected; /* mapping of COLLECT */
+    uint32_t n_filling; /* jobs that worker threads have */
+    void *collected;    /* mapping of COLLECT */
     uint64_t collected_bytes;
 
     pthread_t thread;

@@ -65,6 +65,7 @@ static void test_defaults(void **state)
     assert_int_equal(c->kv_type, 1);
     assert_true(c->pin_threads);
     assert_true(c->sandbox);
+    assert_true(c->checksums);
     for (int i = 0; i < CONFIG_PROCESSES; i++)
         assert_int_equal(c->caps[i], 0);
     assert_string_equal(c->npu.backend, "auto");
@@ -146,6 +147,7 @@ static void test_sample_is_the_defaults(void **state)
     assert_int_equal(s->kv_type, d->kv_type);
     assert_int_equal(s->pin_threads, d->pin_threads);
     assert_int_equal(s->sandbox, d->sandbox);
+    assert_int_equal(s->checksums, d->checksums);
     assert_memory_equal(s->caps, d->caps, sizeof(s->caps));
     assert_memory_equal(&s->npu, &d->npu, sizeof(s->npu));
     assert_memory_equal(&s->gpu, &d->gpu, sizeof(s->gpu));
@@ -164,8 +166,8 @@ static const struct bad {
      "line 2: unknown key 'npu.treads'; did you mean 'npu.threads'? (known: backend, memory, threads, manifest, device, many, "
      "timeout_ms)"},
     {"model: a\n\nzzzzz: 3\n", NULL,
-     "line 3: unknown key 'zzzzz'; expected one of model, context, sequences, chunk_tokens, kv_type, pin_threads, sandbox, memory, "
-     "npu, "
+     "line 3: unknown key 'zzzzz'; expected one of model, context, sequences, chunk_tokens, kv_type, pin_threads, sandbox, "
+     "checksums, memory, npu, "
      "gpu"},
     {"model: a\nthreads: 3\n", NULL, "did you mean 'npu.threads'"},
     {"model: a\nmodel: b\n", NULL, "line 2: key 'model' is given twice, first in line 1"},
