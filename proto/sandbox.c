@@ -122,18 +122,18 @@ static void allow_core(struct landlock_rules *r)
     landlock_allow(r, slash ? pattern : ".", LANDLOCK_CORE);
 }
 
-/* Its own cache, and below it those of Mesa and NVIDIA's driver, unless the user has placed them elsewhere. */
-static void allow_cache(struct landlock_rules *r)
+/* The folder of caches, with those of Mesa and NVIDIA's driver below our own, unless the user has placed them elsewhere. */
+static bool make_cache(char folder[PATH_MAX])
 {
-    char folder[PATH_MAX], of_driver[PATH_MAX + 16];
-    if (util_cache_folder(folder, sizeof(folder)) < 0)
-        return;
+    char of_driver[PATH_MAX + 16];
+    if (util_cache_folder(folder, PATH_MAX) < 0)
+        return false;
     snprintf(of_driver, sizeof(of_driver), "%s/drivers", folder);
     if (mkdir(of_driver, 0700) == 0 || errno == EEXIST) {
         setenv("MESA_SHADER_CACHE_DIR", of_driver, 0);
         setenv("__GL_SHADER_DISK_CACHE_PATH", of_driver, 0);
     }
-    landlock_allow(r, folder, LANDLOCK_WRITE);
+    return true;
 }
 
 #define MODULES "/../lib/tandem" /* from the folder of the program: what it loads when it is wanted */
@@ -155,14 +155,15 @@ static void allow_driver(struct landlock_rules *r, const char *reads)
         allow_variable(r, path_variables[i]);
     if (*reads)
         allow_folder_of(r, reads);
-    allow_cache(r);
 }
 
 void sandbox_begin(struct sandbox *s, const char *reads)
 {
+    char cache[PATH_MAX];
     if (s->off)
         return;
     prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    bool writes = s->profile == SANDBOX_DRIVER && make_cache(cache);
     if (ONLY_REPORTS)
         return;
     struct landlock_rules *r = landlock_open(&s->landlock);
@@ -172,6 +173,8 @@ void sandbox_begin(struct sandbox *s, const char *reads)
         allow_driver(r, reads);
     else
         landlock_allow(r, "/sys/devices/system/cpu", LANDLOCK_READ); /* where threads are to be placed */
+    if (writes)
+        landlock_allow(r, cache, LANDLOCK_WRITE);
     allow_core(r);
     int e = landlock_enforce(r);
     if (e < 0)
