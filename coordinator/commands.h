@@ -10,7 +10,6 @@
 
 struct config;
 struct engine;
-struct engine_process_stats;
 struct err;
 struct gguf;
 struct request_params;

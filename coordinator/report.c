@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "coordinator/answer.h"
+#include "coordinator/monitor.h"
 #include "proto/budget.h"
 #include "proto/config.h"
 #include "proto/util.h"
@@ -21,8 +22,9 @@ static uint64_t budget_sum(const struct engine_process_stats *s)
     return sum;
 }
 
-void report_processes(const struct engine_process_stats *stats, FILE *f)
+void report_processes(const struct monitor_snapshot *m, FILE *f)
 {
+    const struct engine_process_stats *stats = m->process;
     int width = 12; /* of the longest backend's name */
     for (int i = 0; i < CONFIG_PROCESSES; i++)
         width = MAX(width, (int)strlen(stats[i].backend));
@@ -39,31 +41,6 @@ void report_processes(const struct engine_process_stats *stats, FILE *f)
             fprintf(f, "%-12s %" PRIu64 " of %" PRIu64 " matrix products on the NPU\n", stats[i].name, stats[i].offloaded,
                     stats[i].products);
     }
-}
-
-json_t *report_processes_json(const struct engine_process_stats *stats)
-{
-    json_t *list = json_array();
-    for (int i = 0; list && i < CONFIG_PROCESSES; i++) {
-        const struct engine_process_stats *s = &stats[i];
-        json_t *budget = json_object();
-        for (int k = 0; k < BUDGET_CATEGORIES; k++)
-            json_object_set_new(budget, budget_category_name((enum budget_category)k), json_integer((json_int_t)s->budget[k]));
-        json_object_set_new(budget, "total", json_integer((json_int_t)budget_sum(s)));
-        json_object_set_new(budget, "total_peak", json_integer((json_int_t)s->total_peak));
-        json_t *one =
-            json_pack("{s:s, s:i, s:s, s:I, s:b, s:I, s:I, s:I, s:o, s:f, s:f, s:f, s:I, s:I, s:I, s:I}", "name", s->name, "pid",
-                      s->pid, "backend", s->backend, "cap_bytes", (json_int_t)s->cap, "cap_enforced", (int)s->cap_enforced,
-                      "peak_bytes", (json_int_t)s->peak_bytes, "rss_bytes", (json_int_t)s->rss, "pss_bytes", (json_int_t)s->pss,
-                      "budget", budget, "busy_ms", (double)s->busy_ns / 1e6, "idle_ms", (double)s->idle_ns / 1e6, "blocked_ms",
-                      (double)s->blocked_ns / 1e6, "chunks", (json_int_t)s->chunks, "bytes_read", (json_int_t)s->bytes_read,
-                      "products", (json_int_t)s->products, "offloaded", (json_int_t)s->offloaded);
-        if (!one || json_array_append_new(list, one) < 0) {
-            json_decref(list);
-            return NULL;
-        }
-    }
-    return list;
 }
 
 void report_answers(const struct answer *a, size_t n, FILE *f)

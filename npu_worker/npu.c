@@ -140,6 +140,10 @@ static void npu_stats(void *state, struct msg_stats *ret)
     struct npu *n = state;
     if (n->backend && n->backend->count)
         n->backend->count(n->device, &ret->products, &ret->offloaded);
+    if (n->kv) {
+        ret->kv_pages = kv_pages_total(n->kv);
+        ret->kv_pages_used = kv_pages_used(n->kv);
+    }
 }
 
 static const char *npu_backend(void *state)
