@@ -13,6 +13,7 @@
 #include <uv.h>
 
 #include "coordinator/cgroup.h"
+#include "coordinator/control.h"
 #include "coordinator/monitor.h"
 #include "coordinator/runtime_dir.h"
 #include "coordinator/schedule.h"
@@ -44,6 +45,7 @@ struct engine {
     struct watch *watch; /* of caps, without a cgroup */
     struct err failed;   /* code != 0: the pipeline is gone */
     struct monitor *monitor;
+    struct control *control;  /* may be NULL */
     uint32_t collect_pending; /* bit per role */
     double *collected[2];     /* npu_worker's, gpu_worker's */
 };
@@ -147,6 +149,16 @@ static int open_caps(struct engine *e, struct err *err)
     return r < 0 ? r : cgroup_add(e->cgroup, "coordinator", (int)getpid(), e->plan.process[CONFIG_COORDINATOR].cap, err);
 }
 
+/* Nobody needs the control socket to compute: where it cannot be had, the run goes on. The config is noted last, so that whoever
+ * finds us finds the socket. */
+static void open_control(struct engine *e)
+{
+    struct err err = {0};
+    if (control_open(&e->loop, runtime_dir_path(e->runtime), e->monitor, &e->control, &err) < 0 ||
+        runtime_dir_note_config(e->runtime, e->config->path, &err) < 0)
+        log_warn("control", "there are no 'stats' and 'top' of this run: %s", err.text);
+}
+
 static int open_pipeline(struct engine *e, const struct engine_options *o, struct err *err)
 {
     struct supervise_options so = {.loop = &e->loop,
@@ -168,6 +180,7 @@ static int open_pipeline(struct engine *e, const struct engine_options *o, struc
         r = monitor_open(&mo, &e->monitor, err);
     if (r < 0)
         return r;
+    open_control(e);
     while (!e->ready && !e->failed.code && !e->signal)
         uv_run(&e->loop, UV_RUN_ONCE);
     if (e->failed.code)
@@ -237,6 +250,7 @@ void engine_close(struct engine *e)
 {
     if (!e)
         return;
+    control_close(e->control);
     monitor_close(e->monitor);
     e->monitor = NULL;
     watch_close(e->watch);

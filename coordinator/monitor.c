@@ -38,6 +38,12 @@ void monitor_set_state(struct monitor *m, enum monitor_state state)
     m->state = state;
 }
 
+uint64_t monitor_used(const struct monitor_snapshot *s, enum config_process p)
+{
+    const struct engine_process_stats *q = &s->process[p];
+    return q->usage ? q->usage : q->anon + q->budget[p == CONFIG_COORDINATOR ? BUDGET_RING : BUDGET_WEIGHTS];
+}
+
 static void from_stage(struct engine_process_stats *s, const struct msg_stats *m)
 {
     s->budget[BUDGET_WEIGHTS] = m->weights;

@@ -49,6 +49,9 @@ struct monitor_wait {
 
 #define MONITOR_DEADLINE_MS 2000 /* a stage that has not answered by then is shown as it last was */
 
+/* Bytes that a process holds against its cap: its cgroup's, or else private pages and the segments that it made. */
+uint64_t monitor_used(const struct monitor_snapshot *s, enum config_process p);
+
 int monitor_open(const struct monitor_options *o, struct monitor **ret, struct err *err);
 void monitor_close(struct monitor *m); /* forgets who waits; runs the loop until its timer is closed; NULL is fine */
 void monitor_set_state(struct monitor *m, enum monitor_state state);

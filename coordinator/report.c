@@ -14,6 +14,8 @@
 #include "proto/config.h"
 #include "proto/util.h"
 
+#define MIB (1024.0 * 1024.0)
+
 static uint64_t budget_sum(const struct engine_process_stats *s)
 {
     uint64_t sum = 0;
@@ -41,6 +43,42 @@ void report_processes(const struct monitor_snapshot *m, FILE *f)
             fprintf(f, "%-12s %" PRIu64 " of %" PRIu64 " matrix products on the NPU\n", stats[i].name, stats[i].offloaded,
                     stats[i].products);
     }
+}
+
+static void report_memory(const struct monitor_snapshot *m, FILE *f)
+{
+    fprintf(f, "%-12s", "MiB");
+    for (int k = 0; k < BUDGET_CATEGORIES; k++)
+        fprintf(f, "%17s", budget_category_name((enum budget_category)k));
+    fprintf(f, "%10s%10s%10s%10s%10s%7s%9s\n", "private", "rss", "pss", "used", "cap", "kills", "restarts");
+    for (int i = 0; i < CONFIG_PROCESSES; i++) {
+        const struct engine_process_stats *s = &m->process[i];
+        const uint64_t sizes[] = {s->anon, s->rss, s->pss, monitor_used(m, (enum config_process)i), s->cap};
+        fprintf(f, "%-12s", s->name);
+        for (int k = 0; k < BUDGET_CATEGORIES; k++)
+            fprintf(f, "%10.1f/%6.1f", (double)s->budget[k] / MIB, (double)s->peak[k] / MIB);
+        for (size_t k = 0; k < ARRAY_LEN(sizes); k++)
+            fprintf(f, "%10.1f", (double)sizes[k] / MIB);
+        fprintf(f, "%7" PRIu64 "%9" PRIu64 "%s\n", s->kills, s->restarts, s->answered ? "" : "  (does not answer)");
+    }
+}
+
+void report_snapshot(const struct monitor_snapshot *m, FILE *f)
+{
+    const struct schedule_counts *c = &m->counts;
+    fprintf(f, "coordinator %d, %s, %.1f s since its start; context %u\n", m->process[CONFIG_COORDINATOR].pid,
+            monitor_state_name(m->state), (double)m->uptime_ms / 1e3, m->context);
+    fprintf(f, "requests    %u running of %u at most, %u waiting; %" PRIu64 " finished, %" PRIu64 " of them failed\n", c->running,
+            c->sequences, c->queued, c->finished, c->failed);
+    fprintf(f, "tokens/s    prompt %.1f, answers %.1f; since start %" PRIu64 " and %" PRIu64 "\n", c->prompt_per_second,
+            c->output_per_second, c->prompt_tokens, c->output_tokens);
+    fprintf(f, "chunks      %u of %u in flight; rings:", c->in_flight, c->in_flight_most);
+    for (int i = 0; i < SUPERVISE_RINGS; i++)
+        fprintf(f, " %s %u/%u", m->rings[i].name, m->rings[i].fill, m->rings[i].slots);
+    fprintf(f, "\nKV cache    %" PRIu64 " of %" PRIu64 " pages in use\n\n", m->kv_pages_used, m->kv_pages);
+    report_processes(m, f);
+    fprintf(f, "\nMemory by category, now/highest:\n");
+    report_memory(m, f);
 }
 
 void report_answers(const struct answer *a, size_t n, FILE *f)

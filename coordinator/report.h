@@ -11,6 +11,8 @@ struct answer;
 struct json_t;
 
 void report_processes(const struct monitor_snapshot *m, FILE *f);
+/* Everything, as `stats` prints it. */
+void report_snapshot(const struct monitor_snapshot *m, FILE *f);
 /* Tokens and tokens/s of prompt and answer; one line per answer when there are several. */
 void report_answers(const struct answer *a, size_t n, FILE *f);
 /* One line and its newline; -EIO when it cannot be written. Takes j; NULL is out of memory. */

@@ -14,6 +14,7 @@
 #include "coordinator/meter.h"
 #include "coordinator/monitor.h"
 #include "coordinator/monitor_json.h"
+#include "coordinator/screen.h"
 #include "proto/err.h"
 
 #define SECOND UINT64_C(1000000000)
@@ -162,9 +163,42 @@ static void test_refused(void **state)
     json_decref(j);
 }
 
+/* Whatever the size of the terminal: rows no longer than it is wide, not more than it is high, and nothing but text. */
+static void test_screen(void **state)
+{
+    (void)state;
+    struct monitor_snapshot s, before;
+    fill(&s);
+    fill(&before);
+    strcpy(s.process[2].backend, "\033[31m\a\xc3\xa9");
+    before.process[1].busy_ns = 0;
+    before.uptime_ms = 0;
+    s.uptime_ms = 3723000;
+    s.process[3].cap = 1 << 20;
+    s.process[3].usage = 2 << 20; /* above its cap: the bar is full, not longer */
+    for (unsigned columns = 0; columns < 400; columns += 1 + columns / 8) {
+        for (unsigned rows = 0; rows < 30; rows += 7) {
+            char text[SCREEN_BYTES];
+            size_t n = screen_draw(&s, rows % 2 ? &before : NULL, "a title", columns, rows, text, sizeof(text));
+            unsigned seen = 0;
+            assert_int_equal(strlen(text), n);
+            for (char *row = text, *end; (end = strchr(row, '\n')); row = end + 1, seen++) {
+                assert_true((unsigned)(end - row) <= columns);
+                for (; row < end; row++)
+                    assert_in_range((unsigned char)*row, 0x20, 0x7e);
+            }
+            assert_true(seen <= rows);
+            assert_true(rows < 20 || columns < 80 || (strstr(text, "1:02:03") && strstr(text, "?[31m?") && strstr(text, " !\n")));
+        }
+    }
+    char small[100], line[1024];
+    assert_true(screen_draw(&s, NULL, "", 200, 50, small, sizeof(small)) < sizeof(small));
+    assert_true(screen_line(&s, line, sizeof(line)) < sizeof(line) && strstr(line, "chunks 11/12; KV pages 23/22; rings a 0/4"));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_meter), cmocka_unit_test(test_there_and_back),
-                                       cmocka_unit_test(test_refused)};
+                                       cmocka_unit_test(test_refused), cmocka_unit_test(test_screen)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
