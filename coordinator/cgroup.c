@@ -288,12 +288,22 @@ int cgroup_add(struct cgroup *g, const char *name, int pid, uint64_t cap, struct
     return 0;
 }
 
-uint64_t cgroup_peak(const struct cgroup *g, const char *name)
+static uint64_t figure(const struct cgroup *g, const char *name, const char *file)
 {
     char dir[PATH_MAX + 128];
     uint64_t v = 0;
     snprintf(dir, sizeof(dir), "%s/%s", g->path, name);
-    return read_u64(dir, g->v2 ? "memory.peak" : "memory.max_usage_in_bytes", &v) == 0 ? v : 0;
+    return read_u64(dir, file, &v) == 0 ? v : 0;
+}
+
+uint64_t cgroup_usage(const struct cgroup *g, const char *name)
+{
+    return figure(g, name, g->v2 ? "memory.current" : "memory.usage_in_bytes");
+}
+
+uint64_t cgroup_peak(const struct cgroup *g, const char *name)
+{
+    return figure(g, name, g->v2 ? "memory.peak" : "memory.max_usage_in_bytes");
 }
 
 uint64_t cgroup_kills(const struct cgroup *g, const char *name)

@@ -19,7 +19,8 @@ const char *cgroup_path(const struct cgroup *g);    /* of the parent folder, for
 const char *cgroup_version(const struct cgroup *g); /* "v1" or "v2" */
 /* A child group with a cap, and the process in it. */
 int cgroup_add(struct cgroup *g, const char *name, int pid, uint64_t cap, struct err *err);
-/* Highest usage the kernel saw; 0 when not known. */
+/* Usage now, and the highest that the kernel saw; 0 when not known. */
+uint64_t cgroup_usage(const struct cgroup *g, const char *name);
 uint64_t cgroup_peak(const struct cgroup *g, const char *name);
 /* How many processes of that child the kernel ended because they passed its cap. */
 uint64_t cgroup_kills(const struct cgroup *g, const char *name);

@@ -14,6 +14,7 @@
 
 #include "coordinator/answer.h"
 #include "coordinator/commands.h"
+#include "coordinator/monitor.h"
 #include "coordinator/report.h"
 #include "coordinator/tokenizer.h"
 #include "proto/config.h"
@@ -142,14 +143,14 @@ static int next_line(struct chat *t, char **ret, size_t *ret_used, struct err *e
 
 static int print_stats(struct chat *t, struct err *err)
 {
-    struct engine_process_stats stats[CONFIG_PROCESSES];
-    int r = engine_stats(t->c->engine, stats, err);
+    struct monitor_snapshot stats;
+    int r = engine_stats(t->c->engine, &stats, err);
     if (r < 0)
         return r;
     uint32_t context = engine_plan(t->c->engine)->context;
     printf("conversation: %zu of %u tokens%s\n", MIN(t->n_ids, (size_t)context), context,
            t->n_ids < context ? "" : " (full; /reset begins anew)");
-    report_processes(stats, stdout);
+    report_processes(&stats, stdout);
     return 0;
 }
 

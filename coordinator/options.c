@@ -81,6 +81,8 @@ static const struct option_def defs[] = {
     OPTION("text", "TEXT", KIND_STRING, BIT(OPTIONS_TOKENIZE), text, 0, 0, "the text"),
     OPTION("no-markers", NULL, KIND_FLAG, BIT(OPTIONS_TOKENIZE), no_markers, 0, 0, "markers such as <start_of_turn> stay text, as in a user's message"),
     OPTION("model", "FILE", KIND_STRING, BIT(OPTIONS_SAMPLE_CONFIG), model, 0, 0, "the GGUF file to name in it (default model.gguf)"),
+    OPTION("pid", "N", KIND_U32, BIT(OPTIONS_STATS) | BIT(OPTIONS_TOP), pid, 1, 2147483647, "which coordinator, where several run with this configuration"),
+    OPTION("count", "N", KIND_U32, BIT(OPTIONS_TOP), count, 1, 4294967295.0, "end after N refreshes (default: go on)"),
     OPTION("json", NULL, KIND_FLAG, ALL & ~BIT(OPTIONS_CHAT) & ~BIT(OPTIONS_EVAL) & ~BIT(OPTIONS_SAMPLE_CONFIG), json, 0, 0, "print one JSON object instead of text"),
 #undef OPTION
 };
@@ -100,6 +102,9 @@ static const struct {
     [OPTIONS_PLAN] = {"plan", "[--json]", "the memory of each process against its cap, before anything is loaded"},
     [OPTIONS_TOKENIZE] = {"tokenize", "(--text TEXT | --file FILE) [options]", "token ids of a text, without <bos>"},
     [OPTIONS_DETOKENIZE] = {"detokenize", "--ids LIST [--json]", "the text of token ids"},
+    [OPTIONS_STATS] = {"stats", "[options]", "what the coordinator that runs with this configuration is doing, and its memory"},
+    [OPTIONS_TOP] = {"top", "[options]",
+                     "the same, once a second: a full screen on a terminal (q or Ctrl-C ends it), otherwise one line each"},
     [OPTIONS_SAMPLE_CONFIG] = {"sample-config", "[--model FILE]", "print a configuration with every key explained"},
 };
 

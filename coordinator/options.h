@@ -23,6 +23,8 @@ enum options_command {
     OPTIONS_TOKENIZE,
     OPTIONS_DETOKENIZE,
     OPTIONS_SAMPLE_CONFIG,
+    OPTIONS_STATS,
+    OPTIONS_TOP,
     OPTIONS_COMMANDS,
 };
 
@@ -50,6 +52,7 @@ struct options {
     enum options_method method;
     uint32_t window;
     uint32_t prompt_tokens, gen_tokens, repetitions;
+    uint32_t pid, count; /* 0: not given */
 };
 
 /* 0, or -EINVAL with a message that names the option and what was expected. Call options_free in either case. */

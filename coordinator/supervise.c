@@ -511,13 +511,23 @@ void supervise_kill(struct supervise *s, enum msg_role role, const struct err *w
 
 int supervise_request_stats(struct supervise *s, uint64_t serial, struct err *err)
 {
+    int asked = 0;
     for (int i = 0; i < MSG_ROLES; i++) {
         struct msg m = {.type = MSG_TYPE_stats_request, .stats_request = {.serial = serial}};
         int r = send_to(&s->stages[i], &m, NULL, 0, err);
         if (r < 0)
             return r;
+        asked |= s->stages[i].conn ? 1 << i : 0;
     }
-    return 0;
+    return asked;
+}
+
+_Static_assert(RINGS == SUPERVISE_RINGS, "one number");
+int supervise_look(const struct supervise *s, int ring, const char **ret_name, uint32_t *ret_fill, uint32_t *ret_slots,
+                   struct err *err)
+{
+    *ret_name = ring_table[ring].name + strlen("tandem-");
+    return ring_look(s->ring_fds[ring], ret_fill, ret_slots, err);
 }
 
 static void on_grace(uv_timer_t *t)

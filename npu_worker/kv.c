@@ -9,6 +9,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdatomic.h>
 
 #include "kernels/attn.h"
 #include "kernels/quant.h"
@@ -35,8 +36,9 @@ struct kv {
     struct arena *arena;
     void **pages_memory;
     uint32_t *blocks_memory;
-    uint64_t charged, n_used;
-    struct table *tables; /* [layer * sequences + seq] */
+    uint64_t charged;
+    _Atomic uint64_t n_used; /* the data thread counts, any thread reads */
+    struct table *tables;    /* [layer * sequences + seq] */
 };
 
 static struct table *table_of(struct kv *kv, uint32_t layer, uint32_t seq)
@@ -182,7 +184,7 @@ void kv_free(struct kv *kv, uint32_t seq)
 
 uint64_t kv_pages_used(const struct kv *kv)
 {
-    return kv->n_used;
+    return atomic_load_explicit(&kv->n_used, memory_order_relaxed);
 }
 
 uint64_t kv_pages_total(const struct kv *kv)

@@ -38,7 +38,7 @@ int kv_prepare(struct kv *kv, uint32_t layer, uint32_t seq, uint32_t committed_p
 /* Forget a sequence: all its pages of all layers go back. */
 void kv_free(struct kv *kv, uint32_t seq);
 
-uint64_t kv_pages_used(const struct kv *kv);
+uint64_t kv_pages_used(const struct kv *kv); /* any thread */
 uint64_t kv_pages_total(const struct kv *kv);
 
 #endif

@@ -173,6 +173,10 @@ static void npu_stats(void *state, struct msg_stats *ret)
     ret->pool_scratch = s.used[ARENA_SCRATCH];
     ret->pool_tiles = s.used[ARENA_TILES];
     ret->pool_instructions = s.used[ARENA_INSTRUCTIONS];
+    if (n->kv) {
+        ret->kv_pages = kv_pages_total(n->kv);
+        ret->kv_pages_used = kv_pages_used(n->kv);
+    }
 }
 
 static const char *npu_backend(void *state)

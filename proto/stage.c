@@ -142,6 +142,11 @@ static int on_stats(struct stage_io *io, const struct msg_stats_request *q, stru
     s->ring = atomic_load(&io->budget.used[BUDGET_RING]);
     s->device = atomic_load(&io->budget.used[BUDGET_DEVICE]);
     s->total_peak = atomic_load(&io->budget.total_peak);
+    s->weights_peak = atomic_load(&io->budget.peak[BUDGET_WEIGHTS]);
+    s->kv_peak = atomic_load(&io->budget.peak[BUDGET_KV]);
+    s->scratch_peak = atomic_load(&io->budget.peak[BUDGET_SCRATCH]);
+    s->ring_peak = atomic_load(&io->budget.peak[BUDGET_RING]);
+    s->device_peak = atomic_load(&io->budget.peak[BUDGET_DEVICE]);
     if (io->ops->stats)
         io->ops->stats(io->state, s);
     return conn_send(io->conn, &m, NULL, 0, err);

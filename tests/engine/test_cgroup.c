@@ -62,6 +62,7 @@ static void make_tree(const char *group, const char *controllers)
     static const char *const files[] = {"memory.max", "memory.swap.max", "memory.oom.group", "cgroup.procs"};
     for (size_t i = 0; i < ARRAY_LEN(files); i++)
         put("", "cg/%s/tandem-%d/npu_worker/%s", group, pid, files[i]);
+    put("100000\n", "cg/%s/tandem-%d/npu_worker/memory.current", group, pid);
     put("123456\n", "cg/%s/tandem-%d/npu_worker/memory.peak", group, pid);
     put("low 0\nhigh 3\nmax 17\noom 2\noom_kill 1\noom_group_kill 1\n", "cg/%s/tandem-%d/npu_worker/memory.events", group, pid);
 }
@@ -94,7 +95,9 @@ static void test_caps(void **state)
     expect("0", "cg/user.slice/run-1.scope/tandem-%d/npu_worker/memory.swap.max", pid);
     expect("1", "cg/user.slice/run-1.scope/tandem-%d/npu_worker/memory.oom.group", pid);
     expect("4242", "cg/user.slice/run-1.scope/tandem-%d/npu_worker/cgroup.procs", pid);
+    assert_int_equal(cgroup_usage(g, "npu_worker"), 100000);
     assert_int_equal(cgroup_peak(g, "npu_worker"), 123456);
+    assert_int_equal(cgroup_peak(g, "gpu_worker"), 0);
     assert_int_equal(cgroup_kills(g, "npu_worker"), 1);
     assert_int_equal(cgroup_kills(g, "gpu_worker"), 0);
     cgroup_close(g);

@@ -260,6 +260,13 @@ static void test_text_is_independent_of_batching(void **state)
                 assert_int_equal(clients[i].n, 5 + i * 3);
                 check_output(&clients[i], prompt[i], 3 + i * 4);
             }
+            struct schedule_counts counts;
+            schedule_count(w.s, &counts);
+            assert_int_equal(counts.prompt_tokens, 9 * 3 + 36 * 4);
+            assert_int_equal(counts.output_tokens, 9 * 5 + 36 * 3);
+            assert_int_equal(counts.finished, 9);
+            assert_int_equal(counts.failed + counts.running + counts.queued + counts.in_flight, 0);
+            assert_true(counts.prompt_per_second > 0 && counts.output_per_second > 0);
             assert_true(w.largest <= chunks[a]);
             assert_true(sequences[b] == 1 || w.decode_batch > 1);
             world_close(&w);
@@ -351,6 +358,10 @@ static void test_failed_chunk_fails_its_requests_only(void **state)
     assert_int_equal(a.finish, ENGINE_FINISH_ERROR);
     assert_int_equal(a.code, -ENOMEM);
     assert_string_equal(a.text, "no page left");
+    struct schedule_counts counts;
+    schedule_count(w.s, &counts);
+    assert_int_equal(counts.failed, 1);
+    assert_int_equal(counts.finished, 2);
     assert_int_equal(b.finish, ENGINE_FINISH_LENGTH);
     check_output(&b, prompt, 6);
     world_close(&w);
@@ -370,6 +381,11 @@ static void test_cancel_and_fail(void **state)
         assert_int_equal(schedule_submit(w.s, &p, &r[i], NULL), 0);
     }
     schedule_pump(w.s);
+    struct schedule_counts counts;
+    schedule_count(w.s, &counts);
+    assert_int_equal(counts.running, 1);
+    assert_int_equal(counts.queued, 2);
+    assert_int_equal(counts.in_flight, counts.in_flight_most);
     schedule_cancel(w.s, r[0]); /* chunks in flight */
     schedule_cancel(w.s, r[2]); /* queued */
     assert_int_equal(c[0].finish, ENGINE_FINISH_CANCELLED);
