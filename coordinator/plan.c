@@ -112,7 +112,7 @@ static void rings(struct plan *p)
     p->token_slot_bytes = chunk_slot_bytes(p->chunk_tokens, p->sequences, p->chunk_tokens * sizeof(uint32_t));
     p->worker_slot_bytes = chunk_slot_bytes(p->chunk_tokens, p->sequences, (size_t)p->chunk_tokens * h->hidden * sizeof(float));
     p->out_slot_bytes = chunk_slot_bytes(p->chunk_tokens, p->sequences, (size_t)p->logits_rows * h->vocab * sizeof(float));
-    p->process[CONFIG_COORDINATOR].bytes[BUDGET_RING] = ring_bytes(p->ring_slots, p->token_slot_bytes) +
+    p->process[CONFIG_COORDINATOR].bytes[BUDGET_RING] = ring_bytes(p->token_slots, p->token_slot_bytes) +
                                                         3 * ring_bytes(p->ring_slots, p->worker_slot_bytes) +
                                                         ring_bytes(p->logits_slots, p->out_slot_bytes);
 }
@@ -286,6 +286,7 @@ static int with_devices(const struct config *c, const struct gguf *g, const stru
     p->context = c->context;
     p->sequences = c->sequences;
     p->ring_slots = DEFAULT_RING_SLOTS;
+    p->token_slots = 2 * p->ring_slots; /* a chunk can be back before the loader gives its slot up: more slots than chunks */
     p->logits_rows = MIN(MAX(LOGITS_BLOCK_BYTES / (h->vocab * 4), 4u), 64u);
     p->logits_slots = 4;
     p->kv_type = c->kv_type;

@@ -27,7 +27,7 @@ struct plan_machine {
 
 struct plan {
     struct hparams hparams;
-    uint32_t context, sequences, chunk_tokens, ring_slots, logits_rows, logits_slots;
+    uint32_t context, sequences, chunk_tokens, ring_slots, token_slots, logits_rows, logits_slots;
     int kv_type;
     uint32_t kv_pages;     /* of the KV cache, shared by all sequences */
     uint64_t npu_pool;     /* bytes that npu.memory allows: 80% of it; 0: no limit */

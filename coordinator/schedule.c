@@ -8,6 +8,7 @@
  * A slot is reused when its request has ended and none of its chunks is in flight; its first chunk frees the old KV. */
 #include "coordinator/schedule.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -365,7 +366,8 @@ static struct flight *compose(struct schedule *s, bool decode)
     return f;
 }
 
-/* Writes a flight's chunk into the ring to the loader, which has room for all flights. */
+/* Writes a flight's chunk into the ring to the loader, which has room for all flights and for the one that came back while the
+ * loader still held its slot. */
 static void issue(struct schedule *s, struct flight *f)
 {
     struct chunk_header *h = &f->chunk.h;
@@ -375,6 +377,7 @@ static void issue(struct schedule *s, struct flight *f)
     h->payload_bytes = h->n_tokens * (uint32_t)sizeof(uint32_t);
     h->times.committed_at_ns = util_now_ns();
     void *mem = ring_reserve(s->tokens);
+    assert(mem || ring_poisoned(s->tokens));
     void *ids = mem ? chunk_write(mem, ring_slot_bytes(s->tokens), &f->chunk) : NULL;
     if (!ids)
         return; /* poisoned: the end of the pipeline is told elsewhere */

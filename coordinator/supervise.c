@@ -429,7 +429,7 @@ static int make_rings(struct supervise *s, struct err *err)
     }
     for (int i = 0; i < RINGS; i++) {
         size_t slot = i == RING_TOKENS ? p->token_slot_bytes : i == RING_OUTPUT ? p->out_slot_bytes : p->worker_slot_bytes;
-        uint32_t n = i == RING_OUTPUT ? p->logits_slots : p->ring_slots;
+        uint32_t n = i == RING_OUTPUT ? p->logits_slots : i == RING_TOKENS ? p->token_slots : p->ring_slots;
         if ((s->ring_fds[i] = ring_make(ring_table[i].name, n, slot, s->epoch, err)) < 0)
             return s->ring_fds[i];
     }

@@ -93,7 +93,7 @@ def test_figures():
         check(s["tokens"]["prompt"] > 8 and s["tokens"]["output"] == 30, s["tokens"])
         check(s["chunks"] == {"in_flight": 0, "in_flight_most": 4} and s["context"] == 2048, s)
         check(0 < s["kv"]["pages_used"] <= s["kv"]["pages"], s["kv"])
-        check([(r["name"], r["fill"], r["slots"]) for r in s["rings"]] == [(n, 0, 4) for n in RINGS], s["rings"])
+        check([(r["name"], r["fill"], r["slots"]) for r in s["rings"]] == [(n, 0, 8 if n == "tokens" else 4) for n in RINGS], s["rings"])
         check([p["name"] for p in s["processes"]] == PROCESSES, s["processes"])
         for p in s["processes"]:
             check(p["answered"] and p["restarts"] == 0 and p["kills"] == 0, p)
@@ -315,7 +315,7 @@ def test_top_on_a_terminal():
             r = frame[9 + i]
             check(re.match(rf"{name} +\d+ .*\[W*K*S*R*D*\+*\.*\] +[\d.]+M/ +[\d.]+M", r), r)
         check("W" in frame[11] and "K" in frame[11] and "R" in frame[9] and "W" in frame[12], frame)
-        check(re.match(r"rings +tokens \[\.{4}\] x0 \[\.{4}\] h \[\.{4}\] x \[\.{4}\] output \[\.{4}\]", frame[4]), frame[4])
+        check(re.match(r"rings +tokens \[\.{8}\] x0 \[\.{4}\] h \[\.{4}\] x \[\.{4}\] output \[\.{4}\]", frame[4]), frame[4])
         check("since start" in frame[1] and " 30" in frame[1] and "1 finished" in frame[2] and "0 of 4 in flight" in frame[3], frame)
         check(all(len(r) <= 100 for r in frame), frame)
         top.until(lambda f: "0%" in f[10], "no second screen, or no share of time in it")

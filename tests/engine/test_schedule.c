@@ -54,6 +54,7 @@ static void world_open(struct world *w, uint32_t sequences, uint32_t chunk, uint
     p->sequences = sequences;
     p->chunk_tokens = chunk;
     p->ring_slots = p->logits_slots = 4;
+    p->token_slots = 8;
     p->logits_rows = 3;
     p->kv_pages = sequences * pages_of(context);
     w->bell_fd = bell_make(&err);
@@ -62,7 +63,7 @@ static void world_open(struct world *w, uint32_t sequences, uint32_t chunk, uint
     size_t slots[2] = {chunk_slot_bytes(chunk, sequences, chunk * 4), chunk_slot_bytes(chunk, sequences, 3 * VOCAB * 4)};
     for (int i = 0; i < 2; i++) {
         struct ring **r = i ? w->output : w->tokens;
-        w->fds[i] = ring_make("test", 4, slots[i], 7, &err);
+        w->fds[i] = ring_make("test", i ? p->logits_slots : p->token_slots, slots[i], 7, &err);
         assert_true(w->fds[i] >= 0);
         assert_int_equal(ring_attach(w->fds[i], i ? RING_CONSUMER : RING_PRODUCER, 7, w->bell, w->bell, &r[0], &err), 0);
         assert_int_equal(ring_attach(w->fds[i], i ? RING_PRODUCER : RING_CONSUMER, 7, w->bell, w->bell, &r[1], &err), 0);
@@ -161,12 +162,13 @@ static bool pipeline_step(struct world *w)
     for (uint32_t i = 0; i < w->plan.sequences; i++)
         pages += pages_of(w->n_seen[i]);
     assert_true(pages <= w->plan.kv_pages);
-    ring_release(w->tokens[1]);
     w->chunks++;
     w->largest = MAX(w->largest, c.h.n_tokens);
     if (c.h.n_seqs > 1 && c.h.n_tokens == c.h.n_seqs)
         w->decode_batch = MAX(w->decode_batch, c.h.n_seqs);
     answer(w, &c, ids);
+    drain(w); /* the answer is there, and perhaps the next chunk sent, before the loader gives the slot up */
+    ring_release(w->tokens[1]);
     return true;
 }
 
