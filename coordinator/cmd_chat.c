@@ -30,6 +30,7 @@ struct chat {
     char *input; /* bytes read and not yet used */
     size_t n_input;
     bool end_of_input;
+    uint32_t n_lines, n_refused; /* not on a terminal: prompts so far, and those that did not fit */
 };
 
 static int append(struct chat *t, const uint32_t *ids, size_t n, struct err *err)
@@ -180,6 +181,11 @@ static int handle_line(struct chat *t, char *line, struct err *err)
         t->n_ids = before;
         return 0;
     }
+    if (r == -E2BIG && !t->terminal && err) { /* this prompt alone: the others go on */
+        fprintf(stderr, "coordinator: error: standard input, line %u: %s\n", t->n_lines, err->text);
+        t->n_refused++;
+        return 0;
+    }
     return r;
 }
 
@@ -202,6 +208,7 @@ int cmd_chat_run(struct command *c, struct err *err)
         }
         r = next_line(&t, &line, &used, err);
         if (r == 0) {
+            t.n_lines++;
             r = handle_line(&t, line, err);
             memmove(t.input, t.input + used, t.n_input - used);
             t.n_input -= used;
@@ -211,5 +218,7 @@ int cmd_chat_run(struct command *c, struct err *err)
         putchar('\n');
     free(t.input);
     free(t.ids);
+    if (r == -ENODATA && t.n_refused)
+        return err_set(err, -E2BIG, "standard input: %u of %u prompts were too long and have no answer", t.n_refused, t.n_lines);
     return r == -ENODATA || r == 1 ? 0 : r;
 }

@@ -378,6 +378,12 @@ int supervise_stage_path(const char *stage_dir, const char *name, char *buf, siz
     return 0;
 }
 
+/* The worker itself keeps to gpu.memory; the driver takes some for commands and shaders. */
+static uint64_t device_cap(uint64_t memory)
+{
+    return memory + memory / 10 + (UINT64_C(64) << 20);
+}
+
 static int spawn(struct supervise *s, enum msg_role role, struct err *err)
 {
     struct stage *st = &s->stages[role];
@@ -412,6 +418,8 @@ static int spawn(struct supervise *s, enum msg_role role, struct err *err)
         r = cgroup_add(s->o.cgroup, name, st->process.pid, s->o.plan->process[process_of(st->role)].cap, err);
         if (r < 0)
             return r;
+        if (role == MSG_ROLE_GPU && s->o.plan->gpu.vulkan && s->o.config->gpu.memory)
+            cgroup_cap_device(s->o.cgroup, name, device_cap(s->o.config->gpu.memory));
     }
     r = conn_open(s->o.loop, ours, name, &handlers, st, &st->conn, err);
     if (r == 0)

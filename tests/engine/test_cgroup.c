@@ -103,6 +103,33 @@ static void test_caps(void **state)
     cgroup_close(g);
 }
 
+/* A kernel with the dmem controller and a device: its memory is capped. put's files take the last write, so one region is told. */
+static void test_device(void **state)
+{
+    (void)state;
+    int pid = (int)getpid();
+    struct err err = {0};
+    make_tree("d", "memory");
+    put("cpu memory dmem", "cg/d/cgroup.controllers");
+    put("drm/0000:03:00.0/vram0 8514437120\n", "cg/dmem.capacity");
+    put("", "cg/d/tandem-%d/npu_worker/dmem.max", pid);
+    struct cgroup *g = open_tree();
+    expect("+dmemry", "cg/d/tandem-%d/cgroup.subtree_control", pid); /* over "+memory": these files keep what lies behind */
+    assert_int_equal(cgroup_add(g, "npu_worker", 4242, 1 << 30, &err), 0);
+    assert_true(cgroup_cap_device(g, "npu_worker", 1 << 20));
+    expect("drm/0000:03:00.0/vram0 1048576", "cg/d/tandem-%d/npu_worker/dmem.max", pid);
+    assert_false(cgroup_cap_device(g, "loader", 1 << 20)); /* has no such file */
+    cgroup_close(g);
+    make_tree("e", "memory"); /* without the controller nothing is tried */
+    put("cpu memory", "cg/e/cgroup.controllers");
+    put("", "cg/e/tandem-%d/npu_worker/dmem.max", pid);
+    g = open_tree();
+    assert_int_equal(cgroup_add(g, "npu_worker", 4242, 1 << 30, &err), 0);
+    assert_false(cgroup_cap_device(g, "npu_worker", 1 << 20));
+    expect("", "cg/e/tandem-%d/npu_worker/dmem.max", pid);
+    cgroup_close(g);
+}
+
 static void test_no_controller(void **state)
 {
     (void)state;
@@ -133,6 +160,7 @@ static int tear_down(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_caps), cmocka_unit_test(test_no_controller)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_caps), cmocka_unit_test(test_device),
+                                       cmocka_unit_test(test_no_controller)};
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
