@@ -46,6 +46,7 @@ struct request_result {
     uint64_t queue_ns, prefill_ns, decode_ns;       /* prefill: until the first token's logits are there */
     struct chunk_times prefill_times, decode_times; /* summed over the request's chunks */
     uint32_t prefill_chunks, decode_chunks;
+    bool numerics_changed; /* a worker went on with another backend meanwhile */
 };
 
 struct request_params {
