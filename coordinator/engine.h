@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * The running pipeline as the commands see it: submit token ids, get tokens. Owns the stages (supervise.c), rings and the
- * schedule (schedule.c). Thread: the loop's; callbacks run inside engine_run. */
+ * schedule (schedule.c). A stage that ends or hangs is started again and requests go on where they were; they see a pause.
+ * Thread: the loop's; callbacks run inside engine_run. */
 #ifndef TANDEM_COORDINATOR_ENGINE_H
 #define TANDEM_COORDINATOR_ENGINE_H
 
@@ -47,6 +48,7 @@ struct request_result {
     uint64_t queue_ns, prefill_ns, decode_ns;       /* prefill: until the first token's logits are there */
     struct chunk_times prefill_times, decode_times; /* summed over the request's chunks */
     uint32_t prefill_chunks, decode_chunks;
+    bool numerics_changed; /* a worker went on with another backend meanwhile */
 };
 
 struct request_params {
@@ -104,7 +106,20 @@ struct engine_process_stats {
     uint64_t busy_ns, idle_ns, blocked_ns, chunks, bytes_read;
     uint64_t products, offloaded; /* npu_worker with an NPU: matrix products, and those that it made */
     struct engine_pool pool;      /* npu_worker; bytes is 0 in others */
+    char last_reason[256];        /* of the last restart; "" */
 };
+/* What the last death of a stage cost, from when it was noticed on. */
+struct engine_recovery {
+    uint32_t n;            /* so far; 0: none, and nothing else means anything */
+    const char *stage;     /* the one that ended first */
+    uint64_t detect_ns;    /* before: how long it hung; 0: its end was told at once */
+    uint64_t restart_ns;   /* until it ran again and was configured, */
+    uint64_t remap_ns;     /* until all stages had their weights and new rings, */
+    uint64_t reprefill_ns; /* and until a request was further than before; 0: none ran */
+    uint64_t pause_ns;     /* the sum of these three */
+};
+const struct engine_recovery *engine_last_recovery(const struct engine *e);
+
 /* Asks every stage and waits for the answers. */
 int engine_stats(struct engine *e, struct monitor_snapshot *ret, struct err *err);
 

@@ -34,6 +34,7 @@ struct raw_npu {
 };
 struct raw {
     char *model, *context, *sequences, *chunk_tokens, *kv_type, *pin_threads, *sandbox, *checksums, *memory_word;
+    char *restarts, *restarts_per_minute, *deadlines, *heartbeat_s;
     struct raw_memory memory;
     struct raw_npu npu;
     struct raw_gpu gpu;
@@ -105,6 +106,11 @@ static const struct key keys[] = {
     KEY("gpu.many", KIND_U32, true, 1, 4096, gpu.many, device.many, "auto or a number of tokens from 1 to 4096"),
     KEY("gpu.validate", KIND_BOOL, false, 0, 0, gpu.validate, device.validate, "true or false"),
     KEY("gpu.profile", KIND_BOOL, false, 0, 0, gpu.profile, device.profile, "true or false"),
+    KEY("restarts", KIND_U32, false, 0, 1000000, restarts, restarts, "a whole number from 0 to 1000000"),
+    KEY("restarts_per_minute", KIND_U32, false, 1, 1000000, restarts_per_minute, restarts_per_minute,
+        "a whole number from 1 to 1000000"),
+    KEY("deadlines", KIND_AUTO_OFF, false, 0, 0, deadlines, deadlines, "auto or off"),
+    KEY("heartbeat_s", KIND_U32, false, 1, 3600, heartbeat_s, heartbeat_s, "seconds from 1 to 3600"),
 };
 #define N_KEYS ARRAY_LEN(keys)
 
@@ -142,7 +148,9 @@ static const cyaml_schema_field_t gpu_fields[] = {
     LEAF(raw, "model", model), LEAF(raw, "context", context), LEAF(raw, "sequences", sequences),                              \
     LEAF(raw, "chunk_tokens", chunk_tokens), LEAF(raw, "kv_type", kv_type), LEAF(raw, "pin_threads", pin_threads),            \
     LEAF(raw, "sandbox", sandbox), LEAF(raw, "checksums", checksums), memory_field,                                           \
-    GROUP("npu", npu, npu_fields), GROUP("gpu", gpu, gpu_fields), CYAML_FIELD_END                                       \
+    LEAF(raw, "restarts", restarts), LEAF(raw, "restarts_per_minute", restarts_per_minute),                                   \
+    LEAF(raw, "deadlines", deadlines), LEAF(raw, "heartbeat_s", heartbeat_s),                                                 \
+    GROUP("npu", npu, npu_fields), GROUP("gpu", gpu, gpu_fields), CYAML_FIELD_END                                             \
 }
 static const cyaml_schema_field_t fields_memory_word[] = TOP_FIELDS(LEAF(raw, "memory", memory_word));
 static const cyaml_schema_field_t fields_memory_mapping[] = TOP_FIELDS(GROUP("memory", memory, memory_fields));
@@ -223,7 +231,7 @@ static int unknown_key(const char *name, const char *place, struct err *err)
         if (strncmp(absent_keys[i].name, name, n) == 0 && (name[n] == '\0' || name[n] == '.'))
             return err_set(err, -EINVAL, "%s: key '%.80s' is not part of this version: %s", place, name, absent_keys[i].remedy);
     }
-    char prefix[16] = "", list[192];
+    char prefix[16] = "", list[256];
     const char *dot = strchr(name, '.');
     if (dot && (size_t)(dot - name) + 2 <= sizeof(prefix)) {
         char group[16];
@@ -670,6 +678,10 @@ int config_load(const char *path, const char *const *overrides, int n_overrides,
     c->gpu = (struct config_worker){.backend = "auto", .memory = 16ull << 30};
     c->xrt = (struct config_npu){.timeout_ms = 10000};
     c->device = (struct config_device){.name = "auto"};
+    c->restarts = 5;
+    c->restarts_per_minute = 20;
+    c->deadlines = true;
+    c->heartbeat_s = 5;
     int r = path ? load_file(c, err) : 0;
     for (int i = 0; r == 0 && i < n_overrides; i++)
         r = apply_override(c, overrides[i], err);
@@ -730,6 +742,11 @@ void config_sample(const char *model, char *buf, unsigned long buf_size)
         "128;\n"
         "# many: auto, or 1 to 4096\n"
         "gpu: {backend: auto, device: auto, memory: 16GiB, threads: auto, allow_cpu_device: false, without: '', max_buffer: auto,\n"
-        "      subgroup: auto, many: auto, validate: false, profile: false}\n",
+        "      subgroup: auto, many: auto, validate: false, profile: false}\n"
+        "# When a stage dies or hangs (docs/OPERATIONS.md): how often it is started again without progress in between, 0: never\n"
+        "restarts: 5\n"
+        "restarts_per_minute: 20 # with or without progress\n"
+        "deadlines: auto         # off: a stage that hangs, or stands in a debugger, is waited for\n"
+        "heartbeat_s: 5          # a stage that does not answer for so many seconds hangs\n",
         quoted);
 }

@@ -52,6 +52,10 @@ struct config {
     const char *const *faults; /* of the command line, not of the file; borrowed */
     int n_faults;
     struct config_device device; /* keys gpu.device, gpu.without, ... */
+    uint32_t restarts;           /* of a stage without progress in between, default 5; 0: its death is the end */
+    uint32_t restarts_per_minute;
+    bool deadlines;       /* stages that hang are killed; default true */
+    uint32_t heartbeat_s; /* without an answer a stage hangs */
 };
 
 /* path NULL: no file, all defaults, and `model` may be missing. overrides: "key=value" or "key.sub=value" strings as of --set,

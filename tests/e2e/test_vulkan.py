@@ -258,13 +258,13 @@ def test_failing_calls():
     cpu = run("coordinator", "--config", config(model("demo", "q8_0"), gpu__backend="cpu"), *words).stdout
     want = json.loads(cpu)["text"]
 
-    def outcome(backend, fault):
+    def outcome(backend, fault, **more):
         cache = tandem.scratch("cache-" + fault.replace(":", "-") + backend)  # empty: kernels are compiled and timed while loading
         env = tandem.environment(VK_LAYER_PATH=layer, VK_INSTANCE_LAYERS="VK_LAYER_TANDEM_fault", TANDEM_FAULT=fault,
                                  XDG_CACHE_HOME=cache)
         many = "auto" if fault == "silent:1" else 16  # measured while loading
         cfg = config(model("demo", "q8_0"),
-                     **{**keys, "gpu__backend": backend, "gpu__without": "host_import", "gpu__many": many})
+                     **{**keys, "gpu__backend": backend, "gpu__without": "host_import", "gpu__many": many, **more})
         return run("coordinator", "--config", cfg, *words, env=env, status=None)
 
     for fault, reason, warnings in (("memory:2", "VK_ERROR_OUT_OF_DEVICE_MEMORY", 1),
@@ -282,7 +282,7 @@ def test_failing_calls():
         check(answer["text"] == want, fault, answer["text"])
     for fault, reason in (("lost:1", "was lost (vkQueueSubmit: VK_ERROR_DEVICE_LOST)"), ("lost:150", "was lost (vkQueueSubmit"),
                           ("silent:150", "does not answer"), ("pipeline:4", "vkCreateComputePipelines: VK_ERROR_OUT_OF_HOST_MEMORY")):
-        r = outcome("auto", fault)
+        r = outcome("auto", fault, restarts=0)
         check(r.returncode == 1 and "gpu_worker (pid " in r.stderr and reason in r.stderr, fault, r.returncode, r.stderr)
     check(not tandem.left_behind(), tandem.left_behind())
 
