@@ -21,8 +21,9 @@
 #define BIT(c) (1u << (c))
 #define ALL (BIT(OPTIONS_COMMANDS) - 1)
 #define RUNS (BIT(OPTIONS_CHAT) | BIT(OPTIONS_GENERATE))
-#define PIPELINE (RUNS | BIT(OPTIONS_EVAL) | BIT(OPTIONS_PERPLEXITY) | BIT(OPTIONS_IMATRIX) | BIT(OPTIONS_BENCH)) /* have stages \
-                                                                                                                   */
+#define PIPELINE                                                                                                    \
+    (RUNS | BIT(OPTIONS_EVAL) | BIT(OPTIONS_PERPLEXITY) | BIT(OPTIONS_IMATRIX) | BIT(OPTIONS_BENCH)) /* have stages \
+                                                                                                      */
 #define MAX_IDS 1048576u
 
 enum kind {
