@@ -38,7 +38,25 @@ void report_processes(const struct engine_process_stats *stats, FILE *f)
         if (stats[i].products)
             fprintf(f, "%-12s %" PRIu64 " of %" PRIu64 " matrix products on the NPU\n", stats[i].name, stats[i].offloaded,
                     stats[i].products);
+        if (stats[i].restarts)
+            fprintf(f, "%-12s started again %u times; the last: %s\n", stats[i].name, stats[i].restarts, stats[i].last_reason);
     }
+}
+
+void report_recovery(const struct engine_recovery *r, FILE *f)
+{
+    if (r->n)
+        fprintf(f, "recoveries   %u; the last after the end of %s: pause %.1f ms (restart %.1f, remap %.1f, re-prefill %.1f)\n",
+                r->n, r->stage, (double)r->pause_ns / 1e6, (double)r->restart_ns / 1e6, (double)r->remap_ns / 1e6,
+                (double)r->reprefill_ns / 1e6);
+}
+
+json_t *report_recovery_json(const struct engine_recovery *r)
+{
+    return json_pack("{s:I, s:s, s:f, s:f, s:f, s:f, s:f}", "count", (json_int_t)r->n, "last_stage", r->n ? r->stage : "",
+                     "detect_ms", (double)r->detect_ns / 1e6, "restart_ms", (double)r->restart_ns / 1e6, "remap_ms",
+                     (double)r->remap_ns / 1e6, "reprefill_ms", (double)r->reprefill_ns / 1e6, "pause_ms",
+                     (double)r->pause_ns / 1e6);
 }
 
 json_t *report_processes_json(const struct engine_process_stats *stats)
@@ -51,13 +69,13 @@ json_t *report_processes_json(const struct engine_process_stats *stats)
             json_object_set_new(budget, budget_category_name((enum budget_category)k), json_integer((json_int_t)s->budget[k]));
         json_object_set_new(budget, "total", json_integer((json_int_t)budget_sum(s)));
         json_object_set_new(budget, "total_peak", json_integer((json_int_t)s->total_peak));
-        json_t *one =
-            json_pack("{s:s, s:i, s:s, s:I, s:b, s:I, s:I, s:I, s:o, s:f, s:f, s:f, s:I, s:I, s:I, s:I}", "name", s->name, "pid",
-                      s->pid, "backend", s->backend, "cap_bytes", (json_int_t)s->cap, "cap_enforced", (int)s->cap_enforced,
-                      "peak_bytes", (json_int_t)s->peak_bytes, "rss_bytes", (json_int_t)s->rss, "pss_bytes", (json_int_t)s->pss,
-                      "budget", budget, "busy_ms", (double)s->busy_ns / 1e6, "idle_ms", (double)s->idle_ns / 1e6, "blocked_ms",
-                      (double)s->blocked_ns / 1e6, "chunks", (json_int_t)s->chunks, "bytes_read", (json_int_t)s->bytes_read,
-                      "products", (json_int_t)s->products, "offloaded", (json_int_t)s->offloaded);
+        json_t *one = json_pack(
+            "{s:s, s:i, s:s, s:I, s:b, s:I, s:I, s:I, s:o, s:f, s:f, s:f, s:I, s:I, s:I, s:I, s:I, s:s}", "name", s->name, "pid",
+            s->pid, "backend", s->backend, "cap_bytes", (json_int_t)s->cap, "cap_enforced", (int)s->cap_enforced, "peak_bytes",
+            (json_int_t)s->peak_bytes, "rss_bytes", (json_int_t)s->rss, "pss_bytes", (json_int_t)s->pss, "budget", budget,
+            "busy_ms", (double)s->busy_ns / 1e6, "idle_ms", (double)s->idle_ns / 1e6, "blocked_ms", (double)s->blocked_ns / 1e6,
+            "chunks", (json_int_t)s->chunks, "bytes_read", (json_int_t)s->bytes_read, "products", (json_int_t)s->products,
+            "offloaded", (json_int_t)s->offloaded, "restarts", (json_int_t)s->restarts, "last_reason", s->last_reason);
         if (!one || json_array_append_new(list, one) < 0) {
             json_decref(list);
             return NULL;

@@ -13,6 +13,9 @@ struct json_t;
 /* stats: [CONFIG_PROCESSES]. */
 void report_processes(const struct engine_process_stats *stats, FILE *f);
 struct json_t *report_processes_json(const struct engine_process_stats *stats); /* returns owned, NULL = out of memory */
+/* What the last death of a stage cost; nothing where there was none. */
+void report_recovery(const struct engine_recovery *r, FILE *f);
+struct json_t *report_recovery_json(const struct engine_recovery *r);
 /* Tokens and tokens/s of prompt and answer; one line per answer when there are several. */
 void report_answers(const struct answer *a, size_t n, FILE *f);
 /* One line and its newline; -EIO when it cannot be written. Takes j; NULL is out of memory. */

@@ -194,6 +194,13 @@ int engine_collect(struct engine *e, double *ret_area[2], struct err *err)
     return err_set(err, -ENOTSUP, "the fake engine has no matrices");
 }
 
+const struct engine_recovery *engine_last_recovery(const struct engine *e)
+{
+    static const struct engine_recovery none;
+    (void)e;
+    return &none;
+}
+
 int engine_stats(struct engine *e, struct engine_process_stats *ret, struct err *err)
 {
     static const char *const names[] = {"coordinator", "loader", "npu_worker", "gpu_worker"};
