@@ -152,6 +152,7 @@ static int print_stats(struct chat *t, struct err *err)
     printf("conversation: %zu of %u tokens%s\n", MIN(t->n_ids, (size_t)context), context,
            t->n_ids < context ? "" : " (full; /reset begins anew)");
     report_processes(&stats, stdout);
+    report_recovery(engine_last_recovery(t->c->engine), stdout);
     return 0;
 }
 

@@ -115,7 +115,9 @@ static int process(struct stage_io *io, uint32_t input, const void *payload, str
                                                 .layer = c->h.layer,
                                                 .n_tokens = c->h.n_tokens,
                                                 .usual_ns = *usual});
-    int r = io->ops->process(io->state, io, input, c, payload, err);
+    int r = io->faults ? fault_chunk(io->faults, c->h.layer, err) : 0;
+    if (r == 0)
+        r = io->ops->process(io->state, io, input, c, payload, err);
     status_waits(io->page, true);
     uint64_t took = util_now_ns() - io->process_start_ns - io->process_blocked_ns;
     *usual = *usual ? *usual + took / 8 - *usual / 8 : MAX(took, 1u);
@@ -139,8 +141,6 @@ static int take_chunk(struct stage_io *io, uint32_t input, const void *slot, str
     if (waited && io->process_start_ns > c->h.times.committed_at_ns)
         *waited += io->process_start_ns - c->h.times.committed_at_ns;
     uint32_t n = c->h.n_tokens;
-    if (io->faults && (r = fault_chunk(io->faults, c->h.layer, err)) < 0)
-        return r;
     r = c->h.kind == CHUNK_FAILED ? pass_on(io, payload) : process(io, input, payload, &why);
     if (r == -ENODEV)
         return err_set(err, why.code ? why.code : r, "%s", why.text[0] ? why.text : "the device is gone");
