@@ -28,6 +28,7 @@ static int start_if_complete(struct stage *st, struct err *err)
     if (st->started || !st->attached || !st->segments_known || st->n_filled < st->n_segments)
         return 0;
     st->started = true;
+    st->asked_ns = util_now_ns();
     return child_send(st->child, &(struct msg){.type = MSG_TYPE_start}, NULL, 0, err);
 }
 

@@ -21,8 +21,8 @@
 #define CHUNK_LEAST (2 * SECOND)
 #define CHUNK_FIRST (60 * SECOND)
 #define HELLO_LIMIT (10 * SECOND)
-#define LOAD_LIMIT (60 * SECOND) /* a driver may compile meanwhile, on the control thread */
-#define PAUSE_LIMIT (60 * SECOND)
+#define LOAD_LIMIT (60 * SECOND)   /* a driver may compile meanwhile, on the control thread */
+#define ANSWER_LIMIT (60 * SECOND) /* of PAUSED after PAUSE, of READY after START */
 
 static double seconds(uint64_t ns)
 {
@@ -73,9 +73,9 @@ static void check(struct stage *st, uint64_t now)
         err_set(&why, -ETIMEDOUT, "%s (pid %d) hangs: it has not answered for %.1f s; at most %.1f s are allowed (see '%s')",
                 msg_role_name(st->role), st->pid, seconds(silent), seconds(limit), st->lived ? "heartbeat_s" : "deadlines");
         hangs(st, silent, &why);
-    } else if (st->pausing && asked > PAUSE_LIMIT) {
-        err_set(&why, -ETIMEDOUT, "%s (pid %d) hangs: it has not let go of its rings for %.1f s", msg_role_name(st->role), st->pid,
-                seconds(asked));
+    } else if ((st->pausing || (st->started && !st->ready)) && asked > ANSWER_LIMIT) {
+        err_set(&why, -ETIMEDOUT, "%s (pid %d) hangs: it has not %s for %.1f s", msg_role_name(st->role), st->pid,
+                st->pausing ? "let go of its rings" : "become ready", seconds(asked));
         hangs(st, asked, &why);
     }
 }

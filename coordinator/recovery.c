@@ -96,7 +96,7 @@ static void on_delay(uv_timer_t *t)
 }
 
 /* Whether, and when, it is started again. False: told to the owner. */
-static bool decide(struct stage *st, const struct err *why, int signal, uint64_t *ret_delay_ms)
+static bool decide(struct stage *st, const struct err *why, int signal, bool at_work, uint64_t *ret_delay_ms)
 {
     struct supervise *s = st->owner;
     const struct config *c = s->o.config;
@@ -110,15 +110,15 @@ static bool decide(struct stage *st, const struct err *why, int signal, uint64_t
     if (restart_decide(&st->restart, &limits, util_now_ns(), s->o.progress(s->o.ctx), s->random >> 8, ret_delay_ms))
         return true;
     *ret_delay_ms = 0;
-    if ((s->o.fallback && s->o.fallback(s->o.ctx, st->role, why)) ||
-        (!s->recovering && s->o.give_up && s->o.give_up(s->o.ctx, why))) {
+    if ((s->o.fallback && s->o.fallback(s->o.ctx, st->role, why)) || (at_work && s->o.give_up && s->o.give_up(s->o.ctx, why))) {
         restart_forget(&st->restart);
         return true;
     }
-    snprintf(then, sizeof(then),
-             "; it is not started again: %u restarts in a row brought nothing ('restarts' is %u, "
-             "'restarts_per_minute' %u)",
-             st->restart.in_a_row, c->restarts, c->restarts_per_minute);
+    if (st->restart.in_a_row >= limits.in_a_row)
+        snprintf(then, sizeof(then), "; it is not started again after %u restarts without progress ('restarts')", limits.in_a_row);
+    else
+        snprintf(then, sizeof(then), "; it is not started again after %u restarts within a minute ('restarts_per_minute')",
+                 limits.per_minute);
     fail(s, why, then);
     return false;
 }
@@ -145,18 +145,19 @@ void recovery_lost(struct stage *st, const struct err *ended, int signal)
         return;
     if (signal == SIGKILL && passed_cap(st, &why))
         signal = 0;
-    if (!decide(st, &why, signal, &delay_ms))
-        return;
-    st->stats.restarts++;
-    snprintf(st->stats.reason, sizeof(st->stats.reason), "%.255s", why.text);
-    log_warn("supervise", "%s; it is started again (restart %u)", why.text, st->stats.restarts);
-    if (!s->recovering) {
+    bool at_work = !s->recovering;
+    if (at_work) {
         s->recovering = true;
         s->lost_ns = util_now_ns();
         s->recovery = (struct supervise_recovery){.role = st->role, .detect_ns = st->silent_ns};
         s->o.lost(s->o.ctx);
     }
     st->silent_ns = 0;
+    if (!decide(st, &why, signal, at_work, &delay_ms))
+        return;
+    st->stats.restarts++;
+    snprintf(st->stats.reason, sizeof(st->stats.reason), "%.255s", why.text);
+    log_warn("supervise", "%s; it is started again (restart %u)", why.text, st->stats.restarts);
     s->recovery.kv_lost |= st->role == MSG_ROLE_NPU;
     int r = let_go(st, &err);
     if (r == 0 && delay_ms)

@@ -61,7 +61,8 @@ uint32_t schedule_give_up(struct schedule *s, const struct err *why)
 {
     uint32_t slot, n = 0, most = most_deaths(s, &slot);
     struct err err = {0};
-    err_set(&err, why->code, "given up after it was under way at %u deaths of a stage in a row; the last: %s", most, why->text);
+    err_set(&err, why->code, "given up: %u time%s in a row a stage died while it was under way; the last: %s", most,
+            most == 1 ? "" : "s", why->text);
     for (uint32_t i = 0; most && i < s->n_slots; i++) {
         if (!s->slots[i].req || s->slots[i].req->n_deaths != most)
             continue;

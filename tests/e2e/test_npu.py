@@ -9,6 +9,7 @@ import numpy as np
 
 import reference
 import tandem
+import test_recovery
 from tandem import check, close, config, evaluate, golden_json, model, run, st_load
 from test_vulkan import same_text
 
@@ -212,7 +213,7 @@ def test_faults():
     for fault, reason in at_open + while_running:
         r = outcome("xrt", fault, restarts=0)
         check(r.returncode == 1 and reason in r.stderr, fault, r.returncode, r.stderr)
-        r = outcome("xrt", fault)  # it happens to each process anew, so in the end the processor computes
+        r = outcome("xrt", fault, restarts=2)  # it happens to each process anew, so in the end the processor computes
         if (fault, reason) in while_running:
             goes_on(r, fault, reason)
         else:
@@ -224,16 +225,35 @@ def test_faults():
         if (fault, reason) in while_running:
             check(0 < worker_of(answer)["offloaded"] < worker_of(answer)["products"], fault, worker_of(answer))
             check(r.stderr.count("computes on the processor from now on") == 1, fault, r.stderr)
-    fault = f"crash_at={FAULT_AT}"  # of the driver, in the worker's process
-    for backend in ("auto", "xrt"):
-        r = outcome(backend, fault, restarts=0)
-        check(r.returncode == 1 and "npu_worker (pid " in r.stderr and "signal" in r.stderr, r.stderr)
-        goes_on(outcome(backend, fault), fault, "signal")
+    r = outcome("auto", f"crash_at={FAULT_AT}", restarts=0)  # of the driver, in the worker's process
+    check(r.returncode == 1 and "npu_worker (pid " in r.stderr and "signal" in r.stderr, r.stderr)
+    for backend, fault in (("auto", f"crash_at={FAULT_AT}"), ("xrt", f"crash_at={FAULT_AT}"), ("xrt", f"hang_at={FAULT_AT}")):
+        r = outcome(backend, fault, restarts=2)  # each time again: the processor goes on
+        check(r.returncode == 0 and r.stderr.count("it goes on with the cpu backend") == 1, fault, r.stderr)
+        answer = json.loads(r.stdout)
+        worker = worker_of(answer)
+        check(worker["backend"].startswith("cpu ") and worker["restarts"] == 3 and answer["numerics_changed"], worker)
+        same_text(cpu, answer["output_ids"], want, ids, BOUND["q8_0"], fault)
     r = run("coordinator", "--config", config(model("demo", "q8_0"), npu__backend="xrt"), "plan", status=None)
     tandem.one_line_error(r, "'npu.manifest' is empty")
     r = outcome("xrt", "", npu__manifest="/nonexistent.yaml")
     tandem.one_line_error(r, "/nonexistent.yaml")
     check(not tandem.left_behind(), tandem.left_behind())
+
+
+def test_kills():
+    """With the KV cache intact the same chunks come again: the same bits. After a prefill of other chunks, the same text but for near
+    ties."""
+    keys = {**simulated(), "restarts": 100, "restarts_per_minute": 100}
+    cpu, npu = config(model("demo", "q8_0")), config(model("demo", "q8_0"), **keys)
+    ids = golden_json("demo_greedy.json")["prompts"][0]["prompt_ids"]
+    want = generate(npu, ids, 150)["output_ids"]
+    for victims in (("gpu_worker",) * 3, ("loader", "npu_worker", "npu_worker")):
+        got = test_recovery.kills(npu, ids, 150, victims)
+        check(got["recoveries"]["count"] > 0 and not got["numerics_changed"], victims, got["recoveries"])
+        if "npu_worker" not in victims:
+            check(got["output_ids"] == want, victims, got["output_ids"], want)
+        same_text(cpu, got["output_ids"], want, ids, BOUND["q8_0"], victims)
 
 
 if __name__ == "__main__":

@@ -267,7 +267,8 @@ static void test_who_kills_is_given_up(void **state)
                 client_check(&c[i], ids, n);
             }
             assert_int_equal(c[poison].code, -ECHILD);
-            assert_non_null(strstr(c[poison].text, "deaths of a stage in a row; the last: gpu_worker (pid 7) was killed"));
+            assert_non_null(strstr(c[poison].text,
+                                   "times in a row a stage died while it was under way; the last: gpu_worker (pid 7) was killed"));
             assert_int_equal(schedule_give_up(w.s, &why), 0);
             world_close(&w);
         }
