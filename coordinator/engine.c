@@ -114,6 +114,10 @@ static void on_stats(void *ctx, enum msg_role role, const struct msg_stats *m)
     s->blocked_ns = m->blocked_ns;
     s->chunks = m->chunks;
     s->bytes_read = m->bytes_read;
+    s->stream_visits = m->stream_visits;
+    s->stream_hits = m->stream_hits;
+    s->stream_wait_ns = m->stream_wait_ns;
+    s->stream_wait_max_ns = m->stream_wait_max_ns;
     s->products = m->products;
     s->offloaded = m->offloaded;
     e->stats_pending &= ~(1u << role);

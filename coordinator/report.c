@@ -35,6 +35,14 @@ void report_processes(const struct engine_process_stats *stats, FILE *f)
                 util_format_bytes(cap, sizeof(cap), s->cap), s->cap_enforced ? "kernel" : "accounted");
     }
     for (int i = 0; i < CONFIG_PROCESSES; i++) {
+        const struct engine_process_stats *s = &stats[i];
+        if (s->stream_visits)
+            fprintf(f,
+                    "%-12s streamed layers: there in time %" PRIu64 " of %" PRIu64
+                    " times, waited for %.0f ms in all, %.1f ms on average, "
+                    "%.1f ms at most\n",
+                    s->name, s->stream_hits, s->stream_visits, (double)s->stream_wait_ns / 1e6,
+                    (double)s->stream_wait_ns / 1e6 / (double)s->stream_visits, (double)s->stream_wait_max_ns / 1e6);
         if (stats[i].products)
             fprintf(f, "%-12s %" PRIu64 " of %" PRIu64 " matrix products on the NPU\n", stats[i].name, stats[i].offloaded,
                     stats[i].products);
@@ -51,13 +59,15 @@ json_t *report_processes_json(const struct engine_process_stats *stats)
             json_object_set_new(budget, budget_category_name((enum budget_category)k), json_integer((json_int_t)s->budget[k]));
         json_object_set_new(budget, "total", json_integer((json_int_t)budget_sum(s)));
         json_object_set_new(budget, "total_peak", json_integer((json_int_t)s->total_peak));
-        json_t *one =
-            json_pack("{s:s, s:i, s:s, s:I, s:b, s:I, s:I, s:I, s:o, s:f, s:f, s:f, s:I, s:I, s:I, s:I}", "name", s->name, "pid",
-                      s->pid, "backend", s->backend, "cap_bytes", (json_int_t)s->cap, "cap_enforced", (int)s->cap_enforced,
-                      "peak_bytes", (json_int_t)s->peak_bytes, "rss_bytes", (json_int_t)s->rss, "pss_bytes", (json_int_t)s->pss,
-                      "budget", budget, "busy_ms", (double)s->busy_ns / 1e6, "idle_ms", (double)s->idle_ns / 1e6, "blocked_ms",
-                      (double)s->blocked_ns / 1e6, "chunks", (json_int_t)s->chunks, "bytes_read", (json_int_t)s->bytes_read,
-                      "products", (json_int_t)s->products, "offloaded", (json_int_t)s->offloaded);
+        json_t *one = json_pack(
+            "{s:s, s:i, s:s, s:I, s:b, s:I, s:I, s:I, s:o, s:f, s:f, s:f, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f}", "name", s->name,
+            "pid", s->pid, "backend", s->backend, "cap_bytes", (json_int_t)s->cap, "cap_enforced", (int)s->cap_enforced,
+            "peak_bytes", (json_int_t)s->peak_bytes, "rss_bytes", (json_int_t)s->rss, "pss_bytes", (json_int_t)s->pss, "budget",
+            budget, "busy_ms", (double)s->busy_ns / 1e6, "idle_ms", (double)s->idle_ns / 1e6, "blocked_ms",
+            (double)s->blocked_ns / 1e6, "chunks", (json_int_t)s->chunks, "bytes_read", (json_int_t)s->bytes_read, "products",
+            (json_int_t)s->products, "offloaded", (json_int_t)s->offloaded, "stream_visits", (json_int_t)s->stream_visits,
+            "stream_hits", (json_int_t)s->stream_hits, "stream_wait_ms", (double)s->stream_wait_ns / 1e6, "stream_wait_max_ms",
+            (double)s->stream_wait_max_ns / 1e6);
         if (!one || json_array_append_new(list, one) < 0) {
             json_decref(list);
             return NULL;

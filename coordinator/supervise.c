@@ -17,6 +17,7 @@
 
 #include "coordinator/cgroup.h"
 #include "coordinator/segments.h"
+#include "coordinator/slots.h"
 #include "model/hparams.h"
 #include "model/segment.h"
 #include "proto/conn.h"
@@ -62,6 +63,7 @@ struct supervise {
     struct bell *bell, *peers[2]; /* ours; those of the loader and of gpu_worker */
     struct ring *tokens, *output;
     struct segments *segments;
+    struct slots *slots;
     uv_timer_t grace;
     bool grace_open, stopping, failed;
 };
@@ -109,6 +111,10 @@ static int send_configure(struct stage *st, struct err *err)
     q->kv_type = (uint32_t)p->kv_type;
     q->logits_rows = p->logits_rows;
     q->threads = st->role == MSG_ROLE_NPU ? p->npu_threads : st->role == MSG_ROLE_GPU ? p->gpu_threads : 1;
+    if (st->role != MSG_ROLE_LOADER) {
+        q->streamed = p->residency[process].n_streamed;
+        q->stream_slots = p->residency[process].n_slots;
+    }
     q->pin = p->pin_threads && st->role != MSG_ROLE_LOADER;
     const char *gpu = p->gpu.vulkan ? c->gpu.backend : "cpu";
     const char *npu = p->npu.xrt ? c->npu.backend : "cpu";
@@ -234,6 +240,46 @@ static int on_segment_filled(struct stage *st, const struct msg_segment_filled *
     return err_set(err, -EPROTO, "loader: SEGMENT_FILLED for kind %u layer %u, which nobody asked for", m->kind, m->layer);
 }
 
+static int on_slot_new(struct stage *st, const struct msg_slot_new *m, int *fd, struct err *err)
+{
+    struct supervise *s = st->owner;
+    struct held_slot h = {.role = st->role, .kind = m->kind, .slot = m->slot, .bytes = m->bytes, .fd = *fd};
+    if (st->role == MSG_ROLE_LOADER || st->segments_known || !slots_add(s->slots, &h))
+        return err_set(err, -EPROTO, "%s: unexpected SLOT_NEW (kind %u, slot %u)", msg_role_name(st->role), m->kind, m->slot);
+    take_fd(fd);
+    return 0;
+}
+
+static int on_slot_want(struct stage *st, const struct msg_slot_want *m, struct err *err)
+{
+    struct supervise *s = st->owner;
+    struct held_slot *h = slots_find(s->slots, m->kind, m->slot);
+    if (!h || h->role != st->role || m->bytes > h->bytes)
+        return err_set(err, -EPROTO, "%s: SLOT_WANT (kind %u, slot %u, layer %u) of a slot that it does not have",
+                       msg_role_name(st->role), m->kind, m->slot, m->layer);
+    h->layer = m->layer;
+    h->bytes_wanted = m->bytes;
+    h->worker_serial = m->serial;
+    h->serial = slots_serial(s->slots);
+    struct msg fill = {.type = MSG_TYPE_slot_fill,
+                       .slot_fill = {.kind = m->kind, .slot = m->slot, .layer = m->layer, .bytes = m->bytes, .serial = h->serial}};
+    return send_to(&s->stages[MSG_ROLE_LOADER], &fill, &h->fd, 1, err);
+}
+
+static int on_slot_filled(struct stage *st, const struct msg_slot_filled *m, struct err *err)
+{
+    struct supervise *s = st->owner;
+    struct held_slot *h = st->role == MSG_ROLE_LOADER ? slots_find(s->slots, m->kind, m->slot) : NULL;
+    if (!h)
+        return err_set(err, -EPROTO, "%s: unexpected SLOT_FILLED (kind %u, slot %u)", msg_role_name(st->role), m->kind, m->slot);
+    if (m->serial != h->serial)
+        return 0; /* something else has been wanted there since */
+    h->serial = 0;
+    struct msg filled = {.type = MSG_TYPE_slot_filled, .slot_filled = *m};
+    filled.slot_filled.serial = h->worker_serial;
+    return send_to(&s->stages[h->role], &filled, NULL, 0, err);
+}
+
 static int on_ready(struct stage *st, const struct msg_ready *m, struct err *err)
 {
     struct supervise *s = st->owner;
@@ -268,6 +314,12 @@ static int handle(struct stage *st, const struct msg *m, int *fds, struct err *e
         return on_segment_released(st, &m->segment_released, err);
     case MSG_TYPE_segment_filled:
         return on_segment_filled(st, &m->segment_filled, err);
+    case MSG_TYPE_slot_new:
+        return on_slot_new(st, &m->slot_new, &fds[0], err);
+    case MSG_TYPE_slot_want:
+        return on_slot_want(st, &m->slot_want, err);
+    case MSG_TYPE_slot_filled:
+        return on_slot_filled(st, &m->slot_filled, err);
     case MSG_TYPE_ready:
         return on_ready(st, &m->ready, err);
     case MSG_TYPE_stats:
@@ -288,6 +340,7 @@ static int handle(struct stage *st, const struct msg *m, int *fds, struct err *e
     case MSG_TYPE_configure:
     case MSG_TYPE_attach_ring:
     case MSG_TYPE_segment_fill:
+    case MSG_TYPE_slot_fill:
     case MSG_TYPE_start:
     case MSG_TYPE_stats_request:
     case MSG_TYPE_collect:
@@ -416,7 +469,7 @@ static int make_rings(struct supervise *s, struct err *err)
     }
     for (int i = 0; i < RINGS; i++) {
         size_t slot = i == RING_TOKENS ? p->token_slot_bytes : i == RING_OUTPUT ? p->out_slot_bytes : p->worker_slot_bytes;
-        uint32_t n = i == RING_OUTPUT ? p->logits_slots : p->ring_slots;
+        uint32_t n = i == RING_OUTPUT ? p->logits_slots : i == RING_TOKENS ? p->token_slots : p->ring_slots;
         if ((s->ring_fds[i] = ring_make(ring_table[i].name, n, slot, s->epoch, err)) < 0)
             return s->ring_fds[i];
     }
@@ -441,7 +494,8 @@ int supervise_open(const struct supervise_options *o, struct supervise **ret, st
     for (int i = 0; i < RINGS; i++)
         s->ring_fds[i] = -1;
     s->segments = segments_open();
-    int r = s->segments ? make_rings(s, err) : err_set(err, -ENOMEM, "supervisor: out of memory");
+    s->slots = slots_open();
+    int r = s->segments && s->slots ? make_rings(s, err) : err_set(err, -ENOMEM, "supervisor: out of memory");
     *ret = s; /* also on failure: the owner stops and closes it */
     for (int i = 0; r == 0 && i < MSG_ROLES; i++) {
         s->stages[i].owner = s;
@@ -566,6 +620,7 @@ void supervise_close(struct supervise *s)
     for (int i = 0; i < RINGS; i++)
         util_close_fd(&s->ring_fds[i]);
     segments_close(s->segments);
+    slots_close(s->slots);
     bell_unmap(s->bell);
     bell_unmap(s->peers[0]);
     bell_unmap(s->peers[1]);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * The skeleton of a stage process, main thread: libuv loop, control connection, handshake, statistics; it never waits for compute.
- * The data thread is in stage_data.c, a worker's segments in stage_weights.c, what the loader fills in stage_fill.c.
+ * The data thread is in stage_data.c, a worker's segments in stage_weights.c, those that pass through
+ * slots in stage_stream.c, what the loader fills in stage_fill.c.
  *
  * The stage lives as long as its coordinator: parent-death signal, and the end of the control socket ends the process. SIGINT
  * is ignored because a terminal sends it to the whole group; the coordinator decides what it means. */
@@ -47,8 +48,13 @@ struct budget *stage_budget(struct stage_io *io)
 static void on_report(uv_async_t *a)
 {
     struct stage_io *io = a->data;
+    struct err err = {0};
     if (io->finished)
         return;
+    if (stage_stream_ask(io, &err) < 0) {
+        stage_fail(io, &err);
+        return;
+    }
     if (atomic_exchange(&io->drained, false))
         conn_send(io->conn, &(struct msg){.type = MSG_TYPE_drained}, NULL, 0, NULL);
     if (atomic_load(&io->broken))
@@ -72,6 +78,8 @@ static int on_configure(struct stage_io *io, const struct msg_configure *c, int 
     int r = bell_map(bell_fd, &io->bell, err);
     if (r == 0)
         r = io->ops->configure(io->state, io, &io->config, err);
+    if (r == 0)
+        r = stage_stream_make(io, err);
     return r < 0 ? r : stage_weights_make(io, err);
 }
 
@@ -98,7 +106,10 @@ static int on_start(struct stage_io *io, struct err *err)
         if (!l->ring)
             return err_set(err, -EPROTO, "START before ring %u was attached", i);
     }
+    stage_stream_start(io);
     int r = stage_data_start(io, err);
+    if (r == 0)
+        r = stage_stream_ask(io, err);
     if (r < 0)
         return r;
     struct msg m = {.type = MSG_TYPE_ready};
@@ -123,6 +134,7 @@ static int on_stats(struct stage_io *io, const struct msg_stats_request *q, stru
     s->ring = atomic_load(&io->budget.used[BUDGET_RING]);
     s->device = atomic_load(&io->budget.used[BUDGET_DEVICE]);
     s->total_peak = atomic_load(&io->budget.total_peak);
+    stage_stream_stats(io, s);
     if (io->ops->stats)
         io->ops->stats(io->state, s);
     return conn_send(io->conn, &m, NULL, 0, err);
@@ -151,7 +163,22 @@ static int handle(struct stage_io *io, const struct msg *m, int *fds, struct err
     case MSG_TYPE_attach_ring:
         return on_attach(io, &m->attach_ring, fds, err);
     case MSG_TYPE_segment_fill:
-        return stage_fill_add(io, &m->segment_fill, &fds[0], err);
+        return stage_fill_add(io,
+                              &(struct stage_fill){.kind = m->segment_fill.kind,
+                                                   .layer = m->segment_fill.layer,
+                                                   .slot = STAGE_NO_SLOT,
+                                                   .bytes = m->segment_fill.bytes},
+                              &fds[0], err);
+    case MSG_TYPE_slot_fill:
+        return stage_fill_add(io,
+                              &(struct stage_fill){.kind = m->slot_fill.kind,
+                                                   .layer = m->slot_fill.layer,
+                                                   .slot = m->slot_fill.slot,
+                                                   .bytes = m->slot_fill.bytes,
+                                                   .serial = m->slot_fill.serial},
+                              &fds[0], err);
+    case MSG_TYPE_slot_filled:
+        return stage_stream_filled(io, &m->slot_filled, err);
     case MSG_TYPE_segment_filled:
         return stage_weights_filled(io, &m->segment_filled, err);
     case MSG_TYPE_start:
@@ -174,6 +201,8 @@ static int handle(struct stage_io *io, const struct msg *m, int *fds, struct err
     case MSG_NONE:
     case MSG_TYPE_hello:
     case MSG_TYPE_segment_new:
+    case MSG_TYPE_slot_new:
+    case MSG_TYPE_slot_want:
     case MSG_TYPE_segment_released:
     case MSG_TYPE_segment_end:
     case MSG_TYPE_ready:
@@ -249,6 +278,7 @@ static void stage_close(struct stage_io *io)
         io->ops->close(io->state);
     shm_unmap(io->collected, io->collected_bytes);
     stage_weights_close(io);
+    stage_stream_close(io);
     stage_fill_close(io);
     bell_unmap(io->bell);
     free(io);

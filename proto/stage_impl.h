@@ -20,6 +20,7 @@ struct conn;
 struct fill_job;
 struct ring;
 struct segment;
+struct stream;
 
 #define STAGE_RINGS_MAX 8
 
@@ -45,6 +46,7 @@ struct stage_io {
     struct segment *segments, **segments_end;       /* in the order in which they are wanted */
     uint32_t n_segments, n_filled, n_coming, lease; /* n_coming: made, and not yet with the stage */
     bool all_announced;
+    struct stream *stream; /* NULL: nothing is streamed */
     struct fill_job *jobs, **jobs_end;
     uint32_t n_filling; /* jobs that worker threads have */
     void *collected;    /* mapping of COLLECT */
@@ -57,6 +59,7 @@ struct stage_io {
     size_t misfit;       /* bytes of a chunk that its output slot did not take */
     struct chunk_limits limits;
     struct chunk chunk;
+    bool pass_open; /* of a pass that begins, more is to come from the last input; the data thread's */
     void *out_slot[STAGE_RINGS_MAX];
     uint64_t process_start_ns, process_blocked_ns;
     _Atomic uint64_t chunks, tokens, busy_ns, idle_ns, blocked_ns;
@@ -70,8 +73,23 @@ int stage_weights_make(struct stage_io *io, struct err *err);
 int stage_weights_filled(struct stage_io *io, const struct msg_segment_filled *m, struct err *err);
 void stage_weights_close(struct stage_io *io);
 
+/* stage_stream.c. Main thread: */
+int stage_stream_make(struct stage_io *io, struct err *err); /* slots, and segment() for the layers */
+void stage_stream_start(struct stage_io *io);                /* no data thread runs: slots shall hold the first layers */
+int stage_stream_ask(struct stage_io *io, struct err *err);  /* for what the data thread wants */
+int stage_stream_filled(struct stage_io *io, const struct msg_slot_filled *m, struct err *err);
+void stage_stream_stats(struct stage_io *io, struct msg_stats *ret);
+void stage_stream_close(struct stage_io *io);
+/* Data thread. enter: until the layer is there; 0, -ECANCELED (the stage stops) or what streamed() said. leave: after the chunk. */
+int stage_stream_enter(struct stage_io *io, uint32_t layer, struct err *err);
+void stage_stream_leave(struct stage_io *io, bool last_of_pass);
+
 /* stage_fill.c */
-int stage_fill_add(struct stage_io *io, const struct msg_segment_fill *m, int *fd, struct err *err);
+struct stage_fill {
+    uint32_t kind, layer, slot; /* slot: STAGE_NO_SLOT: a segment, sealed when it is filled */
+    uint64_t bytes, serial;
+};
+int stage_fill_add(struct stage_io *io, const struct stage_fill *what, int *fd, struct err *err);
 void stage_fill_close(struct stage_io *io);
 
 /* stage_data.c: the thread; stop gives up, and the process with it, when a computation does not come back in time. */
