@@ -8,6 +8,8 @@
 
 #include "coordinator/answer.h"
 #include "coordinator/commands.h"
+#include "coordinator/monitor.h"
+#include "coordinator/monitor_json.h"
 #include "coordinator/report.h"
 #include "coordinator/tokenizer.h"
 #include "proto/config.h"
@@ -64,7 +66,7 @@ static json_t *answer_json(const struct answer *a)
                      engine_finish_name(r->finish), "timings", timings);
 }
 
-static int print_json(const struct prompt *p, const struct answer *a, uint32_t n, const struct engine_process_stats *stats,
+static int print_json(const struct prompt *p, const struct answer *a, uint32_t n, const struct monitor_snapshot *stats,
                       struct err *err)
 {
     json_t *j = json_pack("{s:o}", "prompt_ids", ids_json(p->ids, p->n));
@@ -81,7 +83,7 @@ static int print_json(const struct prompt *p, const struct answer *a, uint32_t n
         }
         json_object_set_new(j, "choices", list);
     }
-    json_object_set_new(j, "processes", report_processes_json(stats));
+    json_object_set_new(j, "processes", monitor_json_processes(stats));
     return report_print_json(j, stdout, err);
 }
 
@@ -121,7 +123,7 @@ int cmd_generate_run(struct command *c, struct err *err)
     const struct options *o = c->options;
     uint32_t n = o->parallel;
     struct prompt p = {0};
-    struct engine_process_stats stats[CONFIG_PROCESSES];
+    struct monitor_snapshot stats;
     int r = encode_prompt(c, &p, err);
     struct answer *a = r == 0 ? calloc(n, sizeof(*a)) : NULL;
     if (r == 0 && !a)
@@ -131,14 +133,14 @@ int cmd_generate_run(struct command *c, struct err *err)
     if (r == 0 && !o->json && n > 1)
         print_texts(a, n);
     if (r == 0 && (o->json || o->report))
-        r = engine_stats(c->engine, stats, err);
+        r = engine_stats(c->engine, &stats, err);
     if (r == 0 && o->json)
-        r = print_json(&p, a, n, stats, err);
+        r = print_json(&p, a, n, &stats, err);
     if (r == 0 && o->report && !o->json) {
         putchar('\n');
         report_answers(a, n, stdout);
         putchar('\n');
-        report_processes(stats, stdout);
+        report_processes(&stats, stdout);
     }
     for (uint32_t i = 0; a && i < n; i++)
         answer_fini(&a[i]);

@@ -10,7 +10,6 @@
 
 struct config;
 struct engine;
-struct engine_process_stats;
 struct err;
 struct gguf;
 struct request_params;
@@ -38,6 +37,9 @@ int cmd_perplexity_run(struct command *c, struct err *err);
 uint64_t cmd_perplexity_bytes(const struct options *o, size_t n_ids); /* memory beside the pipeline */
 int cmd_imatrix_run(struct command *c, struct err *err);
 int cmd_bench_run(struct command *c, struct err *err);
+/* These ask a coordinator that runs; they need neither model nor engine. */
+int cmd_stats_run(const struct options *o, struct err *err);
+int cmd_top_run(const struct options *o, int *ret_signal, struct err *err);
 
 /* Sampling and length as the options say; ids and choice are the caller's. */
 void commands_request(const struct command *c, struct request_params *ret);

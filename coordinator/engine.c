@@ -13,7 +13,8 @@
 #include <uv.h>
 
 #include "coordinator/cgroup.h"
-#include "coordinator/process_memory.h"
+#include "coordinator/control.h"
+#include "coordinator/monitor.h"
 #include "coordinator/runtime_dir.h"
 #include "coordinator/schedule.h"
 #include "coordinator/supervise.h"
@@ -24,6 +25,8 @@
 #include "proto/ring.h"
 #include "proto/shm.h"
 #include "proto/util.h"
+
+#define STATS_TRIES 10 /* of MONITOR_DEADLINE_MS, where a stage is slow to answer */
 
 struct engine {
     uv_loop_t loop;
@@ -41,9 +44,8 @@ struct engine {
     int signal;
     struct watch *watch; /* of caps, without a cgroup */
     struct err failed;   /* code != 0: the pipeline is gone */
-    uint64_t stats_serial;
-    uint32_t stats_pending; /* bit per role */
-    struct engine_process_stats *stats;
+    struct monitor *monitor;
+    struct control *control;  /* may be NULL */
     uint32_t collect_pending; /* bit per role */
     double *collected[2];     /* npu_worker's, gpu_worker's */
 };
@@ -68,6 +70,8 @@ static void pipeline_failed(struct engine *e, const struct err *err)
     if (e->failed.code)
         return;
     e->failed = *err;
+    if (e->monitor)
+        monitor_set_state(e->monitor, MONITOR_FAILED);
     if (e->schedule)
         schedule_fail(e->schedule, &e->failed);
 }
@@ -98,29 +102,8 @@ static void on_failed(void *ctx, const struct err *err)
 static void on_stats(void *ctx, enum msg_role role, const struct msg_stats *m)
 {
     struct engine *e = ctx;
-    static const enum config_process process[] = {
-        [MSG_ROLE_LOADER] = CONFIG_LOADER, [MSG_ROLE_NPU] = CONFIG_NPU, [MSG_ROLE_GPU] = CONFIG_GPU};
-    if (!e->stats || m->serial != e->stats_serial)
-        return;
-    struct engine_process_stats *s = &e->stats[process[role]];
-    s->budget[BUDGET_WEIGHTS] = m->weights;
-    s->budget[BUDGET_KV] = m->kv;
-    s->budget[BUDGET_SCRATCH] = m->scratch;
-    s->budget[BUDGET_RING] = m->ring;
-    s->budget[BUDGET_DEVICE] = m->device;
-    s->total_peak = m->total_peak;
-    s->busy_ns = m->busy_ns;
-    s->idle_ns = m->idle_ns;
-    s->blocked_ns = m->blocked_ns;
-    s->chunks = m->chunks;
-    s->bytes_read = m->bytes_read;
-    s->stream_visits = m->stream_visits;
-    s->stream_hits = m->stream_hits;
-    s->stream_wait_ns = m->stream_wait_ns;
-    s->stream_wait_max_ns = m->stream_wait_max_ns;
-    s->products = m->products;
-    s->offloaded = m->offloaded;
-    e->stats_pending &= ~(1u << role);
+    if (e->monitor)
+        monitor_stats(e->monitor, role, m);
 }
 
 static void on_collecting(void *ctx, enum msg_role role)
@@ -166,6 +149,16 @@ static int open_caps(struct engine *e, struct err *err)
     return r < 0 ? r : cgroup_add(e->cgroup, "coordinator", (int)getpid(), e->plan.process[CONFIG_COORDINATOR].cap, err);
 }
 
+/* Nobody needs the control socket to compute: where it cannot be had, the run goes on. The config is noted last, so that whoever
+ * finds us finds the socket. */
+static void open_control(struct engine *e)
+{
+    struct err err = {0};
+    if (control_open(&e->loop, runtime_dir_path(e->runtime), e->monitor, &e->control, &err) < 0 ||
+        runtime_dir_note_config(e->runtime, e->config->path, &err) < 0)
+        log_warn("control", "there are no 'stats' and 'top' of this run: %s", err.text);
+}
+
 static int open_pipeline(struct engine *e, const struct engine_options *o, struct err *err)
 {
     struct supervise_options so = {.loop = &e->loop,
@@ -181,8 +174,13 @@ static int open_pipeline(struct engine *e, const struct engine_options *o, struc
     int r = supervise_open(&so, &e->supervise, err);
     if (r == 0 && !e->cgroup)
         r = watch_open(&e->loop, &e->plan, e->supervise, on_failed, e, &e->watch, err);
+    struct monitor_options mo = {
+        .loop = &e->loop, .plan = &e->plan, .supervise = e->supervise, .schedule = e->schedule, .cgroup = e->cgroup};
+    if (r == 0)
+        r = monitor_open(&mo, &e->monitor, err);
     if (r < 0)
         return r;
+    open_control(e);
     while (!e->ready && !e->failed.code && !e->signal)
         uv_run(&e->loop, UV_RUN_ONCE);
     if (e->failed.code)
@@ -199,6 +197,7 @@ static int open_pipeline(struct engine *e, const struct engine_options *o, struc
     if (r)
         return err_set_errno(err, -r, "cannot start the ring waiter thread");
     e->waiter_runs = true;
+    monitor_set_state(e->monitor, MONITOR_RUNNING);
     return 0;
 }
 
@@ -251,6 +250,9 @@ void engine_close(struct engine *e)
 {
     if (!e)
         return;
+    control_close(e->control);
+    monitor_close(e->monitor);
+    e->monitor = NULL;
     watch_close(e->watch);
     if (e->supervise)
         supervise_stop(e->supervise);
@@ -379,44 +381,39 @@ int engine_collect(struct engine *e, double *ret_area[2], struct err *err)
     return r;
 }
 
-static void local_stats(struct engine *e, struct engine_process_stats *s)
+struct stats_wait {
+    struct monitor_wait wait;
+    struct monitor_snapshot *ret;
+    bool done;
+};
+
+static void on_snapshot(void *ctx, const struct monitor_snapshot *s)
 {
-    s[CONFIG_COORDINATOR].budget[BUDGET_RING] = e->plan.process[CONFIG_COORDINATOR].bytes[BUDGET_RING];
-    s[CONFIG_COORDINATOR].total_peak = s[CONFIG_COORDINATOR].budget[BUDGET_RING];
-    for (int i = 0; i < CONFIG_PROCESSES; i++) {
-        static const int role[] = {
-            [CONFIG_COORDINATOR] = -1, [CONFIG_LOADER] = MSG_ROLE_LOADER, [CONFIG_NPU] = MSG_ROLE_NPU, [CONFIG_GPU] = MSG_ROLE_GPU};
-        bool self = role[i] < 0;
-        s[i].name = plan_process_name((enum config_process)i);
-        s[i].pid = self ? (int)getpid() : supervise_pid(e->supervise, (enum msg_role)role[i]);
-        snprintf(s[i].backend, sizeof(s[i].backend), "%s", self ? "-" : supervise_backend(e->supervise, (enum msg_role)role[i]));
-        s[i].cap = e->plan.process[i].cap;
-        s[i].cap_enforced = e->cgroup != NULL;
-        struct process_memory m;
-        if (process_memory_read(s[i].pid, &m) == 0) {
-            s[i].rss = m.rss;
-            s[i].pss = m.pss;
-            s[i].peak_bytes = m.peak_private + s[i].budget[self ? BUDGET_RING : BUDGET_WEIGHTS]; /* memfds of its own making */
-        }
-        uint64_t peak = e->cgroup ? cgroup_peak(e->cgroup, s[i].name) : 0;
-        if (peak) /* the tokenizer was there before the coordinator's group */
-            s[i].peak_bytes = self ? MAX(peak, s[i].peak_bytes) : peak;
-    }
+    struct stats_wait *w = ctx;
+    *w->ret = *s;
+    w->done = true;
 }
 
-int engine_stats(struct engine *e, struct engine_process_stats *ret, struct err *err)
+static bool all_answered(const struct monitor_snapshot *s)
 {
-    memset(ret, 0, CONFIG_PROCESSES * sizeof(*ret));
+    for (int i = 0; i < CONFIG_PROCESSES; i++) {
+        if (!s->process[i].answered)
+            return false;
+    }
+    return true;
+}
+
+int engine_stats(struct engine *e, struct monitor_snapshot *ret, struct err *err)
+{
+    struct stats_wait w = {.ret = ret};
+    w.wait = (struct monitor_wait){.pss = true, .done = on_snapshot, .ctx = &w};
     int r = interrupted(e, err);
-    if (r < 0)
-        return r;
-    e->stats = ret;
-    e->stats_serial++;
-    e->stats_pending = (1u << MSG_ROLES) - 1;
-    r = supervise_request_stats(e->supervise, e->stats_serial, err);
-    while (r == 0 && e->stats_pending && (r = interrupted(e, err)) == 0)
-        uv_run(&e->loop, UV_RUN_ONCE);
-    e->stats = NULL;
-    local_stats(e, ret);
+    for (int i = 0; r == 0 && i < STATS_TRIES && !(w.done && all_answered(ret)); i++) {
+        w.done = false;
+        monitor_ask(e->monitor, &w.wait);
+        while (!w.done && (r = interrupted(e, err)) == 0)
+            uv_run(&e->loop, UV_RUN_ONCE);
+    }
+    monitor_cancel(e->monitor, &w.wait);
     return r;
 }

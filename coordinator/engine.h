@@ -16,6 +16,7 @@ struct config;
 struct engine;
 struct err;
 struct gguf;
+struct monitor_snapshot;
 struct request;
 
 struct engine_options {
@@ -82,19 +83,30 @@ void engine_forget_signal(struct engine *e);
  * model/collect.h; they live until engine_close, are read when nothing runs, and count as the command's memory. Once. */
 int engine_collect(struct engine *e, double *ret_area[2], struct err *err);
 
+struct engine_pool { /* npu_worker's, in bytes: of npu.memory; the most in use at once, the largest free part; in use for each use
+                      */
+    uint64_t bytes, peak, largest, weights, kv, scratch, tiles, instructions;
+};
+
 struct engine_process_stats {
     const char *name;
-    int pid;
+    int pid; /* 0: does not run */
     char backend[64];
-    uint64_t budget[BUDGET_CATEGORIES], total_peak;
-    uint64_t rss, pss, peak_bytes; /* peak_bytes: cgroup peak where there is one, else VmHWM less shared pages */
-    uint64_t cap;
-    bool cap_enforced; /* by a cgroup */
+    bool answered; /* a stage: what it counts itself is of now; else of when it last answered */
+    /* Bytes that it accounts for: now, at most so far, and as planned; of all, what it may take, and what it has besides. */
+    uint64_t budget[BUDGET_CATEGORIES], peak[BUDGET_CATEGORIES], planned[BUDGET_CATEGORIES];
+    uint64_t total_peak, limit, fixed;
+    uint64_t rss, pss, anon;    /* pss: 0 where it was not asked for; anon: private pages */
+    uint64_t usage, peak_bytes; /* usage: of its cgroup, 0 without; peak_bytes: likewise, or else VmHWM less shared pages */
+    uint64_t cap, kills;        /* kills: by the kernel, for the cap */
+    bool cap_enforced;          /* by a cgroup */
+    uint64_t restarts;
     uint64_t busy_ns, idle_ns, blocked_ns, chunks, bytes_read;
     uint64_t stream_visits, stream_hits, stream_wait_ns, stream_wait_max_ns; /* of streamed layers: see msg_stats */
     uint64_t products, offloaded; /* npu_worker with an NPU: matrix products, and those that it made */
+    struct engine_pool pool;      /* npu_worker; bytes is 0 in others */
 };
-/* Asks every stage and waits for the answers. ret: [CONFIG_PROCESSES]. */
-int engine_stats(struct engine *e, struct engine_process_stats *ret, struct err *err);
+/* Asks every stage and waits for the answers. */
+int engine_stats(struct engine *e, struct monitor_snapshot *ret, struct err *err);
 
 #endif

@@ -317,7 +317,7 @@ static int with_devices(const struct config *c, const struct gguf *g, const stru
     p->context = c->context;
     p->sequences = c->sequences;
     p->ring_slots = DEFAULT_RING_SLOTS;
-    p->token_slots = 2 * p->ring_slots; /* a chunk may come back before the loader has released its slot */
+    p->token_slots = 2 * p->ring_slots; /* a chunk can be back before the loader gives its slot up: more slots than chunks */
     p->logits_rows = MIN(MAX(LOGITS_BLOCK_BYTES / (h->vocab * 4), 4u), 64u);
     p->logits_slots = 4;
     p->kv_type = c->kv_type;

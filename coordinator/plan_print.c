@@ -67,6 +67,8 @@ static void print_machine(const struct plan *p, uint64_t total, FILE *f)
         fprintf(f, "machine     %s of memory, %s of it free; the processes need %s%s\n",
                 util_format_bytes(a, sizeof(a), p->machine.total), util_format_bytes(b, sizeof(b), p->machine.available),
                 util_format_bytes(c, sizeof(c), total), total > p->machine.available ? ": close other programs first" : "");
+    if (p->machine.total)
+        machine_print(f);
     if (most_tokens(p) > 0)
         fprintf(f,
                 "speed       memory is read at %s/s by %u threads: at most %.1f tokens/s of one sequence, whose every token reads "
@@ -135,6 +137,9 @@ int plan_print_json(const struct plan *p, FILE *f, struct err *err)
         (json_int_t)p->streamed_bytes, "machine_bytes", (json_int_t)p->machine.total, "machine_free_bytes",
         (json_int_t)p->machine.available, "read_rate", p->read_rate, "most_tokens_per_second", most_tokens(p), "processes",
         processes);
+    json_t *machine = machine_json();
+    json_object_update(root, machine);
+    json_decref(machine);
     int r = root && json_dumpf(root, f, JSON_INDENT(2)) == 0 && fputc('\n', f) != EOF ? 0 : -EIO;
     json_decref(root);
     return r < 0 ? err_set(err, r, "cannot write the plan as JSON") : 0;

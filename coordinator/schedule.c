@@ -9,10 +9,12 @@
  * A slot is reused when its request has ended and none of its chunks is in flight; its first chunk frees the old KV. */
 #include "coordinator/schedule.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "coordinator/meter.h"
 #include "model/work_plan.h"
 #include "proto/err.h"
 #include "proto/ring.h"
@@ -68,6 +70,8 @@ struct schedule {
     uint32_t *flight_ids; /* memory of the flights' ids */
     struct request *queue, **queue_end;
     uint32_t n_active;
+    uint64_t n_finished, n_failed;
+    struct meter prompt_meter, output_meter; /* tokens */
     struct sampler *sampler;
     struct chunk chunk; /* scratch, of what comes back */
 };
@@ -133,6 +137,23 @@ uint32_t schedule_active(const struct schedule *s)
     return s->n_active;
 }
 
+void schedule_count(const struct schedule *s, struct schedule_counts *ret)
+{
+    uint64_t now = util_now_ns();
+    *ret = (struct schedule_counts){.in_flight = s->n_in_flight,
+                                    .in_flight_most = s->n_flights,
+                                    .sequences = s->n_slots,
+                                    .finished = s->n_finished,
+                                    .failed = s->n_failed,
+                                    .prompt_tokens = s->prompt_meter.total,
+                                    .output_tokens = s->output_meter.total,
+                                    .prompt_per_second = meter_rate(&s->prompt_meter, now),
+                                    .output_per_second = meter_rate(&s->output_meter, now)};
+    for (uint32_t i = 0; i < s->n_slots; i++)
+        ret->running += s->slots[i].req != NULL;
+    ret->queued = s->n_active - ret->running;
+}
+
 static uint64_t kv_pages(const struct schedule *s, uint32_t positions)
 {
     return work_plan_kv_pages(&s->plan->hparams, positions, s->plan->chunk_tokens, s->plan->ring_slots);
@@ -192,6 +213,8 @@ static void request_finish(struct schedule *s, struct request *r, enum engine_fi
         r->result.decode_ns = r->first_ns ? now - r->first_ns : 0;
     }
     s->n_active--;
+    s->n_finished++;
+    s->n_failed += why == ENGINE_FINISH_ERROR;
     if (r->p.finished)
         r->p.finished(r->p.ctx, &r->result);
     request_free(r);
@@ -346,8 +369,8 @@ static struct flight *compose(struct schedule *s, bool decode)
     return f;
 }
 
-/* Writes a flight's chunk into the ring to the loader, which has room for all flights, and for one whose slot the loader has not
- * released when the chunk comes back. */
+/* Writes a flight's chunk into the ring to the loader, which has room for all flights and for the one that came back while the
+ * loader still held its slot. */
 static void issue(struct schedule *s, struct flight *f)
 {
     struct chunk_header *h = &f->chunk.h;
@@ -357,6 +380,7 @@ static void issue(struct schedule *s, struct flight *f)
     h->payload_bytes = h->n_tokens * (uint32_t)sizeof(uint32_t);
     h->times.committed_at_ns = util_now_ns();
     void *mem = ring_reserve(s->tokens);
+    assert(mem || ring_poisoned(s->tokens));
     void *ids = mem ? chunk_write(mem, ring_slot_bytes(s->tokens), &f->chunk) : NULL;
     if (!ids)
         return; /* poisoned: the end of the pipeline is told elsewhere */
@@ -420,6 +444,7 @@ static void take_token(struct schedule *s, struct slot *slot, const float *row)
     struct request *r = slot->req;
     if (!r->first_ns)
         r->first_ns = util_now_ns();
+    meter_add(&s->output_meter, util_now_ns(), 1);
     uint32_t id = sampler_pick(s->sampler, &r->p.sample, row, r->ids, r->n_ids, r->p.choice, r->n_output);
     if (!r->p.ignore_end && r->p.is_end && r->p.is_end(r->p.ctx, id)) {
         slot_finish(s, slot, ENGINE_FINISH_STOP, NULL);
@@ -503,6 +528,8 @@ static int take_done(struct schedule *s, const struct chunk *c, const struct err
     }
     if (f->decode)
         s->decode_in_flight = false;
+    else
+        meter_add(&s->prompt_meter, util_now_ns(), f->chunk.h.n_tokens);
     f->id = 0;
     s->n_in_flight--;
     return 0;

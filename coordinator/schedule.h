@@ -25,4 +25,13 @@ int schedule_drain(struct schedule *s, struct err *err);
 void schedule_fail(struct schedule *s, const struct err *err);
 uint32_t schedule_active(const struct schedule *s); /* requests queued or running */
 
+struct schedule_counts {
+    uint32_t in_flight, in_flight_most;          /* chunks */
+    uint32_t queued, running, sequences;         /* requests; slots for those that run */
+    uint64_t finished, failed;                   /* requests, since start; with an error */
+    uint64_t prompt_tokens, output_tokens;       /* since start: prompt positions processed, tokens sampled */
+    double prompt_per_second, output_per_second; /* of late (meter.h) */
+};
+void schedule_count(const struct schedule *s, struct schedule_counts *ret);
+
 #endif

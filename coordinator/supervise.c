@@ -22,6 +22,7 @@
 #include "model/segment.h"
 #include "proto/conn.h"
 #include "proto/err.h"
+#include "proto/fault.h"
 #include "proto/log.h"
 #include "proto/ring.h"
 #include "proto/util.h"
@@ -105,6 +106,7 @@ static int send_configure(struct stage *st, struct err *err)
     q->epoch = s->epoch;
     q->context = p->context;
     q->kv_pages = p->kv_pages;
+    q->pool = st->role == MSG_ROLE_NPU ? p->npu_pool : 0;
     q->sequences = p->sequences;
     q->chunk_tokens = p->chunk_tokens;
     q->ring_slots = p->ring_slots;
@@ -115,6 +117,7 @@ static int send_configure(struct stage *st, struct err *err)
         q->streamed = p->residency[process].n_streamed;
         q->stream_slots = p->residency[process].n_slots;
     }
+    q->sandbox = c->sandbox;
     q->pin = p->pin_threads && st->role != MSG_ROLE_LOADER;
     const char *gpu = p->gpu.vulkan ? c->gpu.backend : "cpu";
     const char *npu = p->npu.xrt ? c->npu.backend : "cpu";
@@ -145,6 +148,9 @@ static int send_configure(struct stage *st, struct err *err)
         memcpy(q->model, c->model, strlen(c->model) + 1);
         q->checksums = c->checksums;
     }
+    int r = fault_list(c->faults, c->n_faults, msg_role_name(st->role), true, q->faults, err);
+    if (r < 0)
+        return r;
     memcpy(q->types, p->types, p->n_types);
     q->types_len = p->n_types;
     return send_to(st, &m, &s->bell_fds[st->role], 1, err);
@@ -287,7 +293,8 @@ static int on_ready(struct stage *st, const struct msg_ready *m, struct err *err
         return err_set(err, -EPROTO, "%s: unexpected READY", msg_role_name(st->role));
     st->ready = true;
     snprintf(st->backend, sizeof(st->backend), "%s", m->backend);
-    log_info("supervise", "%s (pid %d) is ready: backend %s", msg_role_name(st->role), st->process.pid, st->backend);
+    log_info("supervise", "%s (pid %d) is ready: backend %s; sandbox %s", msg_role_name(st->role), st->process.pid, st->backend,
+             m->sandbox);
     for (int i = 0; i < MSG_ROLES; i++) {
         if (!s->stages[i].ready)
             return 0;
@@ -386,12 +393,18 @@ static void on_stage_exit(uv_process_t *p, int64_t status, int term_signal)
     struct err err = {0};
     st->running = false;
     uv_close((uv_handle_t *)p, on_process_closed);
+    conn_read(st->conn);
     const struct supervise *s = st->owner;
     const char *name = msg_role_name(st->role);
     char cap[32];
     if (term_signal == SIGKILL && s->o.cgroup && cgroup_kills(s->o.cgroup, name))
         err_set(&err, -ECHILD, "%s (pid %d) was killed by the kernel: it needed more than its cap of %s; raise 'memory.%s'", name,
                 p->pid, util_format_bytes(cap, sizeof(cap), s->o.plan->process[process_of(st->role)].cap), name);
+    else if (term_signal == SIGSYS)
+        err_set(&err, -ECHILD,
+                "%s (pid %d) was ended by its seccomp filter (SIGSYS): it made a system call that it never needs, which "
+                "the kernel's log names (dmesg); 'sandbox: off' runs without filters",
+                name, p->pid);
     else if (term_signal)
         err_set(&err, -ECHILD, "%s (pid %d) was killed by signal %d (%s)", msg_role_name(st->role), p->pid, term_signal,
                 strsignal(term_signal));
@@ -416,6 +429,12 @@ int supervise_stage_path(const char *stage_dir, const char *name, char *buf, siz
     if ((size_t)snprintf(buf, size, "%s/%s", stage_dir, name) >= size)
         return err_set(err, -ENAMETOOLONG, "path of '%s' is too long", name);
     return 0;
+}
+
+/* The worker itself keeps to gpu.memory; the driver takes some for commands and shaders. */
+static uint64_t device_cap(uint64_t memory)
+{
+    return memory + memory / 10 + (UINT64_C(64) << 20);
 }
 
 static int spawn(struct supervise *s, enum msg_role role, struct err *err)
@@ -452,6 +471,8 @@ static int spawn(struct supervise *s, enum msg_role role, struct err *err)
         r = cgroup_add(s->o.cgroup, name, st->process.pid, s->o.plan->process[process_of(st->role)].cap, err);
         if (r < 0)
             return r;
+        if (role == MSG_ROLE_GPU && s->o.plan->gpu.vulkan && s->o.config->gpu.memory)
+            cgroup_cap_device(s->o.cgroup, name, device_cap(s->o.config->gpu.memory));
     }
     r = conn_open(s->o.loop, ours, name, &handlers, st, &st->conn, err);
     if (r == 0)
@@ -552,13 +573,23 @@ void supervise_kill(struct supervise *s, enum msg_role role, const struct err *w
 
 int supervise_request_stats(struct supervise *s, uint64_t serial, struct err *err)
 {
+    int asked = 0;
     for (int i = 0; i < MSG_ROLES; i++) {
         struct msg m = {.type = MSG_TYPE_stats_request, .stats_request = {.serial = serial}};
         int r = send_to(&s->stages[i], &m, NULL, 0, err);
         if (r < 0)
             return r;
+        asked |= s->stages[i].conn ? 1 << i : 0;
     }
-    return 0;
+    return asked;
+}
+
+_Static_assert(RINGS == SUPERVISE_RINGS, "one number");
+int supervise_look(const struct supervise *s, int ring, const char **ret_name, uint32_t *ret_fill, uint32_t *ret_slots,
+                   struct err *err)
+{
+    *ret_name = ring_table[ring].name + strlen("tandem-");
+    return ring_look(s->ring_fds[ring], ret_fill, ret_slots, err);
 }
 
 static void on_grace(uv_timer_t *t)

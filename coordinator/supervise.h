@@ -46,7 +46,12 @@ const char *supervise_backend(const struct supervise *s, enum msg_role role); /*
 int supervise_collect(struct supervise *s, enum msg_role role, int fd, uint64_t bytes, struct err *err);
 /* SIGKILL to a stage; its end is told with this reason. */
 void supervise_kill(struct supervise *s, enum msg_role role, const struct err *why);
+/* Asks every stage that is there: a bit per role, or a negative errno. */
 int supervise_request_stats(struct supervise *s, uint64_t serial, struct err *err);
+#define SUPERVISE_RINGS 5
+/* Of a ring between any two: its name, how many slots are full, of how many. */
+int supervise_look(const struct supervise *s, int ring, const char **ret_name, uint32_t *ret_fill, uint32_t *ret_slots,
+                   struct err *err);
 /* Ask all stages to end; SIGKILL after a grace period. Then run the loop until supervise_stopped. */
 void supervise_stop(struct supervise *s);
 bool supervise_stopped(const struct supervise *s); /* no process and no handle is left */

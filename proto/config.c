@@ -33,7 +33,7 @@ struct raw_npu {
     char *backend, *memory, *threads, *streamed, *manifest, *device, *many, *timeout_ms;
 };
 struct raw {
-    char *model, *context, *sequences, *chunk_tokens, *kv_type, *pin_threads, *checksums, *stream_slots, *memory_word;
+    char *model, *context, *sequences, *chunk_tokens, *kv_type, *pin_threads, *sandbox, *checksums, *stream_slots, *memory_word;
     struct raw_memory memory;
     struct raw_npu npu;
     struct raw_gpu gpu;
@@ -43,7 +43,7 @@ enum kind {
     KIND_MODEL,
     KIND_U32,
     KIND_KV_TYPE,
-    KIND_PIN,
+    KIND_AUTO_OFF,
     KIND_ALL_CAPS,
     KIND_BYTES,
     KIND_BACKEND,
@@ -79,7 +79,8 @@ static const struct key keys[] = {
     KEY("sequences", KIND_U32, false, 1, 64, sequences, sequences, "a whole number from 1 to 64"),
     KEY("chunk_tokens", KIND_U32, true, 1, 1024, chunk_tokens, chunk_tokens, "auto or a whole number from 1 to 1024"),
     KEY("kv_type", KIND_KV_TYPE, false, 0, 0, kv_type, kv_type, "f32, f16 or q8_0"),
-    KEY("pin_threads", KIND_PIN, false, 0, 0, pin_threads, pin_threads, "auto or off"),
+    KEY("pin_threads", KIND_AUTO_OFF, false, 0, 0, pin_threads, pin_threads, "auto or off"),
+    KEY("sandbox", KIND_AUTO_OFF, false, 0, 0, sandbox, sandbox, "auto or off"),
     KEY("checksums", KIND_BOOL, false, 0, 0, checksums, checksums, "true or false"),
     KEY("stream_slots", KIND_U32, true, 2, 8, stream_slots, stream_slots, "auto or a whole number from 2 to 8"),
     KEY("memory", KIND_ALL_CAPS, false, 0, 0, memory_word, caps,
@@ -111,7 +112,6 @@ static const struct key keys[] = {
     KEY("gpu.profile", KIND_BOOL, false, 0, 0, gpu.profile, device.profile, "true or false"),
 };
 #define N_KEYS ARRAY_LEN(keys)
-enum { KEY_MEMORY = 8 };
 
 /* Of the design, but not of this version: refused by name so that nobody hunts for a typing error. */
 static const struct {
@@ -147,8 +147,9 @@ static const cyaml_schema_field_t gpu_fields[] = {
 /* `memory` is a word or a mapping, which a schema cannot say: one schema for each. */
 #define TOP_FIELDS(memory_field) {                                                                                            \
     LEAF(raw, "model", model), LEAF(raw, "context", context), LEAF(raw, "sequences", sequences),                              \
-    LEAF(raw, "chunk_tokens", chunk_tokens), LEAF(raw, "kv_type", kv_type), LEAF(raw, "pin_threads", pin_threads),                    \
-    LEAF(raw, "checksums", checksums), LEAF(raw, "stream_slots", stream_slots), memory_field,                                 \
+    LEAF(raw, "chunk_tokens", chunk_tokens), LEAF(raw, "kv_type", kv_type), LEAF(raw, "pin_threads", pin_threads),            \
+    LEAF(raw, "sandbox", sandbox), LEAF(raw, "checksums", checksums),                                                         \
+    LEAF(raw, "stream_slots", stream_slots), memory_field,                                                                    \
     GROUP("npu", npu, npu_fields), GROUP("gpu", gpu, gpu_fields), CYAML_FIELD_END                                       \
 }
 static const cyaml_schema_field_t fields_memory_word[] = TOP_FIELDS(LEAF(raw, "memory", memory_word));
@@ -306,7 +307,7 @@ static int walk_scalar(struct walk *w, const char *name, size_t line, struct err
     }
     if (k < 0)
         return unknown_key(name, place, err);
-    unsigned first = k == KEY_MEMORY && w->group_lines[0] ? w->group_lines[0] : w->lines[k];
+    unsigned first = strcmp(name, "memory") == 0 && w->group_lines[0] ? w->group_lines[0] : w->lines[k];
     if (first)
         return err_set(err, -EINVAL, "%s: key '%s' is given twice, first in line %u; remove one", place, name, first);
     w->lines[k] = (unsigned)line;
@@ -321,7 +322,7 @@ static int walk_group_start(struct walk *w, const char *name, size_t line, struc
     for (size_t i = 0; i < ARRAY_LEN(groups); i++) {
         if (strcmp(groups[i], name) != 0)
             continue;
-        unsigned first = w->group_lines[i] ? w->group_lines[i] : i == 0 ? w->lines[KEY_MEMORY] : 0;
+        unsigned first = w->group_lines[i] ? w->group_lines[i] : i == 0 ? w->lines[key_find("memory")] : 0;
         if (first)
             return err_set(err, -EINVAL, "%s: key '%s' is given twice, first in line %u; remove one", place, name, first);
         w->group_lines[i] = (unsigned)line;
@@ -529,9 +530,9 @@ static int apply(struct config *c, const struct key *k, const char *value, const
             return 0;
         }
         break;
-    case KIND_PIN:
+    case KIND_AUTO_OFF:
         if (strcmp(value, "auto") == 0 || strcmp(value, "off") == 0) {
-            c->pin_threads = strcmp(value, "auto") == 0;
+            *(bool *)out = strcmp(value, "auto") == 0;
             return 0;
         }
         break;
@@ -678,6 +679,7 @@ int config_load(const char *path, const char *const *overrides, int n_overrides,
     c->sequences = 4;
     c->kv_type = 1;
     c->pin_threads = true;
+    c->sandbox = true;
     c->checksums = true;
     c->npu = (struct config_worker){.backend = "auto", .memory = 2ull << 30, .streamed = CONFIG_AUTO};
     c->gpu = (struct config_worker){.backend = "auto", .memory = 16ull << 30, .streamed = CONFIG_AUTO};
@@ -727,6 +729,7 @@ void config_sample(const char *model, char *buf, unsigned long buf_size)
         "chunk_tokens: auto   # tokens that travel together: auto, or 1 to 1024\n"
         "kv_type: f16         # entries of the KV cache: f32, f16 or q8_0\n"
         "pin_threads: auto    # workers that share processors keep their threads in place, or off\n"
+        "sandbox: auto        # stages give up files, programs and the network once they run, or off\n"
         "checksums: true      # tensors are compared with the checksums in the file, if it has some, when they are first read\n"
         "stream_slots: auto   # slots through which the layers of a worker pass that are not kept in memory: auto, or 2 to 8\n"
         "# A hard cap per process: auto (what the plan needs and a tenth more), or\n"

@@ -46,11 +46,14 @@ struct config {
     uint32_t chunk_tokens;           /* 0 = auto, else 1..1024 */
     int kv_type;                     /* QUANT_F32, QUANT_F16 (default) or QUANT_Q8_0 */
     bool pin_threads;                /* where both workers together have more threads than there are cores; default true */
+    bool sandbox;                    /* stages give up what they need no longer; default true */
     bool checksums;                  /* tensors are compared with the file's checksums when they are first read; default true */
     uint64_t caps[CONFIG_PROCESSES]; /* memory: bytes per process, 0 = auto */
     uint32_t stream_slots;           /* through which streamed layers of a worker pass; 0 = auto, else 2..8 */
     struct config_worker npu, gpu;
-    struct config_npu xrt;       /* keys npu.manifest, ... */
+    struct config_npu xrt;     /* keys npu.manifest, ... */
+    const char *const *faults; /* of the command line, not of the file; borrowed */
+    int n_faults;
     struct config_device device; /* keys gpu.device, gpu.without, ... */
 };
 

@@ -11,10 +11,13 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 
 #include "proto/conn.h"
+#include "proto/fault.h"
 #include "proto/log.h"
 #include "proto/ring.h"
+#include "proto/sandbox.h"
 #include "proto/shm.h"
 #include "proto/stage_impl.h"
 #include "proto/util.h"
@@ -75,11 +78,25 @@ static int on_configure(struct stage_io *io, const struct msg_configure *c, int 
                                        .vocab = c->vocab,
                                        .hidden = c->hidden};
     budget_init(&io->budget, msg_role_name(io->ops->role), c->budget);
+    /* Landlock holds threads that are started later: a backend's begin in configure, the loader's with its first segment. */
+    bool loader = io->ops->role == MSG_ROLE_LOADER;
+    io->sandbox.off = !c->sandbox;
+    io->sandbox.profile = loader || strcmp(c->backend, "cpu") == 0 ? SANDBOX_STRICT : SANDBOX_DRIVER;
+    if (!loader)
+        sandbox_begin(&io->sandbox, c->manifest);
     int r = bell_map(bell_fd, &io->bell, err);
+    if (r == 0)
+        r = fault_open(c->faults, io->control_fd, &io->faults, err);
+    if (r == 0 && io->faults) {
+        conn_set_filter(io->conn, fault_message, io->faults);
+        r = fault_start(io->faults, err);
+    }
     if (r == 0)
         r = io->ops->configure(io->state, io, &io->config, err);
     if (r == 0)
         r = stage_stream_make(io, err);
+    if (loader)
+        sandbox_begin(&io->sandbox, "");
     return r < 0 ? r : stage_weights_make(io, err);
 }
 
@@ -108,14 +125,15 @@ static int on_start(struct stage_io *io, struct err *err)
     }
     stage_stream_start(io);
     int r = stage_data_start(io, err);
-    if (r == 0)
-        r = stage_stream_ask(io, err);
     if (r < 0)
         return r;
+    sandbox_seal(&io->sandbox);
     struct msg m = {.type = MSG_TYPE_ready};
+    sandbox_describe(&io->sandbox, m.ready.sandbox);
     const char *backend = io->ops->backend ? io->ops->backend(io->state) : "cpu";
     snprintf(m.ready.backend, sizeof(m.ready.backend), "%s", backend);
-    return conn_send(io->conn, &m, NULL, 0, err);
+    r = conn_send(io->conn, &m, NULL, 0, err);
+    return r < 0 ? r : stage_stream_ask(io, err);
 }
 
 static int on_stats(struct stage_io *io, const struct msg_stats_request *q, struct err *err)
@@ -134,6 +152,11 @@ static int on_stats(struct stage_io *io, const struct msg_stats_request *q, stru
     s->ring = atomic_load(&io->budget.used[BUDGET_RING]);
     s->device = atomic_load(&io->budget.used[BUDGET_DEVICE]);
     s->total_peak = atomic_load(&io->budget.total_peak);
+    s->weights_peak = atomic_load(&io->budget.peak[BUDGET_WEIGHTS]);
+    s->kv_peak = atomic_load(&io->budget.peak[BUDGET_KV]);
+    s->scratch_peak = atomic_load(&io->budget.peak[BUDGET_SCRATCH]);
+    s->ring_peak = atomic_load(&io->budget.peak[BUDGET_RING]);
+    s->device_peak = atomic_load(&io->budget.peak[BUDGET_DEVICE]);
     stage_stream_stats(io, s);
     if (io->ops->stats)
         io->ops->stats(io->state, s);
@@ -281,6 +304,7 @@ static void stage_close(struct stage_io *io)
     stage_stream_close(io);
     stage_fill_close(io);
     bell_unmap(io->bell);
+    fault_close(io->faults);
     free(io);
 }
 
@@ -292,22 +316,34 @@ static int say_hello(struct stage_io *io, struct err *err)
     return conn_send(io->conn, &m, NULL, 0, err);
 }
 
+/* Unless a service manager or a debugger started it: then the end of the control socket has to do. */
+static bool dies_with_parent(int fd)
+{
+    struct ucred cred;
+    socklen_t n = sizeof(cred);
+    return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &n) < 0 || cred.pid == getppid();
+}
+
 int stage_run(const struct stage_ops *ops, int fd)
 {
     static const struct conn_handlers handlers = {.message = on_message, .closed = on_closed};
     struct err err = {0};
-    pid_t parent = getppid();
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    if (getppid() != parent)
-        return 1;
+    if (dies_with_parent(fd)) {
+        pid_t parent = getppid();
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        if (getppid() != parent)
+            return 1;
+    }
     signal(SIGINT, SIG_IGN);
     signal(SIGHUP, SIG_IGN);
     struct stage_io *io = calloc(1, sizeof(*io));
     if (!io)
         return 1;
     io->ops = ops;
+    io->control_fd = fd;
     io->segments_end = &io->segments;
     io->jobs_end = &io->jobs;
+    setenv("UV_USE_IO_URING", "0", 0); /* some versions of libuv would; seccomp cannot see what a ring is asked for */
     if (uv_loop_init(&io->loop) < 0) {
         free(io);
         return 1;

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "proto/conn.h"
+#include "proto/fault.h"
 #include "proto/ring.h"
 #include "proto/stage_impl.h"
 #include "proto/util.h"
@@ -59,6 +60,8 @@ void *stage_reserve(struct stage_io *io, uint32_t output, struct chunk *c)
 void stage_commit(struct stage_io *io, uint32_t output)
 {
     struct chunk_header *h = io->out_slot[output];
+    if (io->faults && fault_slot(io->faults))
+        h->magic = ~CHUNK_MAGIC;
     uint64_t now = util_now_ns();
     *busy_counter(&h->times, io->ops->role) += now - io->process_start_ns - io->process_blocked_ns;
     h->times.committed_at_ns = now;
@@ -109,6 +112,8 @@ static int take_chunk(struct stage_io *io, uint32_t input, const void *slot, str
     bool last_of_pass = c->h.pass_index + 1 >= c->h.pass_count;
     if (input && input + 1 == io->ops->n_inputs)
         io->pass_open = !last_of_pass;
+    if (io->faults && (r = fault_chunk(io->faults, c->h.layer, err)) < 0)
+        return r;
     if (c->h.kind == CHUNK_FAILED) {
         r = pass_on(io, payload);
     } else {

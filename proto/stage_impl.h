@@ -13,10 +13,12 @@
 #include "proto/budget.h"
 #include "proto/chunk.h"
 #include "proto/err.h"
+#include "proto/sandbox.h"
 #include "proto/stage.h"
 
 struct bell;
 struct conn;
+struct faults;
 struct fill_job;
 struct ring;
 struct segment;
@@ -39,6 +41,9 @@ struct stage_io {
     uv_timer_t deadline; /* of closing */
     struct budget budget;
     struct msg_configure config;
+    struct sandbox sandbox;
+    struct faults *faults; /* NULL: none */
+    int control_fd;
     bool configured, finished;
     int status;
     struct bell *bell;

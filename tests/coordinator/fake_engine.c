@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "coordinator/engine.h"
+#include "coordinator/monitor.h"
 #include "proto/err.h"
 #include "proto/util.h"
 
@@ -194,20 +195,20 @@ int engine_collect(struct engine *e, double *ret_area[2], struct err *err)
     return err_set(err, -ENOTSUP, "the fake engine has no matrices");
 }
 
-int engine_stats(struct engine *e, struct engine_process_stats *ret, struct err *err)
+int engine_stats(struct engine *e, struct monitor_snapshot *ret, struct err *err)
 {
-    static const char *const names[] = {"coordinator", "loader", "npu_worker", "gpu_worker"};
     (void)e, (void)err;
-    memset(ret, 0, CONFIG_PROCESSES * sizeof(*ret));
+    *ret = (struct monitor_snapshot){.state = MONITOR_RUNNING};
     for (int i = 0; i < CONFIG_PROCESSES; i++) {
-        ret[i].name = names[i];
-        ret[i].pid = 100 + i;
-        strcpy(ret[i].backend, "fake");
-        ret[i].budget[BUDGET_WEIGHTS] = 5;
-        ret[i].budget[BUDGET_KV] = 6;
-        ret[i].cap = 1000;
-        ret[i].cap_enforced = i == 2;
-        ret[i].peak_bytes = 900;
+        struct engine_process_stats *s = &ret->process[i];
+        s->name = plan_process_name((enum config_process)i);
+        s->pid = 100 + i;
+        strcpy(s->backend, "fake");
+        s->budget[BUDGET_WEIGHTS] = 5;
+        s->budget[BUDGET_KV] = 6;
+        s->cap = 1000;
+        s->cap_enforced = i == 2;
+        s->peak_bytes = 900;
     }
     return 0;
 }

@@ -83,6 +83,7 @@ def test_plan():
     cfg = config(model("demo", "q8_0"))
     r = run_json("coordinator", "--config", cfg, "plan", "--json")
     sizes = {"weights": int, "kv": int, "scratch": int, "ring": int, "fixed": int, "total": int, "cap": int}
+    shape(r, {"huge_pages_shared": bool, "huge_pages_private": bool, "memlock_bytes": int})
     shape(r, {"layers": int, "context": int, "sequences": int, "kv_type": str, "chunk_tokens": int, "tensor_bytes": int,
               "processes": {p: sizes for p in PROCESSES}})
     check(r["layers"] == 12 and r["context"] == 2048, r)

@@ -34,6 +34,12 @@ def simulated(operators=OPERATORS):
     return {"npu__backend": "xrt", "npu__manifest": os.path.join(folder, "manifest.yaml"), "npu__many": 1, **CAPS}
 
 
+def report_path():
+    """For the simulator's counters: npu_worker may write below its cache folder alone."""
+    os.environ["XDG_CACHE_HOME"] = tandem.scratch("cache")
+    return os.path.join(tandem.scratch("cache"), "tandem", "report")
+
+
 def report(path):
     with open(path, encoding="utf-8") as f:
         return {name: int(value) for name, value in (line.split() for line in f)}
@@ -66,7 +72,7 @@ def test_beside_cpu():
         equal = 0
         prompts = golden_json("demo_greedy.json")["prompts"][:3]
         for p in prompts:
-            ids, counters = p["prompt_ids"], tandem.scratch("report")
+            ids, counters = p["prompt_ids"], report_path()
             want, got = generate(cpu, ids, 32), generate(npu, ids, 32, NPU_SIM_REPORT=counters)
             same_text(cpu, got["output_ids"], want["output_ids"], ids, BOUND[kind], f"demo {kind}")
             equal += got["output_ids"] == want["output_ids"]
@@ -110,7 +116,11 @@ def test_who_multiplies():
     shown = run("npu_worker", "--config", cfg, "--list-operators").stdout
     check("cannot be read" not in shown, shown)
     check("q, 256 x 256         NPU: gemm of line" in shown and "chunks of 4 tokens and more" in shown, shown)
-    check("attention            processor" in shown and "RoPE" in shown, shown)
+    check("attention            processor" in shown and "RoPE                 processor" in shown, shown)
+    check("is not used" not in shown, shown)
+    more = simulated((*OPERATORS, "rms_norm:64x256:1e-6", "rope:64x64", "gemv:256x256"))
+    shown = run("npu_worker", "--config", config(model("demo", "q8_0"), **more), "--list-operators").stdout
+    check(shown.count("the rms_norm of line ") == 3 and "the rope of line " in shown and "the gemv of line " in shown, shown)
     measured = generate(config(model("demo", "q8_0"), **{**keys, "npu__many": "auto"}), ids, 4)
     check(worker_of(measured)["products"] > 0, measured)
     # a k of 128 is too narrow for this model: nothing fits; with another operator for 256 rows alone all do
@@ -119,6 +129,25 @@ def test_who_multiplies():
     tandem.one_line_error(r, "'npu.backend' is xrt", "no operator for a product of this model", "k 256")
     r = run("coordinator", "--config", config(model("demo", "q8_0"), **{**none, "npu__backend": "auto"}), "plan")
     check("NPU         not used: " in r.stdout and "k 256" in r.stdout, r.stdout)
+
+
+def test_pool():
+    """All that counts in npu.memory is in one pool, by use, as planned, and is given back."""
+    keys = simulated()
+    ids = golden_json("demo_greedy.json")["prompts"][0]["prompt_ids"]
+    for more in ({}, keys):
+        cfg = config(model("demo", "q8_0"), **more)
+        plan = tandem.run_json("coordinator", "--config", cfg, "plan", "--json")
+        words = ("--ids", tandem.ids_text(ids), "--temperature", "0", "--max-tokens", "8", "--json")
+        r = run("coordinator", "--config", cfg, "generate", *words, env={"TANDEM_LOG": "npu:info"})
+        pool, rows = worker_of(json.loads(r.stdout))["pool"], plan["processes"]["npu_worker"]
+        check(pool["bytes"] == plan["npu_pool"] // 4096 * 4096, pool, plan)
+        check(pool["weights"] == rows["weights"] and pool["scratch"] == rows["scratch"], pool, rows)
+        check(pool["tiles"] + pool["instructions"] == rows["device"] and bool(pool["tiles"]) == bool(more), pool, rows)
+        check(0 < pool["kv"] <= rows["kv"] and pool["used"] <= pool["peak"] <= pool["bytes"], pool, rows)
+        check(pool["used"] == sum(pool[use] for use in ("weights", "kv", "scratch", "tiles", "instructions")), pool)
+        check(0 < pool["largest_free"] <= pool["bytes"] - pool["used"] and 0 <= pool["fragmentation"] < 1, pool)
+        check("were used at most of" in r.stderr and "not given back" not in r.stderr, r.stderr)
 
 
 def test_alone():
@@ -150,7 +179,7 @@ def test_budget():
         logits.append(evaluate(cfg, ids))
     check(12 == resident[0] > resident[1] > resident[2] >= 0, resident)
     check(all(np.array_equal(logits[0], l) for l in logits[1:]), "logits depend on where weights stay")
-    counters = tandem.scratch("report")
+    counters = report_path()
     got = generate(small, ids, 8, NPU_SIM_REPORT=counters)
     check(got["output_ids"] == generate(config(model("demo", "q8_0"), **keys), ids, 8)["output_ids"], "another budget, another text")
     check(report(counters)["peak_bytes"] <= planned(small)["device"], report(counters))

@@ -486,6 +486,9 @@ static void test_life(void **state)
     assert_int_equal(s->weights, 2 * SEGMENT_BYTES);
     assert_int_equal(s->kv, 1000);
     assert_int_equal(s->total_peak, 2 * SEGMENT_BYTES + 1000);
+    assert_int_equal(s->weights_peak, 2 * SEGMENT_BYTES);
+    assert_int_equal(s->kv_peak, 1000);
+    assert_int_equal(s->scratch_peak, 0);
     assert_int_equal(s->bytes_read, SEGMENT_BYTES * (1 + 2)); /* the sum of what it saw in the segments */
     assert_int_equal(s->chunks, 0);
     for (uint64_t id = 1; id <= 20; id++) {
