@@ -35,6 +35,10 @@ int configure_fill(struct msg_configure *q, enum msg_role role, const struct con
     q->kv_type = (uint32_t)p->kv_type;
     q->logits_rows = p->logits_rows;
     q->threads = role == MSG_ROLE_NPU ? p->npu_threads : role == MSG_ROLE_GPU ? p->gpu_threads : 1;
+    if (role != MSG_ROLE_LOADER) {
+        q->streamed = p->residency[process].n_streamed;
+        q->stream_slots = p->residency[process].n_slots;
+    }
     q->sandbox = c->sandbox;
     q->pin = p->pin_threads && role != MSG_ROLE_LOADER;
     const char *gpu = p->gpu.vulkan ? c->gpu.backend : "cpu";

@@ -12,6 +12,7 @@
 #include "coordinator/configure.h"
 #include "coordinator/rings.h"
 #include "coordinator/segments.h"
+#include "coordinator/slots.h"
 #include "coordinator/supervise_impl.h"
 #include "proto/log.h"
 #include "proto/status.h"
@@ -56,10 +57,22 @@ static int ask_for(struct supervise *s, const struct held_segment *g, struct err
     return child_send(s->stages[MSG_ROLE_LOADER].child, &m, &g->fd, 1, err);
 }
 
+static int ask_for_slot(struct supervise *s, const struct held_slot *h, struct err *err)
+{
+    struct msg m = {
+        .type = MSG_TYPE_slot_fill,
+        .slot_fill = {.kind = h->kind, .slot = h->slot, .layer = h->layer, .bytes = h->bytes_wanted, .serial = h->serial}};
+    return child_send(s->stages[MSG_ROLE_LOADER].child, &m, &h->fd, 1, err);
+}
+
 /* A new loader: what its predecessor did not fill. */
 static int ask_for_all(struct supervise *s, struct err *err)
 {
     int r = 0;
+    for (uint32_t i = 0; r == 0 && i < slots_count(s->slots); i++) {
+        const struct held_slot *h = slots_at(s->slots, i);
+        r = h->serial ? ask_for_slot(s, h, err) : 0;
+    }
     for (uint32_t i = 0; r == 0 && i < segments_count(s->segments); i++) {
         const struct held_segment *g = segments_at(s->segments, i);
         r = g->filled ? 0 : ask_for(s, g, err);
@@ -80,6 +93,14 @@ static int send_held(struct stage *st, struct err *err)
         r = child_send(st->child, &m, &g->fd, 1, err);
         st->n_segments++;
         st->n_filled++;
+    }
+    for (uint32_t i = 0; r == 0 && i < slots_count(st->owner->slots); i++) {
+        struct held_slot *h = slots_at(st->owner->slots, i);
+        if (h->role != st->role)
+            continue;
+        struct msg m = {.type = MSG_TYPE_slot_held, .slot_held = {.kind = h->kind, .slot = h->slot, .bytes = h->bytes}};
+        h->serial = 0; /* what is asked for there has nobody who waits for it */
+        r = child_send(st->child, &m, &h->fd, 1, err);
     }
     return r;
 }
@@ -182,6 +203,48 @@ static int on_segment_end(struct stage *st, const struct msg_segment_end *m, str
     return start_if_complete(st, err);
 }
 
+static int on_slot_new(struct stage *st, const struct msg_slot_new *m, int *fd, struct err *err)
+{
+    struct supervise *s = st->owner;
+    struct held_slot h = {.role = st->role, .kind = m->kind, .slot = m->slot, .bytes = m->bytes, .fd = *fd};
+    struct held_slot *before = slots_find(s->slots, m->kind, m->slot);
+    bool again = before && before->role == st->role && !st->segments_known; /* of its predecessor: not to its taste */
+    if (again)
+        slots_remove(s->slots, before);
+    if (st->role == MSG_ROLE_LOADER || st->segments_known || !slots_add(s->slots, &h))
+        return err_set(err, -EPROTO, "%s: unexpected SLOT_NEW (kind %u, slot %u)", msg_role_name(st->role), m->kind, m->slot);
+    take_fd(fd);
+    return 0;
+}
+
+static int on_slot_want(struct stage *st, const struct msg_slot_want *m, struct err *err)
+{
+    struct supervise *s = st->owner;
+    struct held_slot *h = slots_find(s->slots, m->kind, m->slot);
+    if (!h || h->role != st->role || m->bytes > h->bytes)
+        return err_set(err, -EPROTO, "%s: SLOT_WANT (kind %u, slot %u, layer %u) of a slot that it does not have",
+                       msg_role_name(st->role), m->kind, m->slot, m->layer);
+    h->layer = m->layer;
+    h->bytes_wanted = m->bytes;
+    h->worker_serial = m->serial;
+    h->serial = slots_serial(s->slots);
+    return s->stages[MSG_ROLE_LOADER].configured ? ask_for_slot(s, h, err) : 0;
+}
+
+static int on_slot_filled(struct stage *st, const struct msg_slot_filled *m, struct err *err)
+{
+    struct supervise *s = st->owner;
+    struct held_slot *h = st->role == MSG_ROLE_LOADER ? slots_find(s->slots, m->kind, m->slot) : NULL;
+    if (!h)
+        return err_set(err, -EPROTO, "%s: unexpected SLOT_FILLED (kind %u, slot %u)", msg_role_name(st->role), m->kind, m->slot);
+    if (m->serial != h->serial)
+        return 0; /* something else has been wanted there since */
+    h->serial = 0;
+    struct msg filled = {.type = MSG_TYPE_slot_filled, .slot_filled = *m};
+    filled.slot_filled.serial = h->worker_serial;
+    return child_send(s->stages[h->role].child, &filled, NULL, 0, err);
+}
+
 static int on_paused(struct stage *st, const struct msg_paused *m, struct err *err)
 {
     if (!st->pausing && m->epoch >= st->owner->epoch)
@@ -230,6 +293,12 @@ int handshake_message(struct stage *st, const struct msg *m, int *fds, struct er
         return on_segment_released(st, &m->segment_released, err);
     case MSG_TYPE_segment_filled:
         return on_segment_filled(st, &m->segment_filled, err);
+    case MSG_TYPE_slot_new:
+        return on_slot_new(st, &m->slot_new, &fds[0], err);
+    case MSG_TYPE_slot_want:
+        return on_slot_want(st, &m->slot_want, err);
+    case MSG_TYPE_slot_filled:
+        return on_slot_filled(st, &m->slot_filled, err);
     case MSG_TYPE_paused:
         return on_paused(st, &m->paused, err);
     case MSG_TYPE_ready:
@@ -253,6 +322,8 @@ int handshake_message(struct stage *st, const struct msg *m, int *fds, struct er
     case MSG_TYPE_attach_ring:
     case MSG_TYPE_segment_fill:
     case MSG_TYPE_segment_held:
+    case MSG_TYPE_slot_held:
+    case MSG_TYPE_slot_fill:
     case MSG_TYPE_start:
     case MSG_TYPE_pause:
     case MSG_TYPE_ping:

@@ -73,6 +73,10 @@ static void from_stage(struct engine_process_stats *s, const struct msg_stats *m
     s->blocked_ns = m->blocked_ns;
     s->chunks = m->chunks;
     s->bytes_read = m->bytes_read;
+    s->stream_visits = m->stream_visits;
+    s->stream_hits = m->stream_hits;
+    s->stream_wait_ns = m->stream_wait_ns;
+    s->stream_wait_max_ns = m->stream_wait_max_ns;
     s->products = m->products;
     s->offloaded = m->offloaded;
     s->pool = (struct engine_pool){m->pool,    m->pool_peak,    m->pool_largest, m->pool_weights,

@@ -71,6 +71,10 @@ static const struct field process_fields[] = {
     PROCESS("blocked_ms", KIND_MS, blocked_ns),
     PROCESS("chunks", KIND_U64, chunks),
     PROCESS("bytes_read", KIND_U64, bytes_read),
+    PROCESS("stream_visits", KIND_U64, stream_visits),
+    PROCESS("stream_hits", KIND_U64, stream_hits),
+    PROCESS("stream_wait_ms", KIND_MS, stream_wait_ns),
+    PROCESS("stream_wait_max_ms", KIND_MS, stream_wait_max_ns),
     PROCESS("products", KIND_U64, products),
     PROCESS("offloaded", KIND_U64, offloaded),
 };

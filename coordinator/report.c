@@ -64,6 +64,14 @@ void report_processes(const struct monitor_snapshot *m, FILE *f)
                 util_format_bytes(cap, sizeof(cap), s->cap), s->cap_enforced ? "kernel" : "accounted");
     }
     for (int i = 0; i < CONFIG_PROCESSES; i++) {
+        const struct engine_process_stats *s = &stats[i];
+        if (s->stream_visits)
+            fprintf(f,
+                    "%-12s streamed layers: there in time %" PRIu64 " of %" PRIu64
+                    " times, waited for %.0f ms in all, %.1f ms on average, "
+                    "%.1f ms at most\n",
+                    s->name, s->stream_hits, s->stream_visits, (double)s->stream_wait_ns / 1e6,
+                    (double)s->stream_wait_ns / 1e6 / (double)s->stream_visits, (double)s->stream_wait_max_ns / 1e6);
         if (stats[i].products)
             fprintf(f, "%-12s %" PRIu64 " of %" PRIu64 " matrix products on the NPU\n", stats[i].name, stats[i].offloaded,
                     stats[i].products);

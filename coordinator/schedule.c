@@ -5,6 +5,7 @@
  * Policy. One decode chunk at a time holds the next token of every sequence that has one (continuous batching): a sequence that
  * becomes ready while it is in flight joins the next one. Prompt chunks fill the other credits, in order of slots, and may hold
  * tokens of several sequences; chunks of one prompt follow each other without waiting, so both workers are busy.
+ * Where weights are streamed, chunks travel in passes instead (send_pass).
  * A slot is reused when its request has ended and none of its chunks is in flight; its first chunk frees the old KV. */
 #include "coordinator/schedule.h"
 
@@ -17,6 +18,8 @@
 #include "proto/err.h"
 #include "proto/ring.h"
 #include "proto/util.h"
+
+#define PASS_MAX 64u /* chunks; more than a plan has slots of rings */
 
 int schedule_open(const struct plan *plan, struct schedule **ret, struct err *err)
 {
@@ -336,6 +339,23 @@ void schedule_issue(struct schedule *s, struct flight *f)
     ring_commit(s->tokens);
 }
 
+/* Weights are streamed: what can go together is closed off, and goes through every layer before anything else begins, so that each
+ * layer is read once for all of it. */
+static void send_pass(struct schedule *s)
+{
+    struct flight *pass[PASS_MAX], *f = compose(s, true);
+    uint32_t n = 0;
+    if (f)
+        pass[n++] = f;
+    while (n < MIN(s->n_flights, PASS_MAX) && (f = compose(s, false)))
+        pass[n++] = f;
+    for (uint32_t i = 0; i < n; i++) {
+        pass[i]->chunk.h.pass_index = i;
+        pass[i]->chunk.h.pass_count = n;
+        schedule_issue(s, pass[i]);
+    }
+}
+
 static bool send_chunk(struct schedule *s, bool decode)
 {
     struct flight *f = compose(s, decode);
@@ -349,6 +369,11 @@ void schedule_pump(struct schedule *s)
     if (!s->tokens)
         return;
     admit(s);
+    if (plan_streams(s->plan)) {
+        if (s->n_in_flight == 0)
+            send_pass(s);
+        return;
+    }
     if (!s->decode_in_flight && s->n_in_flight < s->n_flights)
         send_chunk(s, true);
     while (s->n_in_flight < s->n_flights && send_chunk(s, false))

@@ -14,6 +14,7 @@
 #include "coordinator/plan.h"
 #include "coordinator/rings.h"
 #include "coordinator/segments.h"
+#include "coordinator/slots.h"
 #include "coordinator/supervise_impl.h"
 #include "proto/log.h"
 #include "proto/status.h"
@@ -85,7 +86,8 @@ int supervise_open(const struct supervise_options *o, struct supervise **ret, st
     s->recovering = true;
     s->random = (uint32_t)util_now_ns();
     s->segments = segments_open();
-    int r = s->segments ? rings_open(o->plan, &s->rings, err) : err_set(err, -ENOMEM, "supervisor: out of memory");
+    s->slots = slots_open();
+    int r = s->segments && s->slots ? rings_open(o->plan, &s->rings, err) : err_set(err, -ENOMEM, "supervisor: out of memory");
     *ret = s; /* also on failure: the owner stops and closes it */
     if (r == 0)
         r = rings_make(s->rings, s->epoch, err);
@@ -240,5 +242,6 @@ void supervise_close(struct supervise *s)
     }
     rings_close(s->rings);
     segments_close(s->segments);
+    slots_close(s->slots);
     free(s);
 }

@@ -15,6 +15,7 @@ struct child;
 struct held_segment;
 struct rings;
 struct segments;
+struct slots;
 struct status;
 
 /* One stage. Its states in order: down (no process, perhaps waiting for its time), started, configured, attached (it has the rings
@@ -47,6 +48,7 @@ struct supervise {
     uint32_t epoch;
     struct rings *rings;
     struct segments *segments;
+    struct slots *slots;
     uint32_t n_stale_fills; /* answers to come from the loader about segments that are gone */
     bool recovering;        /* not all stages are ready */
     bool was_ready;         /* once they were */

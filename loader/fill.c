@@ -164,11 +164,29 @@ static void *fill_main(void *arg)
     return NULL;
 }
 
+/* With the first segment, when the process has given up what it does not need: threads keep what they are born with. Under the
+ * mutex. */
+static int start_threads(struct fill *f, struct err *err)
+{
+    sigset_t all, old;
+    int r = 0;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    while (r == 0 && f->n_threads < WORK_PLAN_FILL_THREADS) {
+        r = -pthread_create(&f->threads[f->n_threads], NULL, fill_main, f);
+        if (r < 0)
+            err_set_errno(err, r, "filling segments: thread %u", f->n_threads);
+        else
+            f->n_threads++;
+    }
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    return r;
+}
+
 int fill_open(const struct gguf *g, struct budget *budget, uint64_t least, bool verify, struct fill **ret, struct err *err)
 {
     struct fill *f = calloc(1, sizeof(*f));
     const char *why = "";
-    sigset_t all, old;
     if (!f)
         return err_set(err, -ENOMEM, "filling segments: out of memory");
     f->gguf = g;
@@ -186,16 +204,6 @@ int fill_open(const struct gguf *g, struct budget *budget, uint64_t least, bool 
         log_debug("loader", "tensors are not verified: the file %s", verify ? why : "is to be read as it is");
     if (r == 0)
         r = budget_alloc(budget, BUDGET_SCRATCH, f->buffers_bytes, (void **)&f->buffers, err);
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    while (r == 0 && f->n_threads < WORK_PLAN_FILL_THREADS) {
-        r = -pthread_create(&f->threads[f->n_threads], NULL, fill_main, f);
-        if (r < 0)
-            err_set_errno(err, r, "filling segments: thread %u", f->n_threads);
-        else
-            f->n_threads++;
-    }
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
     if (r < 0) {
         fill_close(f);
         return r;
@@ -238,9 +246,12 @@ int fill_run(struct fill *f, uint32_t layer, const struct segment_layout *l, voi
     if (r < 0)
         return r;
     pthread_mutex_lock(&f->mutex);
-    if (to_verify(f, &j) && !(j.hash = XXH3_createState())) {
+    r = start_threads(f, err);
+    if (r == 0 && to_verify(f, &j) && !(j.hash = XXH3_createState()))
+        r = err_set(err, -ENOMEM, "filling segments: out of memory");
+    if (r < 0) {
         pthread_mutex_unlock(&f->mutex);
-        return err_set(err, -ENOMEM, "filling segments: out of memory");
+        return r;
     }
     for (p = &f->jobs; *p; p = &(*p)->next)
         ;

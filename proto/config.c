@@ -26,14 +26,14 @@ struct raw_memory {
     char *coordinator, *loader, *npu_worker, *gpu_worker;
 };
 struct raw_gpu {
-    char *backend, *memory, *threads;
+    char *backend, *memory, *threads, *streamed;
     char *device, *allow_cpu_device, *without, *max_buffer, *subgroup, *many, *validate, *profile;
 };
 struct raw_npu {
-    char *backend, *memory, *threads, *manifest, *device, *many, *timeout_ms;
+    char *backend, *memory, *threads, *streamed, *manifest, *device, *many, *timeout_ms;
 };
 struct raw {
-    char *model, *context, *sequences, *chunk_tokens, *kv_type, *pin_threads, *sandbox, *checksums, *memory_word;
+    char *model, *context, *sequences, *chunk_tokens, *kv_type, *pin_threads, *sandbox, *checksums, *stream_slots, *memory_word;
     char *restarts, *restarts_per_minute, *deadlines, *heartbeat_s;
     struct raw_memory memory;
     struct raw_npu npu;
@@ -51,7 +51,8 @@ enum kind {
     KIND_GPU_BACKEND,
     KIND_TEXT,
     KIND_FILE,
-    KIND_BOOL
+    KIND_BOOL,
+    KIND_LAYERS
 };
 
 struct key {
@@ -70,6 +71,7 @@ struct key {
         .offset = offsetof(struct config, out_), .expected = (expected_)                                                          \
     }
 #define EXPECT_SIZE "a size of at least 1MiB such as 512MiB or 2GiB, or auto"
+#define EXPECT_LAYERS "auto or a number of layers from 0 to 512"
 #define EXPECT_THREADS "auto or a whole number from 1 to 1024"
 
 static const struct key keys[] = {
@@ -81,6 +83,7 @@ static const struct key keys[] = {
     KEY("pin_threads", KIND_AUTO_OFF, false, 0, 0, pin_threads, pin_threads, "auto or off"),
     KEY("sandbox", KIND_AUTO_OFF, false, 0, 0, sandbox, sandbox, "auto or off"),
     KEY("checksums", KIND_BOOL, false, 0, 0, checksums, checksums, "true or false"),
+    KEY("stream_slots", KIND_U32, true, 2, 8, stream_slots, stream_slots, "auto or a whole number from 2 to 8"),
     KEY("memory", KIND_ALL_CAPS, false, 0, 0, memory_word, caps,
         "auto, or a mapping of coordinator, loader, npu_worker, gpu_worker to sizes"),
     KEY("memory.coordinator", KIND_BYTES, true, 0, 0, memory.coordinator, caps[CONFIG_COORDINATOR], EXPECT_SIZE),
@@ -90,6 +93,7 @@ static const struct key keys[] = {
     KEY("npu.backend", KIND_BACKEND, false, 0, 0, npu.backend, npu.backend, "auto, xrt or cpu"),
     KEY("npu.memory", KIND_BYTES, true, 0, 0, npu.memory, npu.memory, EXPECT_SIZE),
     KEY("npu.threads", KIND_U32, true, 1, 1024, npu.threads, npu.threads, EXPECT_THREADS),
+    KEY("npu.streamed", KIND_LAYERS, false, 0, 512, npu.streamed, npu.streamed, EXPECT_LAYERS),
     KEY("npu.manifest", KIND_FILE, false, 0, 0, npu.manifest, xrt.manifest, "the path of a manifest of NPU operators"),
     KEY("npu.device", KIND_U32, false, 0, 15, npu.device, xrt.index, "a number of npu_worker --list-devices"),
     KEY("npu.many", KIND_U32, true, 1, 4096, npu.many, xrt.many, "auto or a number of tokens from 1 to 4096"),
@@ -97,6 +101,7 @@ static const struct key keys[] = {
     KEY("gpu.backend", KIND_GPU_BACKEND, false, 0, 0, gpu.backend, gpu.backend, "auto, vulkan or cpu"),
     KEY("gpu.memory", KIND_BYTES, true, 0, 0, gpu.memory, gpu.memory, EXPECT_SIZE),
     KEY("gpu.threads", KIND_U32, true, 1, 1024, gpu.threads, gpu.threads, EXPECT_THREADS),
+    KEY("gpu.streamed", KIND_LAYERS, false, 0, 512, gpu.streamed, gpu.streamed, EXPECT_LAYERS),
     KEY("gpu.device", KIND_TEXT, false, 1, 127, gpu.device, device.name,
         "auto, a number of gpu_worker --list-devices, or part of a name"),
     KEY("gpu.allow_cpu_device", KIND_BOOL, false, 0, 0, gpu.allow_cpu_device, device.allow_cpu, "true or false"),
@@ -134,11 +139,13 @@ static const cyaml_schema_field_t memory_fields[] = {
 };
 static const cyaml_schema_field_t npu_fields[] = {
     LEAF(raw_npu, "backend", backend), LEAF(raw_npu, "memory", memory), LEAF(raw_npu, "threads", threads),
+    LEAF(raw_npu, "streamed", streamed),
     LEAF(raw_npu, "manifest", manifest), LEAF(raw_npu, "device", device), LEAF(raw_npu, "many", many),
     LEAF(raw_npu, "timeout_ms", timeout_ms), CYAML_FIELD_END,
 };
 static const cyaml_schema_field_t gpu_fields[] = {
     LEAF(raw_gpu, "backend", backend), LEAF(raw_gpu, "memory", memory), LEAF(raw_gpu, "threads", threads),
+    LEAF(raw_gpu, "streamed", streamed),
     LEAF(raw_gpu, "device", device), LEAF(raw_gpu, "allow_cpu_device", allow_cpu_device), LEAF(raw_gpu, "without", without),
     LEAF(raw_gpu, "max_buffer", max_buffer), LEAF(raw_gpu, "subgroup", subgroup), LEAF(raw_gpu, "many", many),
     LEAF(raw_gpu, "validate", validate), LEAF(raw_gpu, "profile", profile), CYAML_FIELD_END,
@@ -147,7 +154,8 @@ static const cyaml_schema_field_t gpu_fields[] = {
 #define TOP_FIELDS(memory_field) {                                                                                            \
     LEAF(raw, "model", model), LEAF(raw, "context", context), LEAF(raw, "sequences", sequences),                              \
     LEAF(raw, "chunk_tokens", chunk_tokens), LEAF(raw, "kv_type", kv_type), LEAF(raw, "pin_threads", pin_threads),            \
-    LEAF(raw, "sandbox", sandbox), LEAF(raw, "checksums", checksums), memory_field,                                           \
+    LEAF(raw, "sandbox", sandbox), LEAF(raw, "checksums", checksums),                                                         \
+    LEAF(raw, "stream_slots", stream_slots), memory_field,                                                                    \
     LEAF(raw, "restarts", restarts), LEAF(raw, "restarts_per_minute", restarts_per_minute),                                   \
     LEAF(raw, "deadlines", deadlines), LEAF(raw, "heartbeat_s", heartbeat_s),                                                 \
     GROUP("npu", npu, npu_fields), GROUP("gpu", gpu, gpu_fields), CYAML_FIELD_END                                             \
@@ -575,6 +583,13 @@ static int apply(struct config *c, const struct key *k, const char *value, const
             return 0;
         }
         break;
+    case KIND_LAYERS:
+        if (strcmp(value, "auto") == 0) {
+            *(uint32_t *)out = CONFIG_AUTO;
+            return 0;
+        }
+        r = parse_u32(k, value, out);
+        break;
     default:
         break;
     }
@@ -674,8 +689,8 @@ int config_load(const char *path, const char *const *overrides, int n_overrides,
     c->pin_threads = true;
     c->sandbox = true;
     c->checksums = true;
-    c->npu = (struct config_worker){.backend = "auto", .memory = 2ull << 30};
-    c->gpu = (struct config_worker){.backend = "auto", .memory = 16ull << 30};
+    c->npu = (struct config_worker){.backend = "auto", .memory = 2ull << 30, .streamed = CONFIG_AUTO};
+    c->gpu = (struct config_worker){.backend = "auto", .memory = 16ull << 30, .streamed = CONFIG_AUTO};
     c->xrt = (struct config_npu){.timeout_ms = 10000};
     c->device = (struct config_device){.name = "auto"};
     c->restarts = 5;
@@ -728,21 +743,24 @@ void config_sample(const char *model, char *buf, unsigned long buf_size)
         "pin_threads: auto    # workers that share processors keep their threads in place, or off\n"
         "sandbox: auto        # stages give up files, programs and the network once they run, or off\n"
         "checksums: true      # tensors are compared with the checksums in the file, if it has some, when they are first read\n"
+        "stream_slots: auto   # slots through which the layers of a worker pass that are not kept in memory: auto, or 2 to 8\n"
         "# A hard cap per process: auto (what the plan needs and a tenth more), or\n"
         "# memory: {coordinator: 256MiB, loader: 512MiB, npu_worker: 2560MiB, gpu_worker: 1GiB}\n"
         "memory: auto\n"
         "# backend: auto, xrt or cpu; memory: the device pool, a size or auto; threads: auto, or 1 to 1024\n"
+        "# streamed: layers whose weights are read for every pass instead of being kept: auto (as memory requires), or a number\n"
         "# manifest: of NPU operators (docs/NPU.md), without which there is no NPU; device: its number; many: tokens from which on "
         "it is\n"
         "# used, auto (measured) or 1 to 4096; timeout_ms: of one run\n"
-        "npu: {backend: auto, memory: 2GiB, threads: auto, manifest: '', device: 0, many: auto, timeout_ms: 10000}\n"
+        "npu: {backend: auto, memory: 2GiB, threads: auto, streamed: auto, manifest: '', device: 0, many: auto, timeout_ms: "
+        "10000}\n"
         "# backend: auto, vulkan or cpu; device: auto, a number of `gpu_worker --list-devices`, or part of a name\n"
         "# memory: a size or auto. For tests and around faults of drivers (docs/OPERATIONS.md): allow_cpu_device, validate and\n"
         "# profile: true or false; without: features, separated by commas; max_buffer: a size or auto; subgroup: auto, or 4 to "
         "128;\n"
         "# many: auto, or 1 to 4096\n"
-        "gpu: {backend: auto, device: auto, memory: 16GiB, threads: auto, allow_cpu_device: false, without: '', max_buffer: auto,\n"
-        "      subgroup: auto, many: auto, validate: false, profile: false}\n"
+        "gpu: {backend: auto, device: auto, memory: 16GiB, threads: auto, streamed: auto, allow_cpu_device: false, without: '',\n"
+        "      max_buffer: auto, subgroup: auto, many: auto, validate: false, profile: false}\n"
         "# When a stage dies or hangs (docs/OPERATIONS.md): how often it is started again without progress in between, 0: never\n"
         "restarts: 5\n"
         "restarts_per_minute: 20 # with or without progress\n"

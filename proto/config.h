@@ -13,10 +13,12 @@ struct err;
 enum config_process { CONFIG_COORDINATOR, CONFIG_LOADER, CONFIG_NPU, CONFIG_GPU, CONFIG_PROCESSES };
 
 struct config_worker {
-    char backend[32]; /* "auto", "cpu", ... */
-    uint64_t memory;  /* bytes of the device pool */
-    uint32_t threads; /* 0 = auto */
+    char backend[32];  /* "auto", "cpu", ... */
+    uint64_t memory;   /* bytes of the device pool */
+    uint32_t threads;  /* 0 = auto */
+    uint32_t streamed; /* layers whose weights are not kept; CONFIG_AUTO */
 };
+#define CONFIG_AUTO UINT32_MAX
 
 struct config_npu {
     char manifest[1024]; /* absolute; "" = none */
@@ -47,6 +49,7 @@ struct config {
     bool sandbox;                    /* stages give up what they need no longer; default true */
     bool checksums;                  /* tensors are compared with the file's checksums when they are first read; default true */
     uint64_t caps[CONFIG_PROCESSES]; /* memory: bytes per process, 0 = auto */
+    uint32_t stream_slots;           /* through which streamed layers of a worker pass; 0 = auto, else 2..8 */
     struct config_worker npu, gpu;
     struct config_npu xrt;     /* keys npu.manifest, ... */
     const char *const *faults; /* of the command line, not of the file; borrowed */

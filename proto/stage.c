@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * The skeleton of a stage process, main thread: libuv loop, control connection, handshake, statistics; it never waits for compute.
- * The data thread is in stage_data.c, a worker's segments in stage_weights.c, what the loader fills in stage_fill.c.
+ * The data thread is in stage_data.c, a worker's segments in stage_weights.c, those that pass through
+ * slots in stage_stream.c, what the loader fills in stage_fill.c.
  *
  * The stage lives as long as its coordinator: parent-death signal, and the end of the control socket ends the process. SIGINT
  * is ignored because a terminal sends it to the whole group; the coordinator decides what it means. */
@@ -84,11 +85,15 @@ static int on_pause(struct stage_io *io, const struct msg_pause *m, struct err *
 static void on_report(uv_async_t *a)
 {
     struct stage_io *io = a->data;
+    struct err err = {0};
     if (io->finished)
         return;
+    if (stage_stream_ask(io, &err) < 0) {
+        stage_fail(io, &err);
+        return;
+    }
     if (atomic_exchange(&io->drained, false))
         conn_send(io->conn, &(struct msg){.type = MSG_TYPE_drained}, NULL, 0, NULL);
-    struct err err = {0};
     if (atomic_load(&io->broken))
         stage_fail(io, &io->data_err);
     else if (io->pausing && atomic_load(&io->parked) && paused(io, &err) < 0)
@@ -126,6 +131,8 @@ static int on_configure(struct stage_io *io, const struct msg_configure *c, cons
     }
     if (r == 0)
         r = io->ops->configure(io->state, io, &io->config, err);
+    if (r == 0)
+        r = stage_stream_make(io, err);
     if (loader)
         sandbox_begin(&io->sandbox, "");
     return r < 0 ? r : stage_weights_make(io, err);
@@ -156,6 +163,7 @@ static int on_start(struct stage_io *io, struct err *err)
         if (!l->ring)
             return err_set(err, -EPROTO, "START before ring %u was attached", i);
     }
+    stage_stream_start(io);
     int r = stage_data_start(io, err);
     if (r < 0)
         return r;
@@ -164,7 +172,8 @@ static int on_start(struct stage_io *io, struct err *err)
     sandbox_describe(&io->sandbox, m.ready.sandbox);
     const char *backend = io->ops->backend ? io->ops->backend(io->state) : "cpu";
     snprintf(m.ready.backend, sizeof(m.ready.backend), "%s", backend);
-    return conn_send(io->conn, &m, NULL, 0, err);
+    r = conn_send(io->conn, &m, NULL, 0, err);
+    return r < 0 ? r : stage_stream_ask(io, err);
 }
 
 static int on_stats(struct stage_io *io, const struct msg_stats_request *q, struct err *err)
@@ -188,6 +197,7 @@ static int on_stats(struct stage_io *io, const struct msg_stats_request *q, stru
     s->scratch_peak = atomic_load(&io->budget.peak[BUDGET_SCRATCH]);
     s->ring_peak = atomic_load(&io->budget.peak[BUDGET_RING]);
     s->device_peak = atomic_load(&io->budget.peak[BUDGET_DEVICE]);
+    stage_stream_stats(io, s);
     if (io->ops->stats)
         io->ops->stats(io->state, s);
     return conn_send(io->conn, &m, NULL, 0, err);
@@ -216,13 +226,30 @@ static int handle(struct stage_io *io, const struct msg *m, int *fds, struct err
     case MSG_TYPE_attach_ring:
         return on_attach(io, &m->attach_ring, fds, err);
     case MSG_TYPE_segment_fill:
-        return stage_fill_add(io, &m->segment_fill, &fds[0], err);
+        return stage_fill_add(io,
+                              &(struct stage_fill){.kind = m->segment_fill.kind,
+                                                   .layer = m->segment_fill.layer,
+                                                   .slot = STAGE_NO_SLOT,
+                                                   .bytes = m->segment_fill.bytes},
+                              &fds[0], err);
+    case MSG_TYPE_slot_fill:
+        return stage_fill_add(io,
+                              &(struct stage_fill){.kind = m->slot_fill.kind,
+                                                   .layer = m->slot_fill.layer,
+                                                   .slot = m->slot_fill.slot,
+                                                   .bytes = m->slot_fill.bytes,
+                                                   .serial = m->slot_fill.serial},
+                              &fds[0], err);
+    case MSG_TYPE_slot_filled:
+        return stage_stream_filled(io, &m->slot_filled, err);
     case MSG_TYPE_segment_filled:
         return stage_weights_filled(io, &m->segment_filled, err);
     case MSG_TYPE_start:
         return on_start(io, err);
     case MSG_TYPE_segment_held:
         return stage_weights_held(io, &m->segment_held, &fds[0], err);
+    case MSG_TYPE_slot_held:
+        return stage_stream_held(io, &m->slot_held, &fds[0], err);
     case MSG_TYPE_pause:
         return on_pause(io, &m->pause, err);
     case MSG_TYPE_ping:
@@ -245,6 +272,8 @@ static int handle(struct stage_io *io, const struct msg *m, int *fds, struct err
     case MSG_NONE:
     case MSG_TYPE_hello:
     case MSG_TYPE_segment_new:
+    case MSG_TYPE_slot_new:
+    case MSG_TYPE_slot_want:
     case MSG_TYPE_segment_released:
     case MSG_TYPE_segment_end:
     case MSG_TYPE_ready:
@@ -317,6 +346,7 @@ static void stage_close(struct stage_io *io)
         io->ops->close(io->state);
     shm_unmap(io->collected, io->collected_bytes);
     stage_weights_close(io);
+    stage_stream_close(io);
     stage_fill_close(io);
     bell_unmap(io->bell);
     fault_close(io->faults);
@@ -357,6 +387,7 @@ int stage_run(const struct stage_ops *ops, int fd)
         return 1;
     io->ops = ops;
     io->control_fd = fd;
+    memset(io->held_slots, 0xff, sizeof(io->held_slots)); /* -1 */
     io->segments_end = &io->segments;
     io->jobs_end = &io->jobs;
     setenv("UV_USE_IO_URING", "0", 0); /* some versions of libuv would; seccomp cannot see what a ring is asked for */

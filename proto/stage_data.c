@@ -110,7 +110,7 @@ static int process(struct stage_io *io, uint32_t input, const void *payload, str
 {
     struct chunk *c = &io->chunk;
     uint64_t *usual = &io->usual_ns[kind_of(io)];
-    status_busy(io->page, &(struct status_work){.since_ns = io->process_start_ns,
+    status_busy(io->page, &(struct status_work){.since_ns = io->process_blocked_ns ? util_now_ns() : io->process_start_ns,
                                                 .chunk = c->h.id,
                                                 .layer = c->h.layer,
                                                 .n_tokens = c->h.n_tokens,
@@ -141,7 +141,17 @@ static int take_chunk(struct stage_io *io, uint32_t input, const void *slot, str
     if (waited && io->process_start_ns > c->h.times.committed_at_ns)
         *waited += io->process_start_ns - c->h.times.committed_at_ns;
     uint32_t n = c->h.n_tokens;
-    r = c->h.kind == CHUNK_FAILED ? pass_on(io, payload) : process(io, input, payload, &why);
+    bool last_of_pass = c->h.pass_index + 1 >= c->h.pass_count;
+    if (input && input + 1 == io->ops->n_inputs)
+        io->pass_open = !last_of_pass;
+    if (c->h.kind == CHUNK_FAILED) {
+        r = pass_on(io, payload);
+    } else {
+        r = stage_stream_enter(io, c->h.layer, &why);
+        if (r == 0)
+            r = process(io, input, payload, &why);
+    }
+    stage_stream_leave(io, last_of_pass);
     if (r == -ENODEV)
         return err_set(err, why.code ? why.code : r, "%s", why.text[0] ? why.text : "the device is gone");
     if (r < 0 && r != -ECANCELED) {
@@ -158,10 +168,11 @@ static int take_chunk(struct stage_io *io, uint32_t input, const void *slot, str
     return 0;
 }
 
-/* One chunk from the input of highest priority that has one. 1: done; 0: nothing there; negative: protocol broken. */
+/* One chunk from the input of highest priority that has one; but a pass begins whole, before its first chunks come back for the
+ * next layer. 1: done; 0: nothing there; negative: protocol broken. */
 static int step(struct stage_io *io, struct err *err)
 {
-    for (uint32_t i = 0; i < io->ops->n_inputs; i++) {
+    for (uint32_t i = io->pass_open ? io->ops->n_inputs - 1 : 0; i < io->ops->n_inputs; i++) {
         struct ring *ring = io->inputs[i].ring;
         void *slot = ring_peek(ring);
         if (!slot && ring_poisoned(ring))
@@ -251,6 +262,7 @@ int stage_data_start(struct stage_io *io, struct err *err)
     sigset_t all, old;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old);
+    io->pass_open = false;
     int r = pthread_create(&io->thread, NULL, data_main, io);
     if (r == 0 && io->config.pin)
         pin_to_first(io->thread);

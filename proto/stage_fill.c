@@ -15,8 +15,7 @@ struct fill_job {
     uv_work_t work;
     struct fill_job *next;
     struct stage_io *io;
-    uint32_t kind, layer;
-    uint64_t bytes;
+    struct stage_fill what;
     int fd, result;
     bool begun;
     struct err err;
@@ -27,8 +26,9 @@ struct fill_job {
 static void fill_work(uv_work_t *w)
 {
     struct fill_job *j = w->data;
-    j->result = j->io->ops->fill(j->io->state, j->kind, j->layer, j->fd, j->bytes, &j->err);
-    if (j->result == 0)
+    const struct stage_fill *f = &j->what;
+    j->result = j->io->ops->fill(j->io->state, f->kind, f->layer, f->slot, j->fd, f->bytes, &j->err);
+    if (j->result == 0 && f->slot == STAGE_NO_SLOT)
         j->result = shm_seal_write(j->fd, &j->err);
 }
 
@@ -44,7 +44,12 @@ static void fill_after(uv_work_t *w, int status)
     if (!*p)
         io->jobs_end = p;
     io->n_filling--;
-    struct msg m = {.type = MSG_TYPE_segment_filled, .segment_filled = {.kind = j->kind, .layer = j->layer}};
+    const struct stage_fill *f = &j->what;
+    struct msg m = {.type = MSG_TYPE_segment_filled, .segment_filled = {.kind = f->kind, .layer = f->layer}};
+    if (f->slot != STAGE_NO_SLOT) {
+        m.type = MSG_TYPE_slot_filled;
+        m.slot_filled = (struct msg_slot_filled){.kind = f->kind, .slot = f->slot, .layer = f->layer, .serial = f->serial};
+    }
     struct err err = {0};
     int r = status < 0 ? err_set(&err, status, "fill: %s", uv_strerror(status)) : j->result;
     if (status == 0 && r < 0)
@@ -61,10 +66,20 @@ static void fill_after(uv_work_t *w, int status)
         fill_next(io);
 }
 
+/* A slot is filled by one at a time, in the order of the requests. */
+static bool has_its_turn(const struct stage_io *io, const struct fill_job *j)
+{
+    for (const struct fill_job *i = io->jobs; i != j; i = i->next) {
+        if (i->what.slot != STAGE_NO_SLOT && i->what.slot == j->what.slot && i->what.kind == j->what.kind)
+            return false;
+    }
+    return true;
+}
+
 static void fill_next(struct stage_io *io)
 {
     for (struct fill_job *j = io->jobs; j && io->n_filling < FILLING_MAX; j = j->next) {
-        if (j->begun)
+        if (j->begun || !has_its_turn(io, j))
             continue;
         j->begun = true;
         io->n_filling++;
@@ -72,7 +87,7 @@ static void fill_next(struct stage_io *io)
     }
 }
 
-int stage_fill_add(struct stage_io *io, const struct msg_segment_fill *m, int *fd, struct err *err)
+int stage_fill_add(struct stage_io *io, const struct stage_fill *what, int *fd, struct err *err)
 {
     if (!io->configured || !io->ops->fill)
         return err_set(err, -EPROTO, "unexpected SEGMENT_FILL");
@@ -80,9 +95,7 @@ int stage_fill_add(struct stage_io *io, const struct msg_segment_fill *m, int *f
     if (!j)
         return err_set(err, -ENOMEM, "SEGMENT_FILL: out of memory");
     j->io = io;
-    j->kind = m->kind;
-    j->layer = m->layer;
-    j->bytes = m->bytes;
+    j->what = *what;
     j->fd = take_fd(fd);
     j->work.data = j;
     *io->jobs_end = j;

@@ -66,6 +66,8 @@ static void test_defaults(void **state)
     assert_true(c->pin_threads);
     assert_true(c->sandbox);
     assert_true(c->checksums);
+    assert_int_equal(c->stream_slots, 0);
+    assert_int_equal(c->npu.streamed, CONFIG_AUTO);
     for (int i = 0; i < CONFIG_PROCESSES; i++)
         assert_int_equal(c->caps[i], 0);
     assert_string_equal(c->npu.backend, "auto");
@@ -163,12 +165,11 @@ static const struct bad {
     {"model:\n", NULL, "line 1: key 'model': found ''; expected the path"},
     {"model: a\nmodle: b\n", NULL, "line 2: unknown key 'modle'; did you mean 'model'?"},
     {"model: a\nnpu: {treads: 3}\n", NULL,
-     "line 2: unknown key 'npu.treads'; did you mean 'npu.threads'? (known: backend, memory, threads, manifest, device, many, "
-     "timeout_ms)"},
+     "line 2: unknown key 'npu.treads'; did you mean 'npu.threads'? (known: backend, memory, threads, streamed, manifest, "
+     "device, many, timeout_ms)"},
     {"model: a\n\nzzzzz: 3\n", NULL,
      "line 3: unknown key 'zzzzz'; expected one of model, context, sequences, chunk_tokens, kv_type, pin_threads, sandbox, "
-     "checksums, memory, npu, "
-     "gpu"},
+     "checksums, stream_slots, memory, npu, gpu"},
     {"model: a\nthreads: 3\n", NULL, "did you mean 'npu.threads'"},
     {"model: a\nmodel: b\n", NULL, "line 2: key 'model' is given twice, first in line 1"},
     {"model: a\nmemory: {loader: 3MiB}\nmemory: auto\n", NULL, "line 3: key 'memory' is given twice, first in line 2"},
@@ -183,6 +184,8 @@ static const struct bad {
     {"model: a\nsequences: 65\n", NULL, "expected a whole number from 1 to 64"},
     {"model: a\nchunk_tokens: 1025\n", NULL, "expected auto or a whole number from 1 to 1024"},
     {"model: a\nkv_type: q4_0\n", NULL, "key 'kv_type': found 'q4_0'; expected f32, f16 or q8_0"},
+    {"model: a\nstream_slots: 1\n", NULL, "found '1'; expected auto or a whole number from 2 to 8"},
+    {"model: a\nnpu: {streamed: 513}\n", NULL, "found '513'; expected auto or a number of layers from 0 to 512"},
     {"model: a\npin_threads: on\n", NULL, "found 'on'; expected auto or off"},
     {"model: a\nsandbox: strict\n", NULL, "key 'sandbox': found 'strict'; expected auto or off"},
     {"model: a\nkv_type: f17\n", NULL, "found 'f17'; expected f32, f16 or q8_0"},

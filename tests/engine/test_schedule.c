@@ -213,6 +213,50 @@ static void test_lies_are_refused(void **state)
     }
 }
 
+/* In streaming mode: whole passes, nothing new before the last of them is answered, and the same tokens. */
+static void run_passes(struct world *w, uint32_t *ret_passes)
+{
+    schedule_pump(w->s);
+    for (*ret_passes = 0; schedule_active(w->s); ++*ret_passes) {
+        uint32_t n = 0, count = 0;
+        do {
+            const struct chunk_header *h = ring_peek(w->tokens[1]);
+            assert_non_null(h);
+            assert_int_equal(h->pass_index, n);
+            assert_true(h->pass_count <= w->plan.ring_slots && (n == 0 || h->pass_count == count));
+            count = h->pass_count;
+            assert_int_equal(ring_fill(w->tokens[1]), count - n);
+            assert_true(world_step(w));
+            world_drain(w);
+        } while (++n < count);
+    }
+}
+
+static void test_passes(void **state)
+{
+    (void)state;
+    uint32_t prompt[60], passes;
+    struct world w;
+    world_open(&w, 3, 5, 100);
+    w.plan.residency[CONFIG_GPU] = (struct residency){.n_layers = 4, .n_streamed = 4, .n_slots = 2};
+    static struct client c[3];
+    for (uint32_t i = 0; i < 60; i++)
+        prompt[i] = (i * 7 + 1) % VOCAB;
+    for (uint32_t i = 0; i < 3; i++) {
+        struct request_params p = client_params(&c[i], prompt, 20 + 20 * i, 9);
+        struct err err = {0};
+        assert_int_equal(schedule_submit(w.s, &p, NULL, &err), 0);
+    }
+    run_passes(&w, &passes);
+    for (uint32_t i = 0; i < 3; i++) {
+        assert_int_equal(c[i].n, 9);
+        client_check(&c[i], prompt, 20 + 20 * i);
+    }
+    /* 120 prompt tokens in chunks of 5, four a pass; decode chunks take a place in passes that are there anyway */
+    assert_in_range(passes, 6 + 8, 6 + 8 + 4);
+    world_close(&w);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -223,6 +267,7 @@ int main(void)
         cmocka_unit_test(test_failed_chunk_fails_its_requests_only),
         cmocka_unit_test(test_cancel_and_fail),
         cmocka_unit_test(test_lies_are_refused),
+        cmocka_unit_test(test_passes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

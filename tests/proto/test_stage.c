@@ -36,6 +36,8 @@ enum { ID_FAIL = 1000, ID_SLEEP = 1001, ID_SILENT_FAIL = 1002 };
 
 struct tiny {
     uint64_t segment_sum;
+    const uint8_t *streamed[8]; /* by layer: where it lies */
+    uint32_t first_streamed;
     char backend[32];
 };
 
@@ -57,7 +59,9 @@ static int worker_configure(void *state, struct stage_io *io, const struct msg_c
 {
     int r = tiny_configure(state, io, c, err);
     for (uint32_t layer = 0; r == 0 && layer < c->n_layers; layer++)
-        r = stage_want_segment(io, 0, layer, SEGMENT_BYTES, err);
+        r = layer < c->n_layers - c->streamed ? stage_want_segment(io, 0, layer, SEGMENT_BYTES, err)
+                                              : stage_stream_segment(io, 0, layer, layer % c->stream_slots, SEGMENT_BYTES, err);
+    ((struct tiny *)state)->first_streamed = c->n_layers - c->streamed;
     return r;
 }
 
@@ -66,15 +70,18 @@ static int tiny_segment(void *state, uint32_t kind, uint32_t layer, const void *
     struct tiny *t = state;
     const uint8_t *p = data;
     (void)kind;
+    if (layer >= t->first_streamed)
+        t->streamed[layer] = p;
     for (uint64_t i = 0; i < bytes; i++)
         t->segment_sum += p[i];
     return p[0] == 255 ? err_set(err, -EILSEQ, "tiny: layer %u is not to its taste", layer) : 0;
 }
 
-static int tiny_fill(void *state, uint32_t kind, uint32_t layer, int fd, uint64_t bytes, struct err *err)
+static int tiny_fill(void *state, uint32_t kind, uint32_t layer, uint32_t slot, int fd, uint64_t bytes, struct err *err)
 {
     void *p;
     (void)state;
+    (void)slot;
     if (layer == 13)
         return err_set(err, -EIO, "tiny: 'layer 13' cannot be read");
     if (layer == 14)
@@ -89,7 +96,6 @@ static int tiny_fill(void *state, uint32_t kind, uint32_t layer, int fd, uint64_
 
 static int tiny_process(void *state, struct stage_io *io, uint32_t input, struct chunk *c, const void *payload, struct err *err)
 {
-    (void)state;
     if (c->h.id == ID_FAIL)
         return err_set(err, -ERANGE, "tiny: chunk %" PRIu64 " of input %u does not please", c->h.id, input);
     if (c->h.id == ID_SILENT_FAIL)
@@ -102,6 +108,9 @@ static int tiny_process(void *state, struct stage_io *io, uint32_t input, struct
         return -ECANCELED;
     for (uint32_t i = 0; i < c->h.n_tokens * HIDDEN; i++)
         y[i] = x[i] + 1 + (float)input;
+    const uint8_t *w = ((struct tiny *)state)->streamed[c->h.layer];
+    if (w)
+        y[0] = w[0] == w[SEGMENT_BYTES - 1] ? w[0] : -1;
     stage_commit(io, 0);
     return 0;
 }
@@ -425,7 +434,7 @@ static void put(struct boss *b, uint32_t input, uint64_t id)
 static void get(struct boss *b, uint32_t output, struct chunk *ret, const void **ret_payload)
 {
     const struct chunk_limits limits = {
-        .epoch = epoch, .max_tokens = 8, .max_seqs = 4, .context = 100, .n_layers = 2, .vocab = 50, .hidden = HIDDEN};
+        .epoch = epoch, .max_tokens = 8, .max_seqs = 4, .context = 100, .n_layers = 6, .vocab = 50, .hidden = HIDDEN};
     struct ring *r = b->rings[1][output];
     void *slot;
     uint32_t seen;
@@ -692,6 +701,164 @@ static void test_fill_fails(void **state)
         close(fd);
         expect_error(&b, cases[i].code, cases[i].part);
     }
+}
+
+/* What the loader would do: whatever is wanted next must be `layer`; the slot then holds `value`. */
+static void fill_slot(struct boss *b, const int *slots, uint32_t layer, uint8_t value, uint64_t lag)
+{
+    const struct msg_slot_want w = expect(b, MSG_TYPE_slot_want)->slot_want;
+    void *p;
+    assert_int_equal(w.layer, layer);
+    assert_int_equal(w.slot, layer % 2);
+    assert_int_equal(w.bytes, SEGMENT_BYTES);
+    assert_ok(shm_map(slots[w.slot], SEGMENT_BYTES, true, &p, err));
+    memset(p, value, SEGMENT_BYTES);
+    shm_unmap(p, SEGMENT_BYTES);
+    struct msg m = {.type = MSG_TYPE_slot_filled,
+                    .slot_filled = {.kind = w.kind, .slot = w.slot, .layer = w.layer, .serial = w.serial - lag}};
+    tell(b, &m, NULL, 0);
+}
+
+static void start_streaming(struct boss *b, int *ret_slots)
+{
+    boss_open(b, MSG_ROLE_NPU);
+    struct msg m = configure_msg();
+    m.configure.n_layers = 6;
+    m.configure.streamed = 4; /* layers 2 to 5, in slots 0, 1, 0, 1 */
+    m.configure.stream_slots = 2;
+    tell(b, &m, (int[]){b->bell_fds[1], b->page_fd}, 2);
+    attach_all(b);
+    for (uint32_t i = 0; i < 2; i++) {
+        const struct msg *s = expect(b, MSG_TYPE_slot_new);
+        assert_int_equal(s->slot_new.slot, i);
+        assert_int_equal(s->slot_new.bytes, SEGMENT_BYTES);
+        ret_slots[i] = b->fds[b->n_taken - 1];
+    }
+    fill_segments(b, 1, true);
+    tell_type(b, MSG_TYPE_start);
+    expect(b, MSG_TYPE_ready);
+}
+
+static void put_layer(struct boss *b, uint32_t input, uint64_t id, uint32_t layer, uint32_t index, uint32_t count)
+{
+    float *x;
+    struct chunk c = chunk_of(id, &x);
+    c.h.layer = layer;
+    c.h.pass_index = index;
+    c.h.pass_count = count;
+    put_chunk(b, input, &c, x);
+}
+
+static void expect_layer(struct boss *b, uint64_t id, float value)
+{
+    struct chunk c;
+    const void *payload;
+    get(b, 0, &c, &payload);
+    assert_int_equal(c.h.id, id);
+    assert_true(((const float *)payload)[0] == value);
+    ring_release(b->rings[1][0]);
+}
+
+/* Layers come and go: the slot of one that a pass has left is asked for the one after the next, also into the next pass, and no
+ * chunk is processed before its layer is there. */
+static void test_streaming(void **state)
+{
+    (void)state;
+    struct boss b;
+    int slots[2];
+    start_streaming(&b, slots);
+    fill_slot(&b, slots, 2, 12, 0); /* before anybody needs them */
+    fill_slot(&b, slots, 3, 13, 0);
+    put_layer(&b, 0, 1, 2, 0, 2);
+    expect_layer(&b, 1, 12);
+    put_layer(&b, 0, 2, 2, 1, 2);
+    expect_layer(&b, 2, 12);
+    fill_slot(&b, slots, 4, 14, 0);
+    for (uint32_t layer = 3; layer < 6; layer++) {
+        put_layer(&b, 0, layer, layer, 0, 0);
+        if (layer == 5) /* waits for what is filled only then: layer 5 was wanted when layer 3 was left */
+            usleep(20000);
+        if (layer == 5)
+            fill_slot(&b, slots, 5, 15, 0);
+        expect_layer(&b, layer, 10 + (float)layer);
+    }
+    fill_slot(&b, slots, 2, 22, 0); /* of the next pass */
+    fill_slot(&b, slots, 3, 23, 0);
+    put_layer(&b, 0, 9, 0, 0, 1); /* pinned */
+    struct chunk c;
+    const void *payload;
+    get(&b, 0, &c, &payload);
+    ring_release(b.rings[1][0]);
+    put_layer(&b, 0, 10, 2, 0, 2);
+    expect_layer(&b, 10, 22);
+    /* the second chunk of this pass never comes (it failed elsewhere): the next layer's first one gives the slot away */
+    put_layer(&b, 0, 11, 3, 0, 2);
+    expect_layer(&b, 11, 23);
+    fill_slot(&b, slots, 4, 24, 0);
+    const struct msg_stats *s = stats(&b, 7);
+    assert_int_equal(s->stream_visits, 6);
+    assert_true(s->stream_hits >= 3 && s->stream_hits < 6);
+    assert_true(s->stream_wait_ns >= s->stream_wait_max_ns && s->stream_wait_max_ns > 0);
+    assert_int_equal(s->weights, 4 * SEGMENT_BYTES);
+    end(&b);
+}
+
+/* A layer out of turn, as after a restart, takes the place of what was wanted there; late answers to older requests are nothing. */
+static void test_streaming_out_of_turn(void **state)
+{
+    (void)state;
+    struct boss b;
+    int slots[2];
+    start_streaming(&b, slots);
+    fill_slot(&b, slots, 2, 12, 0);
+    expect(&b, MSG_TYPE_slot_want); /* layer 3: unanswered */
+    put_layer(&b, 0, 1, 4, 0, 1);
+    fill_slot(&b, slots, 4, 99, 2); /* an answer with the serial of an older request */
+    usleep(20000);
+    struct msg m = {.type = MSG_TYPE_slot_filled, .slot_filled = {.slot = 0, .layer = 4, .serial = 3}};
+    tell(&b, &m, NULL, 0);
+    expect_layer(&b, 1, 99);
+    end(&b);
+
+    start_streaming(&b, slots);
+    fill_slot(&b, slots, 2, 12, 0);
+    m.slot_filled.serial = 100;
+    tell(&b, &m, NULL, 0);
+    expect(&b, MSG_TYPE_slot_want);
+    expect_error(&b, -EPROTO, "unexpected SLOT_FILLED (kind 0, slot 0, layer 4)");
+
+    start_streaming(&b, slots);
+    expect(&b, MSG_TYPE_slot_want);
+    expect(&b, MSG_TYPE_slot_want);
+    put_layer(&b, 0, 1, 2, 0, 1); /* waits for its layer: the end of the process must not wait with it */
+    usleep(20000);
+    end(&b);
+}
+
+/* A pass that begins is taken whole before the chunks that come back for its second layer. */
+static void test_pass_begins_whole(void **state)
+{
+    (void)state;
+    struct boss b;
+    float *x;
+    start(&b, MSG_ROLE_NPU);
+    struct chunk c = chunk_of(1, &x);
+    c.h.layer = 0;
+    c.h.pass_count = 2;
+    put_chunk(&b, 1, &c, x);
+    expect_chunk(&b, 0, 1, 2);
+    put(&b, 0, 5); /* came back early */
+    usleep(20000);
+    assert_null(ring_peek(b.rings[1][0]));
+    c.h.id = 2;
+    c.h.pass_index = 1;
+    float *y;
+    chunk_of(2, &y);
+    put_chunk(&b, 1, &c, y);
+    expect_chunk(&b, 0, 2, 2);
+    chunk_of(5, &y);
+    expect_chunk(&b, 0, 5, 1);
+    end(&b);
 }
 
 static void test_unsealed_segment(void **state)
@@ -1076,6 +1243,9 @@ int main(int argc, char **argv)
         FD_TEST(test_status_page),
         FD_TEST(test_signals),
         FD_TEST(test_coordinator_killed),
+        FD_TEST(test_streaming),
+        FD_TEST(test_streaming_out_of_turn),
+        FD_TEST(test_pass_begins_whole),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
