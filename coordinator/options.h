@@ -37,7 +37,7 @@ struct options {
     const char *config;
     const char *sets[OPTIONS_MAX_SETS];
     int n_sets;
-    bool json, report, chat, no_markers;
+    bool json, report, chat, no_markers, resume;
     const char *prompt, *system, *text, *file, *logits, *model, *out;
     uint32_t *ids; /* owned */
     uint32_t n_ids;

@@ -2,7 +2,8 @@
  * Owns <base>/tandem-<uid>/<pid>/ with the files "lock" (flock held while we live) and "cgroup" (a path, one line). Called by
  * engine.c on the loop's thread. A folder whose lock can be had belongs to nobody any more and is removed, with its cgroup; who
  * looks for such folders or makes its own holds a lock on the folder above meanwhile, so that none is taken for dead while young.
- * It never follows links and never removes anything but these two files and the folder itself. */
+ * It never follows links and never removes anything but these two files and the folder itself. A folder in which requests in
+ * progress are left is renamed instead. */
 #include "coordinator/runtime_dir.h"
 
 #include <dirent.h>
@@ -36,6 +37,22 @@ static int make_private(const char *path, struct err *err)
     return 0;
 }
 
+static void keep_requests(int base, const char *name)
+{
+    char kept[64];
+    for (int i = 0; i < 1000; i++) {
+        snprintf(kept, sizeof(kept), "journal-%.20s-%d", name, i);
+        if (renameat2(base, name, base, kept, RENAME_NOREPLACE) == 0) {
+            log_warn("runtime",
+                     "coordinator %s was killed with requests in progress; 'coordinator --config FILE --resume' finishes them",
+                     name);
+            return;
+        }
+        if (errno != EEXIST)
+            return;
+    }
+}
+
 static void remove_stale(int base, const char *name)
 {
     char cgroup[PATH_MAX] = "";
@@ -58,6 +75,8 @@ static void remove_stale(int base, const char *name)
     unlinkat(dir, "lock", 0);
     if (unlinkat(base, name, AT_REMOVEDIR) == 0)
         log_info("runtime", "removed the runtime folder of coordinator %s, which was killed", name);
+    else if (errno == ENOTEMPTY || errno == EEXIST)
+        keep_requests(base, name);
 }
 
 static void remove_all_stale(const char *path)
@@ -128,6 +147,11 @@ int runtime_dir_open(struct runtime_dir **ret, struct err *err)
 const char *runtime_dir_path(const struct runtime_dir *r)
 {
     return r->path;
+}
+
+const char *runtime_dir_base(const struct runtime_dir *r)
+{
+    return r->base;
 }
 
 int runtime_dir_note_cgroup(struct runtime_dir *r, const char *cgroup_path, struct err *err)
