@@ -144,7 +144,7 @@ static int dispatch(struct command *c, struct err *err)
 {
     switch (c->options->command) {
     case OPTIONS_CHAT:
-        return cmd_chat_run(c, err);
+        return c->options->resume ? cmd_resume_run(c, err) : cmd_chat_run(c, err);
     case OPTIONS_GENERATE:
         return cmd_generate_run(c, err);
     case OPTIONS_EVAL:

@@ -32,6 +32,7 @@ int commands_run(const struct options *o, const struct config *c, const struct g
 
 int cmd_generate_run(struct command *c, struct err *err);
 int cmd_chat_run(struct command *c, struct err *err);
+int cmd_resume_run(struct command *c, struct err *err);
 int cmd_eval_run(struct command *c, struct err *err);
 int cmd_perplexity_run(struct command *c, struct err *err);
 uint64_t cmd_perplexity_bytes(const struct options *o, size_t n_ids); /* memory beside the pipeline */

@@ -16,6 +16,7 @@
 #include "coordinator/cgroup.h"
 #include "coordinator/control.h"
 #include "coordinator/fallback.h"
+#include "coordinator/journal.h"
 #include "coordinator/monitor.h"
 #include "coordinator/runtime_dir.h"
 #include "coordinator/schedule.h"
@@ -37,6 +38,7 @@ struct engine {
     uint64_t command_bytes;
     struct plan plan;
     struct runtime_dir *runtime;
+    struct journal *journal; /* NULL: off */
     struct cgroup *cgroup;
     struct supervise *supervise;
     struct schedule *schedule;
@@ -340,6 +342,10 @@ int engine_open(const struct config *c, const struct gguf *g, const struct engin
         r = open_caps(e, err);
     if (r == 0)
         r = schedule_open(&e->plan, &e->schedule, err);
+    if (r == 0 && c->journal) {
+        r = journal_open(runtime_dir_path(e->runtime), c->model, &e->journal, err);
+        schedule_set_journal(e->schedule, e->journal);
+    }
     if (r == 0)
         r = open_pipeline(e, o, err);
     if (r < 0) {
@@ -373,6 +379,7 @@ void engine_close(struct engine *e)
         uv_run(&e->loop, UV_RUN_ONCE);
     stop_waiter(e);
     schedule_close(e->schedule);
+    journal_close(e->journal);
     supervise_close(e->supervise);
     if (e->handles_open) {
         uv_run(&e->loop, UV_RUN_NOWAIT); /* connections close themselves */
@@ -420,6 +427,14 @@ int engine_submit(struct engine *e, const struct request_params *p, struct reque
 void engine_cancel(struct engine *e, struct request *r)
 {
     schedule_cancel(e->schedule, r);
+}
+
+int engine_left_request(struct engine *e, struct journal_request *ret, struct journal_file **ret_file, uint32_t *ret_others,
+                        struct err *err)
+{
+    if (!e->journal)
+        return err_set(err, -EINVAL, "'journal' is off: requests are not noted, and not resumed");
+    return journal_claim(e->journal, runtime_dir_base(e->runtime), ret, ret_file, ret_others, err);
 }
 
 static int interrupted(struct engine *e, struct err *err)

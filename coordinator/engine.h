@@ -17,6 +17,8 @@ struct config;
 struct engine;
 struct err;
 struct gguf;
+struct journal_file;
+struct journal_request;
 struct monitor_snapshot;
 struct request;
 
@@ -59,6 +61,11 @@ struct request_params {
     bool ignore_end;     /* bench: go on after end tokens */
     struct sample_params sample;
     uint32_t choice;
+    /* A request that another process began (coordinator/journal.h): tokens it has generated; they count in max_tokens and are not
+     * told again. journal: taken; NULL: a new one. */
+    const uint32_t *done;
+    uint32_t n_done;
+    struct journal_file *journal;
     /* May be NULL. token: every generated token, the end token excluded. logits: row for prompt position pos, borrowed for the
      * call. */
     void (*token)(void *ctx, uint32_t id, uint32_t index);
@@ -71,6 +78,10 @@ struct request_params {
 /* Queues; runs when a sequence slot is free, in order. The request frees itself after `finished`. */
 int engine_submit(struct engine *e, const struct request_params *p, struct request **ret, struct err *err);
 void engine_cancel(struct engine *e, struct request *r);
+/* The next request that a killed coordinator left unfinished (journal_claim, which says what is returned and to whom it belongs).
+ */
+int engine_left_request(struct engine *e, struct journal_request *ret, struct journal_file **ret_file, uint32_t *ret_others,
+                        struct err *err);
 /* Until every request has finished (0), a signal came (-EINTR; requests stay), or the pipeline failed (they have finished). */
 int engine_run(struct engine *e, struct err *err);
 

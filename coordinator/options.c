@@ -62,6 +62,7 @@ static const struct option_def defs[] = {
     OPTION("ids", "2,17,5", KIND_IDS, BIT(OPTIONS_GENERATE) | BIT(OPTIONS_EVAL) | BIT(OPTIONS_DETOKENIZE), has_ids, 0, 0, "token ids, used as they are: no <bos> is added"),
     OPTION("chat", NULL, KIND_FLAG, BIT(OPTIONS_GENERATE), chat, 0, 0, "--prompt is a user's message: put it into the chat template"),
     OPTION("system", "TEXT", KIND_STRING, RUNS, system, 0, 0, "a system message before the first message of a chat"),
+    OPTION("resume", NULL, KIND_FLAG, BIT(OPTIONS_CHAT), resume, 0, 0, "instead: finish the answers that a killed coordinator left, with this model; print them whole"),
     OPTION("max-tokens", "N", KIND_U32, RUNS, max_tokens, 1, 1048576, "tokens to generate at most (default 256)"),
     OPTION("temperature", "T", KIND_F32, RUNS, sample.temperature, 0, 100, "0 is greedy (default 1)"),
     OPTION("top-k", "K", KIND_U32, RUNS, sample.top_k, 0, 4194304, "sample among the K most probable; 0 is all (default 64)"),

@@ -42,7 +42,7 @@ struct options {
     int n_sets;
     const char *faults[OPTIONS_MAX_FAULTS]; /* checked */
     int n_faults;
-    bool json, report, chat, no_markers;
+    bool json, report, chat, no_markers, resume;
     const char *prompt, *system, *text, *file, *logits, *model, *out;
     uint32_t *ids; /* owned */
     uint32_t n_ids;

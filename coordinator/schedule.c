@@ -13,9 +13,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "coordinator/journal.h"
 #include "coordinator/schedule_impl.h"
 #include "model/work_plan.h"
 #include "proto/err.h"
+#include "proto/log.h"
 #include "proto/ring.h"
 #include "proto/util.h"
 
@@ -45,10 +47,16 @@ int schedule_open(const struct plan *plan, struct schedule **ret, struct err *er
     return 0;
 }
 
+void schedule_set_journal(struct schedule *s, struct journal *j)
+{
+    s->journal = j;
+}
+
 static void request_free(struct request *r)
 {
     if (!r)
         return;
+    journal_end(r->journal);
     free(r->ids);
     free(r);
 }
@@ -117,7 +125,28 @@ static int request_check(const struct schedule *s, const struct request_params *
             return err_set(err, -EINVAL, "token id %u at position %u; expected less than the vocabulary's %u", p->ids[i], i,
                            s->plan->hparams.vocab);
     }
+    for (uint32_t i = 0; i < p->n_done; i++) {
+        if (p->done[i] >= s->plan->hparams.vocab)
+            return err_set(err, -EINVAL, "generated token id %u; expected less than the vocabulary's %u", p->done[i],
+                           s->plan->hparams.vocab);
+    }
+    if (p->n_done && (p->n_done >= p->max_tokens || p->n_done > s->plan->context - p->n_ids))
+        return err_set(err, -EINVAL,
+                       "%u tokens are generated already; expected fewer than 'max_tokens' (%u) and room in the context", p->n_done,
+                       p->max_tokens);
     return p->max_tokens ? sample_params_check(&p->sample, err) : 0;
+}
+
+/* A request that cannot be noted goes on without. */
+static void note(struct schedule *s, struct request *q)
+{
+    struct err err = {0};
+    const struct request_params *p = &q->p;
+    const struct journal_request j = {
+        .ids = p->ids, .n_prompt = p->n_ids, .max_tokens = p->max_tokens, .choice = p->choice, .sample = p->sample};
+    q->journal = p->journal;
+    if (!q->journal && s->journal && p->max_tokens && !p->ignore_end && journal_begin(s->journal, &j, &q->journal, &err) < 0)
+        log_warn("schedule", "%s; this request cannot be resumed", err.text);
 }
 
 int schedule_submit(struct schedule *s, const struct request_params *p, struct request **ret, struct err *err)
@@ -135,8 +164,13 @@ int schedule_submit(struct schedule *s, const struct request_params *p, struct r
     }
     q->p = *p;
     memcpy(q->ids, p->ids, p->n_ids * sizeof(*q->ids));
+    if (p->n_done)
+        memcpy(q->ids + p->n_ids, p->done, p->n_done * sizeof(*q->ids));
     q->p.ids = q->ids;
-    q->n_ids = q->result.n_prompt = p->n_ids;
+    q->result.n_prompt = p->n_ids;
+    q->n_ids = p->n_ids + p->n_done;
+    q->n_output = p->n_done;
+    note(s, q);
     q->submitted_ns = util_now_ns();
     q->pages = kv_pages(s, p->n_ids + room);
     *s->queue_end = q;

@@ -7,6 +7,9 @@
 #include "coordinator/meter.h"
 #include "coordinator/schedule.h"
 
+struct journal;
+struct journal_file;
+
 #define SCHEDULE_NOBODY UINT32_MAX
 
 struct request {
@@ -14,7 +17,8 @@ struct request {
     struct request_params p;
     uint32_t *ids; /* prompt and output, room for n_ids + max_tokens */
     uint32_t n_ids, n_output;
-    uint64_t pages; /* of the KV cache, at most */
+    uint64_t pages;               /* of the KV cache, at most */
+    struct journal_file *journal; /* may be NULL */
     uint64_t submitted_ns, started_ns, first_ns;
     struct request_result result;
     uint32_t n_rows;   /* prompt positions whose logits were given out */
@@ -51,6 +55,7 @@ struct flight {
 
 struct schedule {
     const struct plan *plan;
+    struct journal *journal; /* may be NULL */
     struct ring *tokens, *output;
     uint32_t epoch;
     uint64_t next_id;

@@ -4,8 +4,10 @@
 #include <errno.h>
 #include <string.h>
 
+#include "coordinator/journal.h"
 #include "coordinator/schedule_impl.h"
 #include "proto/err.h"
+#include "proto/log.h"
 #include "proto/ring.h"
 #include "proto/util.h"
 
@@ -32,6 +34,8 @@ static void take_token(struct schedule *s, struct slot *slot, const float *row)
         return;
     }
     r->n_output++;
+    if (r->journal && !journal_token(r->journal, id))
+        log_warn("schedule", "the journal of a request cannot be written; it cannot be resumed");
     if (r->p.token)
         r->p.token(r->p.ctx, id, r->n_output - 1);
     if (slot->req != r) /* the callback cancelled it */

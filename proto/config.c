@@ -34,7 +34,7 @@ struct raw_npu {
 };
 struct raw {
     char *model, *context, *sequences, *chunk_tokens, *kv_type, *pin_threads, *sandbox, *checksums, *stream_slots, *memory_word;
-    char *restarts, *restarts_per_minute, *deadlines, *heartbeat_s;
+    char *restarts, *restarts_per_minute, *deadlines, *heartbeat_s, *journal;
     struct raw_memory memory;
     struct raw_npu npu;
     struct raw_gpu gpu;
@@ -115,6 +115,7 @@ static const struct key keys[] = {
     KEY("restarts_per_minute", KIND_U32, false, 1, 1000000, restarts_per_minute, restarts_per_minute,
         "a whole number from 1 to 1000000"),
     KEY("deadlines", KIND_AUTO_OFF, false, 0, 0, deadlines, deadlines, "auto or off"),
+    KEY("journal", KIND_AUTO_OFF, false, 0, 0, journal, journal, "auto or off"),
     KEY("heartbeat_s", KIND_U32, false, 1, 3600, heartbeat_s, heartbeat_s, "seconds from 1 to 3600"),
 };
 #define N_KEYS ARRAY_LEN(keys)
@@ -157,7 +158,7 @@ static const cyaml_schema_field_t gpu_fields[] = {
     LEAF(raw, "sandbox", sandbox), LEAF(raw, "checksums", checksums),                                                         \
     LEAF(raw, "stream_slots", stream_slots), memory_field,                                                                    \
     LEAF(raw, "restarts", restarts), LEAF(raw, "restarts_per_minute", restarts_per_minute),                                   \
-    LEAF(raw, "deadlines", deadlines), LEAF(raw, "heartbeat_s", heartbeat_s),                                                 \
+    LEAF(raw, "deadlines", deadlines), LEAF(raw, "heartbeat_s", heartbeat_s), LEAF(raw, "journal", journal),                                                 \
     GROUP("npu", npu, npu_fields), GROUP("gpu", gpu, gpu_fields), CYAML_FIELD_END                                             \
 }
 static const cyaml_schema_field_t fields_memory_word[] = TOP_FIELDS(LEAF(raw, "memory", memory_word));
@@ -697,6 +698,7 @@ int config_load(const char *path, const char *const *overrides, int n_overrides,
     c->restarts_per_minute = 20;
     c->deadlines = true;
     c->heartbeat_s = 5;
+    c->journal = true;
     int r = path ? load_file(c, err) : 0;
     for (int i = 0; r == 0 && i < n_overrides; i++)
         r = apply_override(c, overrides[i], err);
@@ -765,6 +767,7 @@ void config_sample(const char *model, char *buf, unsigned long buf_size)
         "restarts: 5\n"
         "restarts_per_minute: 20 # with or without progress\n"
         "deadlines: auto         # off: a stage that hangs, or stands in a debugger, is waited for\n"
-        "heartbeat_s: 5          # a stage that does not answer for so many seconds hangs\n",
+        "heartbeat_s: 5          # a stage that does not answer for so many seconds hangs\n"
+        "journal: auto           # requests in progress are noted in the runtime folder, for --resume; or off\n",
         quoted);
 }

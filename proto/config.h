@@ -59,6 +59,7 @@ struct config {
     uint32_t restarts_per_minute;
     bool deadlines;       /* stages that hang are killed; default true */
     uint32_t heartbeat_s; /* without an answer a stage hangs */
+    bool journal;         /* requests in progress are noted, so that they can be resumed; default true */
 };
 
 /* path NULL: no file, all defaults, and `model` may be missing. overrides: "key=value" or "key.sub=value" strings as of --set,

@@ -202,6 +202,13 @@ const struct engine_recovery *engine_last_recovery(const struct engine *e)
     return &none;
 }
 
+int engine_left_request(struct engine *e, struct journal_request *ret, struct journal_file **ret_file, uint32_t *ret_others,
+                        struct err *err)
+{
+    (void)e, (void)ret, (void)ret_file, (void)ret_others;
+    return err_set(err, -ENOTSUP, "the fake engine has no journal");
+}
+
 int engine_stats(struct engine *e, struct monitor_snapshot *ret, struct err *err)
 {
     (void)e, (void)err;
