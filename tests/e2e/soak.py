@@ -84,8 +84,8 @@ def judge(rows, bound=BOUND):
         for what, most in (("private", bound), ("usage", USAGE_BOUND)):
             a, b = figures[what]
             check(b <= a + most, f"{name}: {what} memory grew from {a} to {b} bytes, by more than {most}\n" + "\n".join(lines))
-        for what in ("fds", "threads"):
-            a, b = figures[what]
+        for what in ("fds", "threads"):  # the least: some come and go, such as a connection of ours
+            a, b = min(r[1][name][what] for r in before), min(r[1][name][what] for r in after)
             check(b <= a, f"{name}: {what} grew from {a} to {b}")
         check(figures["peak"][1] <= rows[0][1][name]["cap"], f"{name}: above its cap")
     last = rows[-1][2]
