@@ -29,6 +29,7 @@ struct chat {
     char *input; /* bytes read and not yet used */
     size_t n_input;
     bool end_of_input;
+    bool answer_failed; /* the last answer alone: the engine runs on */
 };
 
 static int append(struct chat *t, const uint32_t *ids, size_t n, struct err *err)
@@ -78,7 +79,8 @@ static int run_answer(struct chat *t, struct answer *a, struct err *err)
         engine_cancel(e, a->request);
         r = engine_run(e, err);
     }
-    return r == 0 && a->error.code ? err_set(err, a->error.code, "%s", a->error.text) : r;
+    t->answer_failed = r == 0 && a->error.code;
+    return t->answer_failed ? err_set(err, a->error.code, "%s", a->error.text) : r;
 }
 
 static int one_turn(struct chat *t, const char *text, struct err *err)
@@ -174,9 +176,15 @@ static int handle_line(struct chat *t, char *line, struct err *err)
     }
     size_t before = t->terminal ? t->n_ids : 0;
     t->n_ids = before;
+    t->answer_failed = false;
     int r = one_turn(t, line, err);
     if (r == -E2BIG && t->terminal) { /* the engine runs on; the turn did not fit */
         fprintf(stderr, "%s\n(/reset begins a new conversation)\n", err ? err->text : "the conversation does not fit");
+        t->n_ids = before;
+        return 0;
+    }
+    if (r < 0 && t->answer_failed && t->terminal) {
+        fprintf(stderr, "\n%s\n(the conversation is as it was before this turn)\n", err ? err->text : "the answer failed");
         t->n_ids = before;
         return 0;
     }
