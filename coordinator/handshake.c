@@ -279,7 +279,7 @@ static int on_ready(struct stage *st, const struct msg_ready *m, struct err *err
 int handshake_message(struct stage *st, const struct msg *m, int *fds, struct err *err)
 {
     struct supervise *s = st->owner;
-    st->heard_ns = util_now_ns();
+    st->pinged_ns = 0;
     if (!st->configured && m->type != MSG_TYPE_hello && m->type != MSG_TYPE_error)
         return err_set(err, -EPROTO, "%s: sent a %s message before HELLO", msg_role_name(st->role), msg_name(m->type));
     switch (m->type) {
