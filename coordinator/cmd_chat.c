@@ -31,7 +31,7 @@ struct chat {
     size_t n_input;
     bool end_of_input;
     uint32_t n_lines, n_refused; /* not on a terminal: prompts so far, and those that did not fit */
-    bool answer_failed; /* the last answer alone: the engine runs on */
+    bool answer_failed;          /* the last answer alone: the engine runs on */
 };
 
 static int append(struct chat *t, const uint32_t *ids, size_t n, struct err *err)

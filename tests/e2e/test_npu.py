@@ -137,7 +137,7 @@ def test_pool():
     keys = simulated()
     ids = golden_json("demo_greedy.json")["prompts"][0]["prompt_ids"]
     for more in ({}, keys):
-        cfg = config(model("demo", "q8_0"), **more)
+        cfg = config(model("demo", "q8_0"), **{"npu__memory": "2GiB", **more})
         plan = tandem.run_json("coordinator", "--config", cfg, "plan", "--json")
         words = ("--ids", tandem.ids_text(ids), "--temperature", "0", "--max-tokens", "8", "--json")
         r = run("coordinator", "--config", cfg, "generate", *words, env={"TANDEM_LOG": "npu:info"})
