@@ -44,6 +44,10 @@ struct engine {
     uint64_t stats_serial;
     uint32_t stats_pending; /* bit per role */
     struct engine_process_stats *stats;
+    void (*stats_done)(void *ctx, const struct err *failed); /* of engine_stats_ask */
+    void *stats_ctx;
+    void (*stopping)(void *ctx);
+    void *stopping_ctx;
     uint32_t collect_pending; /* bit per role */
     double *collected[2];     /* npu_worker's, gpu_worker's */
 };
@@ -63,11 +67,26 @@ static void *waiter_main(void *arg)
     return NULL;
 }
 
+static void local_stats(struct engine *e, struct engine_process_stats *s);
+
+static void stats_finish(struct engine *e, const struct err *failed)
+{
+    void (*done)(void *ctx, const struct err *failed) = e->stats_done;
+    if (!done)
+        return;
+    if (!failed)
+        local_stats(e, e->stats);
+    e->stats_done = NULL;
+    e->stats = NULL;
+    done(e->stats_ctx, failed);
+}
+
 static void pipeline_failed(struct engine *e, const struct err *err)
 {
     if (e->failed.code)
         return;
     e->failed = *err;
+    stats_finish(e, &e->failed);
     if (e->schedule)
         schedule_fail(e->schedule, &e->failed);
 }
@@ -117,6 +136,8 @@ static void on_stats(void *ctx, enum msg_role role, const struct msg_stats *m)
     s->products = m->products;
     s->offloaded = m->offloaded;
     e->stats_pending &= ~(1u << role);
+    if (!e->stats_pending)
+        stats_finish(e, NULL);
 }
 
 static void on_collecting(void *ctx, enum msg_role role)
@@ -224,6 +245,11 @@ int engine_open(const struct config *c, const struct gguf *g, const struct engin
         r = open_caps(e, err);
     if (r == 0)
         r = schedule_open(&e->plan, &e->schedule, err);
+    if (r == 0 && o && o->started) {
+        e->stopping = o->stopping;
+        e->stopping_ctx = o->ctx;
+        r = o->started(o->ctx, e, err);
+    }
     if (r == 0)
         r = open_pipeline(e, o, err);
     if (r < 0) {
@@ -247,6 +273,10 @@ void engine_close(struct engine *e)
 {
     if (!e)
         return;
+    if (e->stopping)
+        e->stopping(e->stopping_ctx);
+    e->stats_done = NULL; /* whom it would tell is gone */
+    e->stats = NULL;
     watch_close(e->watch);
     if (e->supervise)
         supervise_stop(e->supervise);
@@ -277,6 +307,17 @@ void engine_close(struct engine *e)
 const struct plan *engine_plan(const struct engine *e)
 {
     return &e->plan;
+}
+
+struct uv_loop_s *engine_loop(struct engine *e)
+{
+    return &e->loop;
+}
+
+enum engine_state engine_state(const struct engine *e, const char **ret_reason)
+{
+    *ret_reason = e->failed.code ? e->failed.text : e->waiter_runs ? "ready" : "the stages start and load the model";
+    return e->failed.code ? ENGINE_FAILED : e->waiter_runs ? ENGINE_READY : ENGINE_LOADING;
 }
 
 const char *engine_finish_name(enum engine_finish f)
@@ -324,6 +365,21 @@ int engine_run(struct engine *e, struct err *err)
     while ((r = interrupted(e, err)) == 0 && schedule_active(e->schedule))
         uv_run(&e->loop, UV_RUN_ONCE);
     return r;
+}
+
+int engine_serve(struct engine *e, struct err *err)
+{
+    int r;
+    engine_pump(e);
+    while ((r = interrupted(e, err)) == 0)
+        uv_run(&e->loop, UV_RUN_ONCE);
+    return r;
+}
+
+void engine_pump(struct engine *e)
+{
+    if (!e->failed.code)
+        schedule_pump(e->schedule);
 }
 
 static void on_readable(uv_poll_t *p, int status, int events)
@@ -415,4 +471,26 @@ int engine_stats(struct engine *e, struct engine_process_stats *ret, struct err 
     e->stats = NULL;
     local_stats(e, ret);
     return r;
+}
+
+int engine_stats_ask(struct engine *e, struct engine_process_stats *ret, void (*done)(void *ctx, const struct err *failed),
+                     void *ctx, struct err *err)
+{
+    if (e->stats)
+        return err_set(err, -EBUSY, "statistics: asked for already");
+    int r = interrupted(e, err);
+    if (r < 0)
+        return r;
+    if (!e->waiter_runs)
+        return err_set(err, -EAGAIN, "statistics: the stages are starting");
+    memset(ret, 0, CONFIG_PROCESSES * sizeof(*ret));
+    e->stats_serial++;
+    e->stats_pending = (1u << MSG_ROLES) - 1;
+    r = supervise_request_stats(e->supervise, e->stats_serial, err);
+    if (r < 0)
+        return r;
+    e->stats = ret;
+    e->stats_done = done;
+    e->stats_ctx = ctx;
+    return 0;
 }

@@ -65,7 +65,7 @@ static const struct option_def defs[] = {
     OPTION("text", "TEXT", KIND_STRING, BIT(OPTIONS_TOKENIZE), text, 0, 0, "the text"),
     OPTION("no-markers", NULL, KIND_FLAG, BIT(OPTIONS_TOKENIZE), no_markers, 0, 0, "markers such as <start_of_turn> stay text, as in a user's message"),
     OPTION("model", "FILE", KIND_STRING, BIT(OPTIONS_SAMPLE_CONFIG), model, 0, 0, "the GGUF file to name in it (default model.gguf)"),
-    OPTION("json", NULL, KIND_FLAG, ALL & ~BIT(OPTIONS_CHAT) & ~BIT(OPTIONS_EVAL) & ~BIT(OPTIONS_SAMPLE_CONFIG), json, 0, 0, "print one JSON object instead of text"),
+    OPTION("json", NULL, KIND_FLAG, ALL & ~BIT(OPTIONS_CHAT) & ~BIT(OPTIONS_EVAL) & ~BIT(OPTIONS_SERVE) & ~BIT(OPTIONS_SAMPLE_CONFIG), json, 0, 0, "print one JSON object instead of text"),
 #undef OPTION
 };
 #define N_DEFS ARRAY_LEN(defs)
@@ -81,6 +81,7 @@ static const struct {
     [OPTIONS_IMATRIX] = {"imatrix", "--file TEXT --out FILE.gguf [options]",
                          "what enters each matrix while the model reads a text, for quantizer --imatrix"},
     [OPTIONS_BENCH] = {"bench", "[options]", "tokens/s of prompt and generation, time per stage, ring waits, memory"},
+    [OPTIONS_SERVE] = {"serve", "[--set http.KEY=VALUE]...", "an OpenAI-compatible HTTP server on 'http.listen', until a signal ends it"},
     [OPTIONS_PLAN] = {"plan", "[--json]", "the memory of each process against its cap, before anything is loaded"},
     [OPTIONS_TOKENIZE] = {"tokenize", "(--text TEXT | --file FILE) [options]", "token ids of a text, without <bos>"},
     [OPTIONS_DETOKENIZE] = {"detokenize", "--ids LIST [--json]", "the text of token ids"},

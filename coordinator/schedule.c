@@ -400,6 +400,8 @@ static void take_token(struct schedule *s, struct slot *slot, const float *row)
         return;
     }
     r->n_output++;
+    if (r->p.scored)
+        r->p.scored(r->p.ctx, s->sampler, id, row);
     if (r->p.token)
         r->p.token(r->p.ctx, id, r->n_output - 1);
     if (slot->req != r) /* the callback cancelled it */

@@ -211,3 +211,35 @@ int engine_stats(struct engine *e, struct engine_process_stats *ret, struct err 
     }
     return 0;
 }
+
+/* No command under test serves. */
+struct uv_loop_s *engine_loop(struct engine *e)
+{
+    (void)e;
+    return NULL;
+}
+
+enum engine_state engine_state(const struct engine *e, const char **ret_reason)
+{
+    (void)e;
+    *ret_reason = "ready";
+    return ENGINE_READY;
+}
+
+int engine_serve(struct engine *e, struct err *err)
+{
+    (void)e;
+    return err_set(err, -ENOTSUP, "the fake engine does not serve");
+}
+
+void engine_pump(struct engine *e)
+{
+    (void)e;
+}
+
+int engine_stats_ask(struct engine *e, struct engine_process_stats *ret, void (*done)(void *ctx, const struct err *failed),
+                     void *ctx, struct err *err)
+{
+    (void)e, (void)ret, (void)done, (void)ctx;
+    return err_set(err, -ENOTSUP, "the fake engine has no loop");
+}
