@@ -81,7 +81,7 @@ static void on_tick(uv_timer_t *t)
     for (struct connection *c = h->connections, *next; c; c = next) {
         next = c->next;
         struct http_exchange *x = c->x;
-        if ((!x || x->state == HTTP_READING) && now - c->since_ns > patience)
+        if ((!x || x->state == HTTP_READING || x->state == HTTP_REFUSED) && now - c->since_ns > patience)
             shutdown(c->fd, SHUT_RDWR);
         if (x && x->deadline_ns && now > x->deadline_ns) {
             x->deadline_ns = 0;

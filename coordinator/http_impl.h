@@ -43,7 +43,7 @@ struct http {
 
 enum http_state {
     HTTP_READING,
-    HTTP_REFUSED,  /* answered before its body */
+    HTTP_REFUSED,  /* status and body are there, but its own body may still come */
     HTTP_HANDLING, /* inside `handle` */
     HTTP_DEFERRED,
     HTTP_REPLIED, /* status and body are there, not queued */

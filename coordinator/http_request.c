@@ -2,7 +2,8 @@
  * Reads one request and refuses what no handler should see: framing that two readers could understand differently, pages of other
  * origins, missing keys, bodies beyond the limits. Called by libmicrohttpd inside MHD_run, on the loop's thread.
  *
- * A refusal before the body is there ends the connection; the body is not waited for. */
+ * A refusal is sent when the body was read and dropped: who is still sending may never see an answer. Where the body's end is not
+ * certain, is far away or waits for a "100 Continue", it is sent at once and ends the connection. */
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -12,7 +13,7 @@
 #include "proto/log.h"
 #include "proto/util.h"
 
-#define DROP_FACTOR 4u /* a body of unknown length is read up to so many times max_body for the sake of a polite answer */
+#define DROP_FACTOR 4u /* a body is read up to so many times max_body for the sake of an answer that arrives */
 
 struct connection *http_connection_of(struct MHD_Connection *mhd)
 {
@@ -59,8 +60,10 @@ static bool check_framing(struct http_exchange *x, uint64_t *ret_length)
         http_error(x, 501, NULL, "bad_request", "Transfer-Encoding: found '%.40s'; expected chunked", encoding);
     else if (length && (!*length || length[strspn(length, "0123456789")] || strlen(length) > 18))
         http_error(x, 400, NULL, "bad_request", "Content-Length: found '%.40s'; expected a number of bytes", length);
-    *ret_length = length ? strtoull(length, NULL, 10) : 0;
-    return x->state == HTTP_READING;
+    bool good = x->state == HTTP_READING;
+    *ret_length = good && length ? strtoull(length, NULL, 10) : 0;
+    x->close = !good || header(x, "Expect") || *ret_length > DROP_FACTOR * x->c->h->config->max_body;
+    return good;
 }
 
 /* "127.0.0.1", "[::1]" or "localhost", with or without a port: not a name that somebody else has pointed here. */
@@ -134,6 +137,7 @@ static bool begin(struct http_exchange *x, const char *url, const char *method)
     if (!check_framing(x, &length))
         return false;
     if (h->n_connections > h->config->max_connections) {
+        x->close = true;
         http_error(x, 503, NULL, "too_many_connections", "%u connections are open; 'http.max_connections' allows %u",
                    h->n_connections, h->config->max_connections);
         return false;
@@ -161,10 +165,10 @@ static enum MHD_Result begin_exchange(struct MHD_Connection *mhd, const char *ur
     c->x = x;
     c->h->n_exchanges++;
     *con_cls = x;
-    if (begin(x, url, method))
-        return MHD_YES;
-    x->close = true;
-    return http_send(x);
+    if (!begin(x, url, method) && x->close)
+        return http_send(x);
+    x->close = false;
+    return MHD_YES;
 }
 
 static void add_body(struct http_exchange *x, const char *data, size_t n)
@@ -221,6 +225,8 @@ enum MHD_Result http_on_request(void *cls, struct MHD_Connection *mhd, const cha
     if (*upload_size) {
         if (x->state == HTTP_READING)
             add_body(x, upload, *upload_size);
+        else
+            x->dropped += *upload_size;
         *upload_size = 0;
         return x->dropped > DROP_FACTOR * x->c->h->config->max_body ? MHD_NO : MHD_YES;
     }
