@@ -88,6 +88,7 @@ static void on_tick(uv_timer_t *t)
             x->work.expired(x->work.ctx);
         }
     }
+    http_run_soon(h); /* after a shortage of descriptors nothing else makes it listen again */
 }
 
 static void on_watch_closed(uv_handle_t *handle)
@@ -144,6 +145,7 @@ static void on_connection(void *cls, struct MHD_Connection *mhd, void **socket_c
     if (c->next)
         c->next->prev = c->prev;
     h->n_connections--;
+    h->woken = true;                                     /* at the limit, libmicrohttpd listens again with the next run only */
     uv_close((uv_handle_t *)&c->watch, on_watch_closed); /* leaves the loop's epoll now, before the socket is closed */
 }
 

@@ -58,7 +58,8 @@ struct http_exchange {
     char path[256];
     char origin[256]; /* answered with CORS headers; "" = none */
     char *body;
-    size_t n_body, room, dropped; /* dropped: of a body that is too large */
+    size_t n_body, room, dropped; /* dropped: bytes of a body that is not kept */
+    bool overloaded;              /* why: others held the memory */
     bool suspended, cut;          /* cut: end the connection */
     bool close;                   /* after the answer */
     unsigned status, retry_after;

@@ -171,19 +171,27 @@ static enum MHD_Result begin_exchange(struct MHD_Connection *mhd, const char *ur
     return MHD_YES;
 }
 
+/* The rest of the body is not kept, nor what came before it. */
+static void drop_body(struct http_exchange *x, size_t n)
+{
+    x->dropped += x->n_body + n;
+    http_drop_body(x);
+}
+
 static void add_body(struct http_exchange *x, const char *data, size_t n)
 {
     struct http *h = x->c->h;
     size_t limit = h->config->max_body;
     if (x->dropped || n > limit - x->n_body) {
-        x->dropped += n;
+        drop_body(x, n);
         return;
     }
     if (x->n_body + n + 1 > x->room) {
         size_t room = MIN(MAX(2 * x->room, MAX(x->n_body + n + 1, (size_t)4096)), limit + 1);
         char *p = h->body_bytes + room - x->room <= HTTP_BODIES * (limit + 1) ? realloc(x->body, room) : NULL;
         if (!p) {
-            x->dropped = n; /* told apart by n_body + n <= limit */
+            x->overloaded = true;
+            drop_body(x, n);
             return;
         }
         h->body_bytes += room - x->room;
@@ -199,12 +207,11 @@ static void handle(struct http_exchange *x)
 {
     struct http *h = x->c->h;
     x->state = HTTP_HANDLING;
-    if (x->dropped && x->n_body + x->dropped > h->config->max_body) {
+    if (x->dropped && (!x->overloaded || x->dropped > h->config->max_body)) {
         http_error(x, 413, NULL, "body_too_large", "the body has more bytes than the %llu that 'http.max_body' allows",
                    (unsigned long long)h->config->max_body);
     } else if (x->dropped) {
         http_error(x, 503, NULL, "overloaded", "other requests hold the memory for bodies; try again");
-        x->retry_after = 1;
     } else {
         h->n_requests++;
         h->handle(h->ctx, x);
