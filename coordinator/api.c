@@ -205,6 +205,7 @@ void api_close(struct api *a)
     api_stats_close(a);
     http_close(a->http, FLUSH_MS);
     free(a->stats);
+    api_format_free(a);
     free(a);
 }
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * What the files of the API share: api.c (routes), api_params.c and api_prompt.c (JSON to request), api_job.c (its answers as they
- * grow), api_json.c (answers to JSON), api_stats.c, api_tokens.c. */
+ * What the files of the API share: api.c (routes), api_params.c, api_format.c and api_prompt.c (JSON to request), api_job.c (its
+ * answers as they grow), api_json.c (answers to JSON), api_stats.c, api_tokens.c. */
 #ifndef TANDEM_COORDINATOR_API_IMPL_H
 #define TANDEM_COORDINATOR_API_IMPL_H
 
@@ -21,6 +21,7 @@
 #define API_MAX_CHOICES 128u
 #define API_MAX_BIAS 1024u
 
+struct api_choice;
 struct api_job;
 
 struct api {
@@ -34,6 +35,7 @@ struct api {
     uint32_t n_running; /* choices that the engine has, waiting ones too */
     struct api_job *jobs;
     uint64_t n_prompt, n_output; /* tokens of requests that ended */
+    struct api_words *words;     /* NULL: no answer was bound to a format yet */
     struct api_stats *stats;     /* NULL: nobody waits */
 };
 
@@ -59,9 +61,18 @@ struct api_params {
     uint32_t n, max_tokens;
     bool stream, include_usage, logprobs, no_special, has_seed;
     uint32_t top_logprobs;
+    struct grammar *grammar; /* owned; NULL: any text */
+    uint32_t grammar_rule;
 };
+void api_params_free(struct api_params *p); /* what it owns */
 /* j: an object, borrowed as long as ret. */
 int api_params_read(const struct api *a, enum api_kind kind, json_t *j, struct api_params *ret, struct api_refusal *why);
+
+/* ---- api_format.c: answers that fit a grammar */
+int api_format_read(const struct api *a, json_t *format, struct api_params *p, struct api_refusal *why); /* response_format */
+void api_format_mask(void *choice, float *logits, uint32_t vocab);                                       /* of sample_params */
+int api_format_take(struct api_choice *c, uint32_t id, struct err *err); /* every token of the answer */
+void api_format_free(struct api *a);
 
 /* ---- api_prompt.c */
 struct api_prompt {
@@ -87,6 +98,7 @@ struct api_choice {
     uint32_t index, prompt;
     struct request *request; /* NULL: not running */
     struct detokenizer *detokenizer;
+    struct grammar_state *state; /* of the answer, from its first token to its last; NULL without a format */
     char *text;
     size_t n_text, text_room;
     size_t released; /* bytes that no stop string can take back */

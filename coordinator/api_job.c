@@ -10,6 +10,7 @@
 #include <time.h>
 
 #include "coordinator/api_impl.h"
+#include "coordinator/grammar.h"
 #include "coordinator/tokenizer.h"
 #include "proto/config.h"
 #include "proto/util.h"
@@ -19,12 +20,14 @@ static void job_free(struct api_job *job)
     for (uint32_t i = 0; i < job->n_choices; i++) {
         struct api_choice *c = &job->choices[i];
         detokenizer_close(c->detokenizer);
+        grammar_state_close(c->state);
         free(c->text);
         free(c->tokens);
         free(c->top);
     }
     free(job->choices);
     free(job->out);
+    api_params_free(&job->params);
     json_decref(job->json);
     free(job);
 }
@@ -129,6 +132,11 @@ static void on_token(void *ctx, uint32_t id, uint32_t index)
         out_of_memory(c->job);
         return;
     }
+    struct err err = {0};
+    if (c->job->params.grammar && api_format_take(c, id, &err) < 0) {
+        fail(c->job, 500, &err);
+        return;
+    }
     grow(c, detokenizer_push(c->detokenizer, id));
     if (c->job->params.logprobs && c->n_tokens)
         c->tokens[c->n_tokens - 1].end = c->n_text;
@@ -146,6 +154,8 @@ static void on_finished(void *ctx, const struct request_result *r)
     c->finished = true;
     job->api->n_running--;
     job->n_unfinished--;
+    grammar_state_close(c->state);
+    c->state = NULL;
     if (!c->stopped && r->finish != ENGINE_FINISH_CANCELLED)
         grow(c, detokenizer_finish(c->detokenizer));
     c->released = c->n_text;
@@ -258,16 +268,20 @@ static int submit(struct api_job *job, const struct api_prompt *prompts, struct 
     job->submitting = true;
     for (uint32_t i = 0; i < job->n_choices && r == 0; i++) {
         struct api_choice *c = &job->choices[i];
-        const struct request_params q = {.ids = prompts[c->prompt].ids,
-                                         .n_ids = prompts[c->prompt].n,
-                                         .max_tokens = job->params.max_tokens,
-                                         .sample = job->params.sample,
-                                         .choice = i % job->params.n,
-                                         .scored = job->params.logprobs ? on_scored : NULL,
-                                         .token = on_token,
-                                         .finished = on_finished,
-                                         .is_end = is_end,
-                                         .ctx = c};
+        struct request_params q = {.ids = prompts[c->prompt].ids,
+                                   .n_ids = prompts[c->prompt].n,
+                                   .max_tokens = job->params.max_tokens,
+                                   .sample = job->params.sample,
+                                   .choice = i % job->params.n,
+                                   .scored = job->params.logprobs ? on_scored : NULL,
+                                   .token = on_token,
+                                   .finished = on_finished,
+                                   .is_end = is_end,
+                                   .ctx = c};
+        if (job->params.grammar) {
+            q.sample.mask = api_format_mask;
+            q.sample.mask_ctx = c;
+        }
         r = engine_submit(a->engine, &q, &c->request, &err);
         a->n_running += r == 0;
         job->n_unfinished += r == 0;

@@ -9,6 +9,7 @@
 #include <sys/random.h>
 
 #include "coordinator/api_impl.h"
+#include "coordinator/grammar.h"
 #include "coordinator/tokenizer.h"
 #include "proto/util.h"
 
@@ -186,6 +187,12 @@ static int read_special(const struct api *a, const struct member *m, json_t *v, 
     return 0;
 }
 
+static int read_format(const struct api *a, const struct member *m, json_t *v, struct api_params *p, struct api_refusal *why)
+{
+    (void)m;
+    return api_format_read(a, v, p, why);
+}
+
 static int read_user(const struct api *a, const struct member *m, json_t *v, struct api_params *p, struct api_refusal *why)
 {
     (void)a, (void)p;
@@ -216,6 +223,7 @@ static const struct member members[] = {
     {"stream_options", RUNS, TYPE_OTHER, 0, 0, 0, read_stream_options},
     {"logprobs", RUNS, TYPE_OTHER, 0, 0, 0, read_logprobs},
     {"top_logprobs", BIT(API_CHAT), TYPE_U32, 0, API_MAX_TOP, AT(top_logprobs), NULL},
+    {"response_format", RUNS, TYPE_OTHER, 0, 0, 0, read_format},
     {"user", RUNS, TYPE_OTHER, 0, 0, 0, read_user},
 };
 
@@ -230,7 +238,6 @@ static const struct {
     {"metadata", {"{}", "{}"}},
     {"modalities", {"[\"text\"]", "[\"text\"]"}},
     {"parallel_tool_calls", {"true", "false"}},
-    {"response_format", {"{\"type\": \"text\"}", "{\"type\": \"text\"}"}},
     {"service_tier", {"\"auto\"", "\"default\""}},
     {"store", {"false", "false"}},
     {"suffix", {"\"\"", "\"\""}},
@@ -318,7 +325,13 @@ static int check(const struct api_params *p, struct api_refusal *why)
     return 0;
 }
 
-int api_params_read(const struct api *a, enum api_kind kind, json_t *j, struct api_params *ret, struct api_refusal *why)
+void api_params_free(struct api_params *p)
+{
+    grammar_close(p->grammar);
+    p->grammar = NULL;
+}
+
+static int read_all(const struct api *a, enum api_kind kind, json_t *j, struct api_params *ret, struct api_refusal *why)
 {
     const char *name;
     json_t *v;
@@ -337,4 +350,12 @@ int api_params_read(const struct api *a, enum api_kind kind, json_t *j, struct a
         ret->sample.seed = util_now_ns();
     ret->sample.bias = ret->bias;
     return check(ret, why);
+}
+
+int api_params_read(const struct api *a, enum api_kind kind, json_t *j, struct api_params *ret, struct api_refusal *why)
+{
+    int r = read_all(a, kind, j, ret, why);
+    if (r < 0)
+        api_params_free(ret);
+    return r;
 }

@@ -2,9 +2,9 @@
  * From one row of logits to a token. Called by schedule.c on the loop's thread; it keeps no state between tokens, allocates
  * only in sampler_open, and never fails: a row of nothing but NaN and -inf gives id 0.
  *
- * Steps, in the order of llama.cpp's default chain: repetition penalty on the logits, presence and frequency penalty, bias; the
- * top_k highest; the shortest prefix of these whose probability (softmax of what is left, temperature 1) reaches top_p; those at
- * least min_p times as probable as the best; softmax at the temperature; one uniform number decides. Candidates are ordered by
+ * Steps, in the order of llama.cpp's default chain: repetition penalty on the logits, presence and frequency penalty, bias, mask;
+ * the top_k highest; the shortest prefix of these whose probability (softmax of what is left, temperature 1) reaches top_p; those
+ * at least min_p times as probable as the best; softmax at the temperature; one uniform number decides. Candidates are ordered by
  * logit, then by lower id, so the result is a function of its arguments alone. NaN counts as -inf, +inf as the largest finite
  * value.
  *
@@ -148,7 +148,7 @@ static const float *adjust(struct sampler *s, const struct sample_params *p, con
 {
     bool repeated = p->repeat_penalty != 1.0f && p->repeat_last && n;
     bool output = (p->presence_penalty != 0.0f || p->frequency_penalty != 0.0f) && MIN(n, n_output);
-    if (!repeated && !output && !p->n_bias)
+    if (!repeated && !output && !p->n_bias && !p->mask)
         return logits;
     memcpy(s->penalised, logits, s->vocab * sizeof(*logits));
     if (repeated)
@@ -159,6 +159,8 @@ static const float *adjust(struct sampler *s, const struct sample_params *p, con
         if (p->bias[i].id < s->vocab)
             s->penalised[p->bias[i].id] += p->bias[i].bias;
     }
+    if (p->mask)
+        p->mask(p->mask_ctx, s->penalised, s->vocab);
     return s->penalised;
 }
 

@@ -32,6 +32,10 @@ struct sample_params {
     float frequency_penalty;        /* 0 = none; taken once for each time that the output has it */
     const struct sample_bias *bias; /* [n_bias]; borrowed as long as the request lives */
     uint32_t n_bias;
+    /* May be NULL: sets the logits of tokens that may not come to -INFINITY, last of all changes. Must leave one, and be a function
+     * of the output so far. */
+    void (*mask)(void *ctx, float *logits, uint32_t vocab);
+    void *mask_ctx;
     uint64_t seed;
 };
 void sample_params_default(

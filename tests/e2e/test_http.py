@@ -184,6 +184,55 @@ def test_stop_strings():
               whole[:whole.index(whole[20:24])], "sixteen")
 
 
+PERSON = {"type": "object", "additionalProperties": False, "required": ["name", "tags", "sub"],
+          "properties": {"name": {"type": "string", "minLength": 1, "maxLength": 20}, "age": {"type": "integer"},
+                         "tags": {"type": "array", "items": {"enum": ["red", "green", "greenish"]}, "minItems": 1, "maxItems": 3},
+                         "sub": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/sub"}]}, "ok": {"type": "boolean"}},
+          "$defs": {"sub": {"type": "object", "properties": {"x": {"type": "number"}}, "required": ["x"], "additionalProperties": False}}}
+
+
+def is_person(text):
+    j = json.loads(text)
+    sub = j["sub"]
+    return (list(j) == [k for k in PERSON["properties"] if k in j] and {"name", "tags", "sub"} <= set(j) and 1 <= len(j["name"]) <= 20
+            and isinstance(j.get("age", 0), int) and 1 <= len(j["tags"]) <= 3 and set(j["tags"]) <= {"red", "green", "greenish"}
+            and (sub is None or list(sub) == ["x"] and isinstance(sub["x"], (int, float))) and isinstance(j.get("ok", True), bool))
+
+
+def test_formats():
+    schema = {"type": "json_schema", "json_schema": {"name": "person", "strict": True, "schema": PERSON}}
+    with Server() as s:
+        for seed in range(12):
+            params = {"seed": seed, "max_tokens": 400, "temperature": [0, 0.7, 1, 2][seed % 4], "response_format": schema}
+            want = plain(s.chat("Tell me about Tom, as JSON.", n=2, logprobs=True, **params))
+            for c in want[0]:
+                check(c["finish_reason"] == "stop" and is_person(c["text"]), c["text"], c["finish_reason"])
+            got = joined(s.stream("/v1/chat/completions", messages=user("Tell me about Tom, as JSON."), n=2, logprobs=True,
+                                  stream_options={"include_usage": True}, **params))
+            check(got == want, str(got)[:2000], str(want)[:2000])
+        text = s.complete("A person: ", response_format=schema, max_tokens=400, seed=1)["choices"][0]["text"]
+        check(is_person(text), text)
+        ends = 0
+        for seed in range(12):
+            c = s.chat("Tell me about Tom, as JSON.", seed=seed, max_tokens=150, response_format={"type": "json_object"})["choices"][0]
+            check(c["message"]["content"].startswith("{"), c)
+            if c["finish_reason"] == "stop":
+                check(isinstance(json.loads(c["message"]["content"]), dict), c)
+                ends += 1
+        print(f"  {ends} of 12 objects came to their end")
+        check(s.chat("Hi", seed=1, max_tokens=5, response_format={"type": "text"})["choices"] ==
+              s.chat("Hi", seed=1, max_tokens=5)["choices"], "text is no format")
+        endless = {"type": "object", "properties": {"n": {"$ref": "#"}}, "required": ["n"]}
+        status, j = s.post("/v1/chat/completions", {"messages": user("x"), "response_format":
+                                                    {"type": "json_schema", "json_schema": {"schema": endless}}})
+        check(status == 500 and "no end" in j["error"]["message"], status, j)
+        for bad, words in (({"type": "xml"}, "json_object"), ({}, "json_object"), ("json", "json_object"), ({"type": "json_schema"}, "json_schema"),
+                           ({"type": "json_schema", "json_schema": {"schema": {"type": "string", "pattern": "x"}}}, "'pattern' is not supported"),
+                           ({"type": "json_schema", "json_schema": {"schema": {"$ref": "#"}}}, "comes back to itself")):
+            status, j = s.post("/v1/chat/completions", {"messages": user("x"), "response_format": bad})
+            check(status == 400 and j["error"]["param"] == "response_format" and words in j["error"]["message"], bad, status, j)
+
+
 def test_conversation():
     with Server(context=64) as s:
         turns = user("Hi") + [{"role": "assistant", "content": "Hello.", "refusal": None, "tool_calls": None}] + user("A cat?")

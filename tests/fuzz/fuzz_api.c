@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "coordinator/api_impl.h"
+#include "coordinator/grammar.h"
 #include "coordinator/tokenizer.h"
 #include "model/gguf.h"
 #include "tests/coordinator/vocab_file.h"
@@ -82,6 +83,43 @@ static void make_prompts(const struct api_params *p)
     api_prompts_free(prompts, n);
 }
 
+/* A walk along what the grammar allows ends in something that jansson reads, or is long. */
+static void try_grammar(const struct api_params *p, uint32_t seed)
+{
+    char text[4096];
+    struct grammar_state *s;
+    size_t n = 0;
+    if (grammar_state_open(p->grammar, p->grammar_rule, &s) < 0)
+        abort();
+    while (n < sizeof(text) && !grammar_state_complete(s)) {
+        unsigned tried = 0;
+        for (; tried < 320; tried++) {
+            struct grammar_state *next;
+            seed = seed * 1664525u + 1013904223u;
+            text[n] = (char)(tried < 64 ? "\"\"}]]}:,{[0eatrufalsn "[(seed >> 16) % 22] : (char)(tried - 64));
+            if (grammar_state_open(p->grammar, p->grammar_rule, &next) < 0)
+                abort();
+            bool may = grammar_state_feed(next, text, n + 1);
+            grammar_state_close(next);
+            if (may)
+                break;
+        }
+        if (tried == 320 && n < 60) /* later, a schema without an end may have met the limit of nesting */
+            abort();
+        if (tried == 320)
+            break;
+        if (!grammar_state_feed(s, text + n++, 1))
+            abort();
+        if (n > 200)
+            break;
+    }
+    json_t *j = grammar_state_complete(s) ? json_loadb(text, n, JSON_DECODE_ANY | JSON_ALLOW_NUL, NULL) : json_null();
+    if (!j)
+        abort();
+    json_decref(j);
+    grammar_state_close(s);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static struct api_params p;
@@ -99,6 +137,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             check_params(&p);
             if (kind != API_DETOKENIZE)
                 make_prompts(&p);
+            if (p.grammar)
+                try_grammar(&p, data[0] / 4);
+            api_params_free(&p);
         }
     }
     json_decref(j);

@@ -67,6 +67,15 @@ const tests = {
             text += e.choices[0].text;
         assert.equal(text, a.choices[1].text);
     },
+    async schema() {
+        const schema = { type: 'object', properties: { color: { enum: ['red', 'blue'] }, count: { type: 'integer' } },
+            required: ['color', 'count'], additionalProperties: false };
+        const a = await client.chat.completions.create({ model, messages, max_tokens: 100,
+            response_format: { type: 'json_schema', json_schema: { name: 'kite', strict: true, schema } } });
+        const kite = JSON.parse(a.choices[0].message.content);
+        assert.deepEqual(Object.keys(kite), ['color', 'count']);
+        assert.ok(['red', 'blue'].includes(kite.color) && Number.isInteger(kite.count));
+    },
     async errors() {
         const bad = (extra) => client.chat.completions.create({ model, messages, max_tokens: 1, ...extra });
         await assert.rejects(bad({ temperature: 9 }), (e) => e instanceof OpenAI.BadRequestError && e.param === 'temperature');
