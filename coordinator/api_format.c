@@ -56,12 +56,12 @@ static void words_free(struct api_words *w)
 /* The bytes of all tokens by id, and where each begins. */
 static bool collect(const struct tokenizer *t, uint32_t vocab, char **ret_bytes, uint32_t *offset)
 {
-    size_t room = 0, n = 0;
-    char *bytes = NULL, token[TOKEN_BYTES];
-    for (uint32_t id = 0; id < vocab; id++) {
+    size_t room = 8 * (size_t)vocab, n = 0;
+    char *bytes = malloc(room + 1), token[TOKEN_BYTES];
+    for (uint32_t id = 0; bytes && id < vocab; id++) {
         size_t length = tokenizer_is_end(t, id) ? 0 : tokenizer_bytes(t, id, token, sizeof(token));
         if (n + length > room) {
-            char *p = realloc(bytes, room = 2 * (n + length) + 4096);
+            char *p = realloc(bytes, room = 2 * (n + length));
             if (!p) {
                 free(bytes);
                 return false;

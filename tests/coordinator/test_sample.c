@@ -298,6 +298,39 @@ static void test_bias(void **state)
     sampler_close(s);
 }
 
+static void leave_even(void *ctx, float *logits, uint32_t vocab)
+{
+    ++*(unsigned *)ctx;
+    for (uint32_t i = 1; i < vocab; i += 2)
+        logits[i] = -INFINITY;
+}
+
+/* The mask has the last word, and the filters see what it leaves. */
+static void test_mask(void **state)
+{
+    (void)state;
+    float row[VOCAB], before[VOCAB];
+    unsigned counts[VOCAB], calls = 0, odd = 0, kinds = 0;
+    const struct sample_bias bias[] = {{21, 50.0f}};
+    struct sample_params p = plain;
+    make_row(row);
+    memcpy(before, row, sizeof(row));
+    p.top_k = 8;
+    p.bias = bias;
+    p.n_bias = 1;
+    p.mask = leave_even;
+    p.mask_ctx = &calls;
+    draw(&p, row, counts);
+    for (uint32_t i = 0; i < VOCAB; i++) {
+        odd += i % 2 ? counts[i] : 0;
+        kinds += counts[i] > 0;
+    }
+    assert_int_equal(odd, 0);
+    assert_int_equal(kinds, 8);
+    assert_int_equal(calls, DRAWS);
+    assert_memory_equal(row, before, sizeof(row));
+}
+
 /* Against sample_nll, which sums by itself. */
 static void test_logprobs(void **state)
 {
@@ -400,12 +433,19 @@ static void test_check(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_distribution),   cmocka_unit_test(test_greedy),
-        cmocka_unit_test(test_all_candidates), cmocka_unit_test(test_ties_at_the_edge_of_top_k),
-        cmocka_unit_test(test_reproducible),   cmocka_unit_test(test_known_answer),
-        cmocka_unit_test(test_penalty),        cmocka_unit_test(test_output_penalties),
-        cmocka_unit_test(test_bias),           cmocka_unit_test(test_logprobs),
-        cmocka_unit_test(test_broken_rows),    cmocka_unit_test(test_nll),
+        cmocka_unit_test(test_distribution),
+        cmocka_unit_test(test_greedy),
+        cmocka_unit_test(test_all_candidates),
+        cmocka_unit_test(test_ties_at_the_edge_of_top_k),
+        cmocka_unit_test(test_reproducible),
+        cmocka_unit_test(test_known_answer),
+        cmocka_unit_test(test_penalty),
+        cmocka_unit_test(test_output_penalties),
+        cmocka_unit_test(test_bias),
+        cmocka_unit_test(test_mask),
+        cmocka_unit_test(test_logprobs),
+        cmocka_unit_test(test_broken_rows),
+        cmocka_unit_test(test_nll),
         cmocka_unit_test(test_check),
     };
     return cmocka_run_group_tests_name("sample", tests, NULL, NULL);
