@@ -139,7 +139,6 @@ void api_jobs_fail(struct api *a, unsigned status, const struct err *why);
 char *api_json_answer(const struct api_job *job);
 /* The next events of a stream, "" when there is nothing new; marks what it took as sent. */
 char *api_json_events(struct api_job *job);
-bool api_json_events_done(const struct api_job *job);
 
 /* ---- api_tokens.c */
 void api_tokenize(struct api *a, struct http_exchange *x, json_t *j);

@@ -238,8 +238,3 @@ char *api_json_events(struct api_job *job)
     free(text);
     return NULL;
 }
-
-bool api_json_events_done(const struct api_job *job)
-{
-    return job->done_sent;
-}
