@@ -375,15 +375,15 @@ static void bench_attn(struct pool *pool, const struct options *o)
 
 static void bench_vec(const struct options *o)
 {
-    enum { N = 6912, ROWS = 64 };
+    enum { N = 6912, ROWS = 64, HEAD = 128 };
     float *x = random_floats(N * ROWS), *u = random_floats(N * ROWS), *y = map(N * ROWS * sizeof(float));
     void *act = map(gemm_act_bytes(QUANT_Q8_0, N));
     printf("\nelement-wise, one thread: G elements/s\n");
     for (int v = 1; v < VARIANTS; v++) {
         const struct cpu_kernels *k = wanted(o->variant, names[v]) ? cpu_select(names[v]) : NULL;
-        double best[3] = {0};
+        double best[4] = {0};
         for (int r = 0; k && r < o->rounds; r++) {
-            double t[4] = {now()};
+            double t[5] = {now()};
             for (size_t i = 0; i < ROWS; i++)
                 k->vec->rmsnorm(x + i * N, u, N, 1e-6f, y + i * N);
             t[1] = now();
@@ -393,13 +393,17 @@ static void bench_vec(const struct options *o)
             for (size_t i = 0; i < ROWS; i++)
                 k->gemm->prepare(QUANT_Q8_0, x + i * N, N, act);
             t[3] = now();
-            for (int i = 0; i < 3; i++) {
+            for (size_t i = 0; i + HEAD <= N * ROWS; i += HEAD)
+                k->vec->rope(y + i, HEAD, u, u + HEAD / 2);
+            t[4] = now();
+            for (int i = 0; i < 4; i++) {
                 double g = (double)N * ROWS / (t[i + 1] - t[i]) / 1e9;
                 best[i] = g > best[i] ? g : best[i];
             }
         }
         if (k)
-            printf("  %-6s rmsnorm %6.2f   geglu %6.2f   quantize activations %6.2f\n", names[v], best[0], best[1], best[2]);
+            printf("  %-6s rmsnorm %6.2f   geglu %6.2f   quantize activations %6.2f   rope %6.2f\n", names[v], best[0], best[1],
+                   best[2], best[3]);
     }
 }
 

@@ -48,8 +48,7 @@ static void health(struct api *a, struct http_exchange *x)
     if (state == ENGINE_READY)
         api_answer_json(x, 200, json_pack("{s:s}", "status", "ok"));
     else
-        api_answer_json(x, 503,
-                        json_pack("{s:s, s:s}", "status", state == ENGINE_LOADING ? "loading" : "failed", "reason", reason));
+        api_answer_json(x, 503, json_pack("{s:s, s:s}", "status", engine_state_name(state), "reason", reason));
 }
 
 static json_t *model_json(const struct api *a)
@@ -92,13 +91,14 @@ static json_t *read_body(struct http_exchange *x)
     return NULL;
 }
 
+/* While a stage that ended is started again, requests wait in the queue. */
 static bool ready(struct api *a, struct http_exchange *x)
 {
     const char *reason;
     enum engine_state state = engine_state(a->engine, &reason);
-    if (state == ENGINE_READY)
+    if (state == ENGINE_READY || state == ENGINE_RECOVERING)
         return true;
-    http_error(x, 503, NULL, state == ENGINE_LOADING ? "loading" : "failed", "not ready: %s", reason);
+    http_error(x, 503, NULL, engine_state_name(state), "not ready: %s", reason);
     return false;
 }
 
@@ -120,7 +120,7 @@ static const struct {
 } routes[] = {
     {"/health", health, NULL, false},
     {"/v1/models", models, NULL, false},
-    {"/v1/stats", api_stats, NULL, true},
+    {"/v1/stats", api_stats, NULL, false},
     {"/v1/chat/completions", NULL, chat, true},
     {"/v1/completions", NULL, complete, true},
     {"/tokenize", NULL, api_tokenize, false},
@@ -181,7 +181,7 @@ int api_open(const struct config *c, struct engine *e, const struct tokenizer *t
     struct api *a = calloc(1, sizeof(*a));
     if (!a)
         return err_set(err, -ENOMEM, "HTTP server: out of memory");
-    *a = (struct api){.config = c, .engine = e, .tokenizer = t, .started_ns = util_now_ns()};
+    *a = (struct api){.config = c, .engine = e, .tokenizer = t};
     set_model(a);
     int r = utf8_valid(a->model, strlen(a->model))
                 ? 0
@@ -204,7 +204,6 @@ void api_close(struct api *a)
     api_jobs_fail(a, 503, &why);
     api_stats_close(a);
     http_close(a->http, FLUSH_MS);
-    free(a->stats);
     api_format_free(a);
     free(a);
 }

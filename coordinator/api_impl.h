@@ -21,6 +21,7 @@
 #define API_MAX_CHOICES 128u
 #define API_MAX_BIAS 1024u
 
+struct api_asking;
 struct api_choice;
 struct api_job;
 
@@ -30,13 +31,11 @@ struct api {
     const struct tokenizer *tokenizer;
     struct http *http;
     char model[128];
-    int64_t created; /* time of the model's file */
-    uint64_t started_ns;
+    int64_t created;    /* time of the model's file */
     uint32_t n_running; /* choices that the engine has, waiting ones too */
     struct api_job *jobs;
-    uint64_t n_prompt, n_output; /* tokens of requests that ended */
-    struct api_words *words;     /* NULL: no answer was bound to a format yet */
-    struct api_stats *stats;     /* NULL: nobody waits */
+    struct api_words *words;   /* NULL: no answer was bound to a format yet */
+    struct api_asking *asking; /* for statistics */
 };
 
 /* ---- api_params.c: every member of a request is read, or refused by name */

@@ -163,7 +163,7 @@ static void on_finished(void *ctx, const struct request_result *r)
     if (r->finish == ENGINE_FINISH_ERROR) {
         struct err unknown = {.code = -EIO, .text = "the request failed"};
         const char *reason;
-        fail(job, engine_state(job->api->engine, &reason) == ENGINE_READY ? 500 : 503, r->err ? r->err : &unknown);
+        fail(job, engine_state(job->api->engine, &reason) == ENGINE_FAILED ? 503 : 500, r->err ? r->err : &unknown);
     }
     if (!job->submitting && job->x && (job->n_unfinished == 0 || job->params.stream))
         answer(job);
@@ -214,9 +214,6 @@ static void on_ended(void *ctx)
     *(job->prev ? &job->prev->next : &a->jobs) = job->next;
     if (job->next)
         job->next->prev = job->prev;
-    a->n_prompt += job->n_prompt_tokens;
-    for (uint32_t i = 0; i < job->n_choices; i++)
-        a->n_output += job->choices[i].n_output;
     job_free(job);
 }
 
@@ -273,6 +270,7 @@ static int submit(struct api_job *job, const struct api_prompt *prompts, struct 
                                    .max_tokens = job->params.max_tokens,
                                    .sample = job->params.sample,
                                    .choice = i % job->params.n,
+                                   .no_journal = true,
                                    .scored = job->params.logprobs ? on_scored : NULL,
                                    .token = on_token,
                                    .finished = on_finished,

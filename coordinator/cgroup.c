@@ -26,7 +26,9 @@ struct cgroup {
     char home[PATH_MAX - 64];   /* our own group, when we came */
     char parent[PATH_MAX - 64]; /* it, or the root of the hierarchy */
     char path[PATH_MAX + 64];   /* <parent>/tandem-<pid> */
+    char root[1024];            /* of the hierarchy */
     bool enabled;               /* the memory controller for children of parent, by us */
+    bool dmem, dmem_enabled;    /* children have the dmem controller; parent's by us */
     char children[CHILDREN_MAX][32];
     int n_children;
     bool has_self;
@@ -138,6 +140,16 @@ static int enable_memory(struct cgroup *g)
     return r < 0 ? r : write_file(g->path, "cgroup.subtree_control", "+memory");
 }
 
+/* v2: likewise the dmem controller, where the kernel has one. */
+static void enable_dmem(struct cgroup *g)
+{
+    if (!has_word(g->parent, "cgroup.controllers", "dmem"))
+        return;
+    if (!has_word(g->parent, "cgroup.subtree_control", "dmem"))
+        g->dmem_enabled = write_file(g->parent, "cgroup.subtree_control", "+dmem") == 0;
+    g->dmem = write_file(g->path, "cgroup.subtree_control", "+dmem") == 0;
+}
+
 static int try_parent(struct cgroup *g, const char *parent, struct err *err)
 {
     snprintf(g->parent, sizeof(g->parent), "%s", parent);
@@ -152,6 +164,8 @@ static int try_parent(struct cgroup *g, const char *parent, struct err *err)
     snprintf(probe, sizeof(probe), "%s/%s", g->path, g->v2 ? "memory.max" : "memory.limit_in_bytes");
     if (r == 0 && access(probe, W_OK) < 0)
         r = -errno;
+    if (r == 0 && g->v2)
+        enable_dmem(g);
     if (r == 0)
         return 0;
     rmdir(g->path);
@@ -173,6 +187,7 @@ static int try_open(struct cgroup *g, const char *proc, bool v2, struct err *err
     if (!find_mount(proc, v2, mount, sizeof(mount)) || !find_self(proc, v2, self, sizeof(self)))
         return err_set(err, -ENOTSUP, "no memory controller of cgroup %s here", v2 ? "v2" : "v1");
     snprintf(g->home, sizeof(g->home), "%s%s", mount, self);
+    snprintf(g->root, sizeof(g->root), "%s", mount);
     int r = try_parent(g, g->home, err);
     if (r < 0 && v2 && *self && geteuid() == 0)
         r = try_parent(g, mount, err);
@@ -263,37 +278,78 @@ static int set_caps(const struct cgroup *g, const char *dir, uint64_t cap)
     if (r == 0 && g->v2) {
         write_file(dir, "memory.swap.max", "0");  /* absent without swap */
         write_file(dir, "memory.oom.group", "1"); /* nothing of a stage outlives a kill for its cap */
-    } else if (r == 0)
+    } else if (r == 0) {
         write_file(dir, "memory.swappiness", "0");
+        write_file(dir, "memory.memsw.limit_in_bytes", text); /* memory and swap together: what is swapped out counts on */
+    }
     return r;
+}
+
+bool cgroup_cap_device(struct cgroup *g, const char *name, uint64_t cap)
+{
+    char path[PATH_MAX + 192], region[128], text[192];
+    uint64_t capacity;
+    bool held = false;
+    snprintf(path, sizeof(path), "%s/dmem.capacity", g->root);
+    FILE *f = g->dmem ? fopen(path, "re") : NULL;
+    snprintf(path, sizeof(path), "%s/%s", g->path, name);
+    while (f && fscanf(f, "%127s %" SCNu64, region, &capacity) == 2) { /* "drm/0000:03:00.0/vram0 8514437120" */
+        snprintf(text, sizeof(text), "%s %" PRIu64, region, cap);
+        held |= write_file(path, "dmem.max", text) == 0;
+    }
+    if (f)
+        fclose(f);
+    return held;
+}
+
+static int add_child(struct cgroup *g, const char *name, const char *dir, uint64_t cap, struct err *err)
+{
+    if (g->n_children == CHILDREN_MAX)
+        return err_set(err, -ENOSPC, "cgroup '%s' has %d children already", g->path, CHILDREN_MAX);
+    if (mkdir(dir, 0755) < 0 && errno != EEXIST)
+        return err_set_errno(err, -errno, "cgroup '%s' cannot be made", dir);
+    snprintf(g->children[g->n_children++], sizeof(g->children[0]), "%s", name);
+    int r = set_caps(g, dir, cap);
+    return r < 0 ? err_set_errno(err, r, "cgroup '%s' refuses a cap of %" PRIu64 " bytes", dir, cap) : 0;
 }
 
 int cgroup_add(struct cgroup *g, const char *name, int pid, uint64_t cap, struct err *err)
 {
     char dir[PATH_MAX + 128], text[32];
-    if (g->n_children == CHILDREN_MAX)
-        return err_set(err, -ENOSPC, "cgroup '%s' has %d children already", g->path, CHILDREN_MAX);
+    int r = 0, known = 0;
     snprintf(dir, sizeof(dir), "%s/%s", g->path, name);
-    if (mkdir(dir, 0755) < 0 && errno != EEXIST)
-        return err_set_errno(err, -errno, "cgroup '%s' cannot be made", dir);
-    snprintf(g->children[g->n_children++], sizeof(g->children[0]), "%s", name);
-    int r = set_caps(g, dir, cap);
+    while (known < g->n_children && strcmp(g->children[known], name) != 0)
+        known++;
+    if (known == g->n_children)
+        r = add_child(g, name, dir, cap, err);
     if (r < 0)
-        return err_set_errno(err, r, "cgroup '%s' refuses a cap of %" PRIu64 " bytes", dir, cap);
+        return r;
     snprintf(text, sizeof(text), "%d", pid);
     r = write_file(dir, "cgroup.procs", text);
+    if (r == -ESRCH)
+        return 0; /* it ended at once, and will be told */
     if (r < 0)
         return err_set_errno(err, r, "process %d cannot be put into cgroup '%s'", pid, dir);
     g->has_self |= pid == (int)getpid();
     return 0;
 }
 
-uint64_t cgroup_peak(const struct cgroup *g, const char *name)
+static uint64_t figure(const struct cgroup *g, const char *name, const char *file)
 {
     char dir[PATH_MAX + 128];
     uint64_t v = 0;
     snprintf(dir, sizeof(dir), "%s/%s", g->path, name);
-    return read_u64(dir, g->v2 ? "memory.peak" : "memory.max_usage_in_bytes", &v) == 0 ? v : 0;
+    return read_u64(dir, file, &v) == 0 ? v : 0;
+}
+
+uint64_t cgroup_usage(const struct cgroup *g, const char *name)
+{
+    return figure(g, name, g->v2 ? "memory.current" : "memory.usage_in_bytes");
+}
+
+uint64_t cgroup_peak(const struct cgroup *g, const char *name)
+{
+    return figure(g, name, g->v2 ? "memory.peak" : "memory.max_usage_in_bytes");
 }
 
 uint64_t cgroup_kills(const struct cgroup *g, const char *name)
@@ -317,6 +373,10 @@ void cgroup_close(struct cgroup *g)
         return;
     /* A group whose children are capped takes no process back, so that ends first; it does while children are capped no more. */
     if (g->has_self && g->enabled && strcmp(g->home, g->parent) == 0) {
+        if (g->dmem)
+            write_file(g->path, "cgroup.subtree_control", "-dmem");
+        if (g->dmem_enabled)
+            write_file(g->parent, "cgroup.subtree_control", "-dmem");
         write_file(g->path, "cgroup.subtree_control", "-memory");
         write_file(g->parent, "cgroup.subtree_control", "-memory");
     }

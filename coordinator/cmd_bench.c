@@ -10,6 +10,8 @@
 
 #include "coordinator/commands.h"
 #include "coordinator/engine.h"
+#include "coordinator/monitor.h"
+#include "coordinator/monitor_json.h"
 #include "coordinator/report.h"
 #include "model/gguf.h"
 #include "proto/config.h"
@@ -119,9 +121,9 @@ static json_t *test_json(const struct bench_test *t)
 
 static int print_results(struct command *c, const struct bench_test *tests, unsigned n, struct err *err)
 {
-    struct engine_process_stats stats[CONFIG_PROCESSES];
+    struct monitor_snapshot stats;
     const struct plan *p = engine_plan(c->engine);
-    int r = engine_stats(c->engine, stats, err);
+    int r = engine_stats(c->engine, &stats, err);
     if (r < 0)
         return r;
     if (c->options->json) {
@@ -131,7 +133,7 @@ static int print_results(struct command *c, const struct bench_test *tests, unsi
         return report_print_json(json_pack("{s:s, s:i, s:i, s:i, s:I, s:o, s:o}", "model", c->config->model, "chunk_tokens",
                                            (int)p->chunk_tokens, "npu_threads", (int)p->npu_threads, "gpu_threads",
                                            (int)p->gpu_threads, "tensor_bytes", (json_int_t)p->tensor_bytes, "tests", list,
-                                           "processes", report_processes_json(stats)),
+                                           "processes", monitor_json_processes(&stats)),
                                  stdout, err);
     }
     printf("model %s, chunks of %u tokens, threads: npu_worker %u, gpu_worker %u\n\n", c->config->model, p->chunk_tokens,
@@ -143,7 +145,7 @@ static int print_results(struct command *c, const struct bench_test *tests, unsi
     for (unsigned i = 0; i < n; i++)
         print_test(&tests[i]);
     putchar('\n');
-    report_processes(stats, stdout);
+    report_processes(&stats, stdout);
     return 0;
 }
 

@@ -14,6 +14,7 @@
 
 #include "coordinator/answer.h"
 #include "coordinator/commands.h"
+#include "coordinator/monitor.h"
 #include "coordinator/report.h"
 #include "coordinator/tokenizer.h"
 #include "proto/config.h"
@@ -29,6 +30,7 @@ struct chat {
     char *input; /* bytes read and not yet used */
     size_t n_input;
     bool end_of_input;
+    uint32_t n_lines, n_refused; /* not on a terminal: prompts so far, and those that did not fit */
 };
 
 static int append(struct chat *t, const uint32_t *ids, size_t n, struct err *err)
@@ -142,14 +144,15 @@ static int next_line(struct chat *t, char **ret, size_t *ret_used, struct err *e
 
 static int print_stats(struct chat *t, struct err *err)
 {
-    struct engine_process_stats stats[CONFIG_PROCESSES];
-    int r = engine_stats(t->c->engine, stats, err);
+    struct monitor_snapshot stats;
+    int r = engine_stats(t->c->engine, &stats, err);
     if (r < 0)
         return r;
     uint32_t context = engine_plan(t->c->engine)->context;
     printf("conversation: %zu of %u tokens%s\n", MIN(t->n_ids, (size_t)context), context,
            t->n_ids < context ? "" : " (full; /reset begins anew)");
-    report_processes(stats, stdout);
+    report_processes(&stats, stdout);
+    report_recovery(engine_last_recovery(t->c->engine), stdout);
     return 0;
 }
 
@@ -179,6 +182,11 @@ static int handle_line(struct chat *t, char *line, struct err *err)
         t->n_ids = before;
         return 0;
     }
+    if (r == -E2BIG && !t->terminal && err) { /* this prompt alone: the others go on */
+        fprintf(stderr, "coordinator: error: standard input, line %u: %s\n", t->n_lines, err->text);
+        t->n_refused++;
+        return 0;
+    }
     return r;
 }
 
@@ -201,6 +209,7 @@ int cmd_chat_run(struct command *c, struct err *err)
         }
         r = next_line(&t, &line, &used, err);
         if (r == 0) {
+            t.n_lines++;
             r = handle_line(&t, line, err);
             memmove(t.input, t.input + used, t.n_input - used);
             t.n_input -= used;
@@ -210,5 +219,7 @@ int cmd_chat_run(struct command *c, struct err *err)
         putchar('\n');
     free(t.input);
     free(t.ids);
+    if (r == -ENODATA && t.n_refused)
+        return err_set(err, -E2BIG, "standard input: %u of %u prompts were too long and have no answer", t.n_refused, t.n_lines);
     return r == -ENODATA || r == 1 ? 0 : r;
 }

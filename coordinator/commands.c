@@ -144,7 +144,7 @@ static int dispatch(struct command *c, struct err *err)
 {
     switch (c->options->command) {
     case OPTIONS_CHAT:
-        return cmd_chat_run(c, err);
+        return c->options->resume ? cmd_resume_run(c, err) : cmd_chat_run(c, err);
     case OPTIONS_GENERATE:
         return cmd_generate_run(c, err);
     case OPTIONS_EVAL:
@@ -163,7 +163,9 @@ static int dispatch(struct command *c, struct err *err)
         return run_tokenize(c, err);
     case OPTIONS_DETOKENIZE:
         return run_detokenize(c, err);
-    case OPTIONS_SAMPLE_CONFIG: /* main.c answers it: there is no config yet */
+    case OPTIONS_SAMPLE_CONFIG: /* main.c answers these: there is no config, or it is another coordinator's */
+    case OPTIONS_STATS:
+    case OPTIONS_TOP:
     case OPTIONS_COMMANDS:
     default:
         return err_set(err, -EINVAL, "command '%s' cannot be run here", options_command_name(c->options->command));

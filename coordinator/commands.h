@@ -12,7 +12,6 @@ struct api;
 struct config;
 struct engine;
 struct engine_options;
-struct engine_process_stats;
 struct err;
 struct gguf;
 struct request_params;
@@ -36,6 +35,7 @@ int commands_run(const struct options *o, const struct config *c, const struct g
 
 int cmd_generate_run(struct command *c, struct err *err);
 int cmd_chat_run(struct command *c, struct err *err);
+int cmd_resume_run(struct command *c, struct err *err);
 int cmd_eval_run(struct command *c, struct err *err);
 int cmd_perplexity_run(struct command *c, struct err *err);
 uint64_t cmd_perplexity_bytes(const struct options *o, size_t n_ids); /* memory beside the pipeline */
@@ -43,6 +43,9 @@ int cmd_imatrix_run(struct command *c, struct err *err);
 int cmd_bench_run(struct command *c, struct err *err);
 int cmd_serve_run(struct command *c, struct err *err);
 int cmd_serve_prepare(struct command *c, struct engine_options *o, struct err *err); /* before engine_open */
+/* These ask a coordinator that runs; they need neither model nor engine. */
+int cmd_stats_run(const struct options *o, struct err *err);
+int cmd_top_run(const struct options *o, int *ret_signal, struct err *err);
 
 /* Sampling and length as the options say; ids and choice are the caller's. */
 void commands_request(const struct command *c, struct request_params *ret);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  * Owns the event loop of a running pipeline: runtime folder, cgroup, supervisor, schedule, signals, and the thread that waits on
  * the coordinator's bell and wakes the loop. Everything but that thread runs on the caller's thread, inside engine_* calls.
- * A stage that ends fails the pipeline: every request gets the reason and the commands return it. */
+ * When a stage ends, the supervisor says so before it takes the rings away and again when there are new ones; meanwhile no thread
+ * waits and nothing is sent. A pipeline that cannot go on fails: every request gets the reason and the commands return it. */
 #include "coordinator/engine.h"
 
 #include <errno.h>
@@ -13,7 +14,10 @@
 #include <uv.h>
 
 #include "coordinator/cgroup.h"
-#include "coordinator/process_memory.h"
+#include "coordinator/control.h"
+#include "coordinator/fallback.h"
+#include "coordinator/journal.h"
+#include "coordinator/monitor.h"
 #include "coordinator/runtime_dir.h"
 #include "coordinator/schedule.h"
 #include "coordinator/supervise.h"
@@ -25,11 +29,16 @@
 #include "proto/shm.h"
 #include "proto/util.h"
 
+#define STATS_TRIES 10 /* of MONITOR_DEADLINE_MS, where a stage is slow to answer */
+
 struct engine {
     uv_loop_t loop;
     const struct config *config;
+    const struct gguf *gguf;
+    uint64_t command_bytes;
     struct plan plan;
     struct runtime_dir *runtime;
+    struct journal *journal; /* NULL: off */
     struct cgroup *cgroup;
     struct supervise *supervise;
     struct schedule *schedule;
@@ -37,15 +46,16 @@ struct engine {
     uv_signal_t signals[3];
     pthread_t waiter;
     bool waiter_runs, handles_open, ready;
+    bool output_broken; /* what gpu_worker wrote made no sense: its end is to come */
+    struct engine_recovery recovery;
+    uint64_t ready_ns, progress; /* when the last recovery was over but for the work to be done again; progress then */
     _Atomic bool waiter_stop;
     int signal;
     struct watch *watch; /* of caps, without a cgroup */
     struct err failed;   /* code != 0: the pipeline is gone */
-    uint64_t stats_serial;
-    uint32_t stats_pending; /* bit per role */
-    struct engine_process_stats *stats;
-    void (*stats_done)(void *ctx, const struct err *failed); /* of engine_stats_ask */
-    void *stats_ctx;
+    struct monitor *monitor;
+    struct control *control; /* may be NULL */
+    bool was_ready;
     void (*stopping)(void *ctx);
     void *stopping_ctx;
     uint32_t collect_pending; /* bit per role */
@@ -58,8 +68,10 @@ static void *waiter_main(void *arg)
     struct engine *e = arg;
     struct bell *bell = supervise_bell(e->supervise);
     struct ring *output = supervise_output_ring(e->supervise);
-    while (!atomic_load(&e->waiter_stop)) {
-        uint32_t seen = bell_read(bell);
+    for (;;) {
+        uint32_t seen = bell_read(bell); /* before looking at anything: what comes later rings it */
+        if (atomic_load(&e->waiter_stop))
+            break;
         if (ring_fill(output) || ring_poisoned(output))
             uv_async_send(&e->output);
         bell_wait(bell, seen, 0, -1);
@@ -67,36 +79,68 @@ static void *waiter_main(void *arg)
     return NULL;
 }
 
-static void local_stats(struct engine *e, struct engine_process_stats *s);
-
-static void stats_finish(struct engine *e, const struct err *failed)
-{
-    void (*done)(void *ctx, const struct err *failed) = e->stats_done;
-    if (!done)
-        return;
-    if (!failed)
-        local_stats(e, e->stats);
-    e->stats_done = NULL;
-    e->stats = NULL;
-    done(e->stats_ctx, failed);
-}
-
 static void pipeline_failed(struct engine *e, const struct err *err)
 {
     if (e->failed.code)
         return;
     e->failed = *err;
-    stats_finish(e, &e->failed);
+    if (e->monitor)
+        monitor_set_state(e->monitor, MONITOR_FAILED);
     if (e->schedule)
         schedule_fail(e->schedule, &e->failed);
+}
+
+static int start_waiter(struct engine *e, struct err *err)
+{
+    sigset_t all, old;
+    sigfillset(&all);
+    atomic_store(&e->waiter_stop, false);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    int r = pthread_create(&e->waiter, NULL, waiter_main, e);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    if (r)
+        return err_set_errno(err, -r, "cannot start the ring waiter thread");
+    e->waiter_runs = true;
+    return 0;
+}
+
+static void stop_waiter(struct engine *e)
+{
+    if (!e->waiter_runs)
+        return;
+    atomic_store(&e->waiter_stop, true);
+    bell_ring(supervise_bell(e->supervise));
+    pthread_join(e->waiter, NULL);
+    e->waiter_runs = false;
+}
+
+/* After a recovery: the pause is over when a request is further than before, or none is there. */
+static void note_progress(struct engine *e)
+{
+    struct engine_recovery *r = &e->recovery;
+    if (!e->ready_ns || (schedule_active(e->schedule) && schedule_progress(e->schedule) == e->progress))
+        return;
+    r->reprefill_ns = schedule_progress(e->schedule) == e->progress ? 0 : util_now_ns() - e->ready_ns;
+    r->pause_ns = r->restart_ns + r->remap_ns + r->reprefill_ns;
+    e->ready_ns = 0;
+    log_info("engine",
+             "recovered from the end of %s: pause %.1f ms (detect %.1f before; restart %.1f, remap %.1f, re-prefill %.1f)",
+             r->stage, (double)r->pause_ns / 1e6, (double)r->detect_ns / 1e6, (double)r->restart_ns / 1e6,
+             (double)r->remap_ns / 1e6, (double)r->reprefill_ns / 1e6);
 }
 
 static void on_output(uv_async_t *a)
 {
     struct engine *e = a->data;
     struct err err = {0};
-    if (!e->failed.code && schedule_drain(e->schedule, &err) < 0)
-        pipeline_failed(e, &err);
+    if (e->failed.code || e->output_broken || !e->ready)
+        return;
+    if (schedule_drain(e->schedule, &err) < 0) {
+        e->output_broken = true;
+        supervise_kill(e->supervise, MSG_ROLE_GPU, &err);
+        return;
+    }
+    note_progress(e);
 }
 
 static void on_signal(uv_signal_t *s, int signum)
@@ -104,9 +148,73 @@ static void on_signal(uv_signal_t *s, int signum)
     ((struct engine *)s->data)->signal = signum;
 }
 
-static void on_ready(void *ctx)
+static void note_recovery(struct engine *e, const struct supervise_recovery *r)
 {
-    ((struct engine *)ctx)->ready = true;
+    e->recovery = (struct engine_recovery){.n = e->recovery.n + 1,
+                                           .stage = msg_role_name(r->role),
+                                           .detect_ns = r->detect_ns,
+                                           .restart_ns = r->restart_ns,
+                                           .remap_ns = r->remap_ns};
+    e->ready_ns = util_now_ns();
+    e->progress = schedule_progress(e->schedule);
+}
+
+static void on_ready(void *ctx, const struct supervise_recovery *r)
+{
+    struct engine *e = ctx;
+    struct ring *tokens = supervise_token_ring(e->supervise), *output = supervise_output_ring(e->supervise);
+    struct err err = {0};
+    if (r->backend_changed)
+        schedule_mark_numerics(e->schedule);
+    if (r->first)
+        schedule_attach(e->schedule, tokens, output, supervise_epoch(e->supervise));
+    else
+        schedule_restart(e->schedule, tokens, output, supervise_epoch(e->supervise), r->kv_lost);
+    e->ready = e->was_ready = true;
+    if (start_waiter(e, &err) < 0) {
+        pipeline_failed(e, &err);
+        return;
+    }
+    if (!r->first)
+        note_recovery(e, r);
+    if (e->monitor)
+        monitor_set_state(e->monitor, MONITOR_RUNNING);
+    schedule_pump(e->schedule);
+    note_progress(e);
+}
+
+static void on_lost(void *ctx)
+{
+    struct engine *e = ctx;
+    stop_waiter(e);
+    e->ready = e->output_broken = false;
+    if (e->monitor)
+        monitor_set_state(e->monitor, MONITOR_RECOVERING);
+    schedule_pause(e->schedule, true);
+}
+
+static uint64_t on_progress(void *ctx)
+{
+    return schedule_progress(((struct engine *)ctx)->schedule);
+}
+
+static bool on_fallback(void *ctx, enum msg_role role, const struct err *why)
+{
+    struct engine *e = ctx;
+    struct err err = {0};
+    int r = fallback_plan(e->config, e->gguf, role, e->command_bytes, &e->plan, &err);
+    if (r == -ENOENT)
+        return false;
+    if (r < 0)
+        log_warn("engine", "%s cannot go on with its next backend: %s", msg_role_name(role), err.text);
+    else
+        log_warn("engine", "%s; it goes on with the cpu backend", why->text);
+    return r == 0;
+}
+
+static bool on_give_up(void *ctx, const struct err *why)
+{
+    return schedule_give_up(((struct engine *)ctx)->schedule, why) > 0;
 }
 
 static void on_failed(void *ctx, const struct err *err)
@@ -117,27 +225,8 @@ static void on_failed(void *ctx, const struct err *err)
 static void on_stats(void *ctx, enum msg_role role, const struct msg_stats *m)
 {
     struct engine *e = ctx;
-    static const enum config_process process[] = {
-        [MSG_ROLE_LOADER] = CONFIG_LOADER, [MSG_ROLE_NPU] = CONFIG_NPU, [MSG_ROLE_GPU] = CONFIG_GPU};
-    if (!e->stats || m->serial != e->stats_serial)
-        return;
-    struct engine_process_stats *s = &e->stats[process[role]];
-    s->budget[BUDGET_WEIGHTS] = m->weights;
-    s->budget[BUDGET_KV] = m->kv;
-    s->budget[BUDGET_SCRATCH] = m->scratch;
-    s->budget[BUDGET_RING] = m->ring;
-    s->budget[BUDGET_DEVICE] = m->device;
-    s->total_peak = m->total_peak;
-    s->busy_ns = m->busy_ns;
-    s->idle_ns = m->idle_ns;
-    s->blocked_ns = m->blocked_ns;
-    s->chunks = m->chunks;
-    s->bytes_read = m->bytes_read;
-    s->products = m->products;
-    s->offloaded = m->offloaded;
-    e->stats_pending &= ~(1u << role);
-    if (!e->stats_pending)
-        stats_finish(e, NULL);
+    if (e->monitor)
+        monitor_stats(e->monitor, role, m);
 }
 
 static void on_collecting(void *ctx, enum msg_role role)
@@ -183,6 +272,16 @@ static int open_caps(struct engine *e, struct err *err)
     return r < 0 ? r : cgroup_add(e->cgroup, "coordinator", (int)getpid(), e->plan.process[CONFIG_COORDINATOR].cap, err);
 }
 
+/* Nobody needs the control socket to compute: where it cannot be had, the run goes on. The config is noted last, so that whoever
+ * finds us finds the socket. */
+static void open_control(struct engine *e)
+{
+    struct err err = {0};
+    if (control_open(&e->loop, runtime_dir_path(e->runtime), e->monitor, &e->control, &err) < 0 ||
+        runtime_dir_note_config(e->runtime, e->config->path, &err) < 0)
+        log_warn("control", "there are no 'stats' and 'top' of this run: %s", err.text);
+}
+
 static int open_pipeline(struct engine *e, const struct engine_options *o, struct err *err)
 {
     struct supervise_options so = {.loop = &e->loop,
@@ -191,6 +290,10 @@ static int open_pipeline(struct engine *e, const struct engine_options *o, struc
                                    .cgroup = e->cgroup,
                                    .stage_dir = o ? o->stage_dir : NULL,
                                    .ready = on_ready,
+                                   .lost = on_lost,
+                                   .progress = on_progress,
+                                   .fallback = on_fallback,
+                                   .give_up = on_give_up,
                                    .stats = on_stats,
                                    .collecting = on_collecting,
                                    .failed = on_failed,
@@ -198,24 +301,19 @@ static int open_pipeline(struct engine *e, const struct engine_options *o, struc
     int r = supervise_open(&so, &e->supervise, err);
     if (r == 0 && !e->cgroup)
         r = watch_open(&e->loop, &e->plan, e->supervise, on_failed, e, &e->watch, err);
+    struct monitor_options mo = {
+        .loop = &e->loop, .plan = &e->plan, .supervise = e->supervise, .schedule = e->schedule, .cgroup = e->cgroup};
+    if (r == 0)
+        r = monitor_open(&mo, &e->monitor, err);
     if (r < 0)
         return r;
+    open_control(e);
     while (!e->ready && !e->failed.code && !e->signal)
         uv_run(&e->loop, UV_RUN_ONCE);
     if (e->failed.code)
         return err_set(err, e->failed.code, "%s", e->failed.text);
     if (e->signal)
         return err_set(err, -EINTR, "interrupted by signal %d while starting", e->signal);
-    schedule_attach(e->schedule, supervise_token_ring(e->supervise), supervise_output_ring(e->supervise),
-                    supervise_epoch(e->supervise));
-    sigset_t all, old;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    r = pthread_create(&e->waiter, NULL, waiter_main, e);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
-    if (r)
-        return err_set_errno(err, -r, "cannot start the ring waiter thread");
-    e->waiter_runs = true;
     return 0;
 }
 
@@ -225,6 +323,8 @@ int engine_open(const struct config *c, const struct gguf *g, const struct engin
     if (!e)
         return err_set(err, -ENOMEM, "engine: out of memory");
     e->config = c;
+    e->gguf = g;
+    e->command_bytes = o ? o->command_bytes : 0;
     struct gpu_device gpu;
     struct npu_device npu;
     struct plan_machine machine = {.gpu = &gpu, .npu = &npu};
@@ -233,7 +333,7 @@ int engine_open(const struct config *c, const struct gguf *g, const struct engin
     if (r == 0)
         r = npu_device_find(c, o ? o->stage_dir : NULL, &npu, err);
     if (r == 0)
-        r = plan_make(c, g, &machine, o ? o->command_bytes : 0, &e->plan, err);
+        r = plan_make(c, g, &machine, e->command_bytes, &e->plan, err);
     if (r == 0 && e->plan.npu.reason[0]) /* the config names a manifest: somebody wants the NPU */
         log_warn("engine", "npu_worker computes on the processor: %s", e->plan.npu.reason);
     if (r == 0 && e->plan.gpu.reason[0]) /* that there is none is no news; that one cannot be used is worth a warning */
@@ -245,6 +345,10 @@ int engine_open(const struct config *c, const struct gguf *g, const struct engin
         r = open_caps(e, err);
     if (r == 0)
         r = schedule_open(&e->plan, &e->schedule, err);
+    if (r == 0 && c->journal) {
+        r = journal_open(runtime_dir_path(e->runtime), c->model, &e->journal, err);
+        schedule_set_journal(e->schedule, e->journal);
+    }
     if (r == 0 && o && o->started) {
         e->stopping = o->stopping;
         e->stopping_ctx = o->ctx;
@@ -275,19 +379,17 @@ void engine_close(struct engine *e)
         return;
     if (e->stopping)
         e->stopping(e->stopping_ctx);
-    e->stats_done = NULL; /* whom it would tell is gone */
-    e->stats = NULL;
+    control_close(e->control);
+    monitor_close(e->monitor);
+    e->monitor = NULL;
     watch_close(e->watch);
     if (e->supervise)
         supervise_stop(e->supervise);
     while (e->supervise && !supervise_stopped(e->supervise))
         uv_run(&e->loop, UV_RUN_ONCE);
-    if (e->waiter_runs) {
-        atomic_store(&e->waiter_stop, true);
-        bell_ring(supervise_bell(e->supervise));
-        pthread_join(e->waiter, NULL);
-    }
+    stop_waiter(e);
     schedule_close(e->schedule);
+    journal_close(e->journal);
     supervise_close(e->supervise);
     if (e->handles_open) {
         uv_run(&e->loop, UV_RUN_NOWAIT); /* connections close themselves */
@@ -314,10 +416,25 @@ struct uv_loop_s *engine_loop(struct engine *e)
     return &e->loop;
 }
 
+const char *engine_state_name(enum engine_state s)
+{
+    static const char *const names[] = {"loading", "ready", "recovering", "failed"};
+    return (unsigned)s < ARRAY_LEN(names) ? names[s] : "?";
+}
+
 enum engine_state engine_state(const struct engine *e, const char **ret_reason)
 {
-    *ret_reason = e->failed.code ? e->failed.text : e->waiter_runs ? "ready" : "the stages start and load the model";
-    return e->failed.code ? ENGINE_FAILED : e->waiter_runs ? ENGINE_READY : ENGINE_LOADING;
+    if (e->failed.code || e->ready) {
+        *ret_reason = e->failed.code ? e->failed.text : "ready";
+        return e->failed.code ? ENGINE_FAILED : ENGINE_READY;
+    }
+    *ret_reason = e->was_ready ? "a stage ended and is started again" : "the stages start and load the model";
+    return e->was_ready ? ENGINE_RECOVERING : ENGINE_LOADING;
+}
+
+struct monitor *engine_monitor(const struct engine *e)
+{
+    return e->monitor;
 }
 
 const char *engine_finish_name(enum engine_finish f)
@@ -346,6 +463,14 @@ int engine_submit(struct engine *e, const struct request_params *p, struct reque
 void engine_cancel(struct engine *e, struct request *r)
 {
     schedule_cancel(e->schedule, r);
+}
+
+int engine_left_request(struct engine *e, struct journal_request *ret, struct journal_file **ret_file, uint32_t *ret_others,
+                        struct err *err)
+{
+    if (!e->journal)
+        return err_set(err, -EINVAL, "'journal' is off: requests are not noted, and not resumed");
+    return journal_claim(e->journal, runtime_dir_base(e->runtime), ret, ret_file, ret_others, err);
 }
 
 static int interrupted(struct engine *e, struct err *err)
@@ -425,72 +550,53 @@ int engine_collect(struct engine *e, double *ret_area[2], struct err *err)
             r = supervise_collect(e->supervise, roles[i], fd, bytes, err);
         e->collect_pending |= 1u << roles[i];
     }
+    supervise_no_restarts(e->supervise); /* its sums would lack what the stage had added */
     while (r == 0 && e->collect_pending && (r = interrupted(e, err)) == 0)
         uv_run(&e->loop, UV_RUN_ONCE);
     memcpy(ret_area, e->collected, sizeof(e->collected));
     return r;
 }
 
-static void local_stats(struct engine *e, struct engine_process_stats *s)
+const struct engine_recovery *engine_last_recovery(const struct engine *e)
 {
-    s[CONFIG_COORDINATOR].budget[BUDGET_RING] = e->plan.process[CONFIG_COORDINATOR].bytes[BUDGET_RING];
-    s[CONFIG_COORDINATOR].total_peak = s[CONFIG_COORDINATOR].budget[BUDGET_RING];
+    return &e->recovery;
+}
+
+struct stats_wait {
+    struct monitor_wait wait;
+    struct monitor_snapshot *ret;
+    bool done;
+};
+
+static void on_snapshot(void *ctx, const struct monitor_snapshot *s)
+{
+    struct stats_wait *w = ctx;
+    *w->ret = *s;
+    w->done = true;
+}
+
+static bool all_answered(const struct monitor_snapshot *s)
+{
     for (int i = 0; i < CONFIG_PROCESSES; i++) {
-        static const int role[] = {
-            [CONFIG_COORDINATOR] = -1, [CONFIG_LOADER] = MSG_ROLE_LOADER, [CONFIG_NPU] = MSG_ROLE_NPU, [CONFIG_GPU] = MSG_ROLE_GPU};
-        bool self = role[i] < 0;
-        s[i].name = plan_process_name((enum config_process)i);
-        s[i].pid = self ? (int)getpid() : supervise_pid(e->supervise, (enum msg_role)role[i]);
-        snprintf(s[i].backend, sizeof(s[i].backend), "%s", self ? "-" : supervise_backend(e->supervise, (enum msg_role)role[i]));
-        s[i].cap = e->plan.process[i].cap;
-        s[i].cap_enforced = e->cgroup != NULL;
-        struct process_memory m;
-        if (process_memory_read(s[i].pid, &m) == 0) {
-            s[i].rss = m.rss;
-            s[i].pss = m.pss;
-            s[i].peak_bytes = m.peak_private + s[i].budget[self ? BUDGET_RING : BUDGET_WEIGHTS]; /* memfds of its own making */
-        }
-        uint64_t peak = e->cgroup ? cgroup_peak(e->cgroup, s[i].name) : 0;
-        if (peak) /* the tokenizer was there before the coordinator's group */
-            s[i].peak_bytes = self ? MAX(peak, s[i].peak_bytes) : peak;
+        if (!s->process[i].answered)
+            return false;
     }
+    return true;
 }
 
-int engine_stats(struct engine *e, struct engine_process_stats *ret, struct err *err)
+int engine_stats(struct engine *e, struct monitor_snapshot *ret, struct err *err)
 {
-    memset(ret, 0, CONFIG_PROCESSES * sizeof(*ret));
+    struct stats_wait w = {.ret = ret};
+    w.wait = (struct monitor_wait){.pss = true, .done = on_snapshot, .ctx = &w};
     int r = interrupted(e, err);
-    if (r < 0)
-        return r;
-    e->stats = ret;
-    e->stats_serial++;
-    e->stats_pending = (1u << MSG_ROLES) - 1;
-    r = supervise_request_stats(e->supervise, e->stats_serial, err);
-    while (r == 0 && e->stats_pending && (r = interrupted(e, err)) == 0)
+    while (r == 0 && !e->ready && (r = interrupted(e, err)) == 0)
         uv_run(&e->loop, UV_RUN_ONCE);
-    e->stats = NULL;
-    local_stats(e, ret);
+    for (int i = 0; r == 0 && i < STATS_TRIES && !(w.done && all_answered(ret)); i++) {
+        w.done = false;
+        monitor_ask(e->monitor, &w.wait);
+        while (!w.done && (r = interrupted(e, err)) == 0)
+            uv_run(&e->loop, UV_RUN_ONCE);
+    }
+    monitor_cancel(e->monitor, &w.wait);
     return r;
-}
-
-int engine_stats_ask(struct engine *e, struct engine_process_stats *ret, void (*done)(void *ctx, const struct err *failed),
-                     void *ctx, struct err *err)
-{
-    if (e->stats)
-        return err_set(err, -EBUSY, "statistics: asked for already");
-    int r = interrupted(e, err);
-    if (r < 0)
-        return r;
-    if (!e->waiter_runs)
-        return err_set(err, -EAGAIN, "statistics: the stages are starting");
-    memset(ret, 0, CONFIG_PROCESSES * sizeof(*ret));
-    e->stats_serial++;
-    e->stats_pending = (1u << MSG_ROLES) - 1;
-    r = supervise_request_stats(e->supervise, e->stats_serial, err);
-    if (r < 0)
-        return r;
-    e->stats = ret;
-    e->stats_done = done;
-    e->stats_ctx = ctx;
-    return 0;
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * The running pipeline as the commands see it: submit token ids, get tokens. Owns the stages (supervise.c), rings and the
- * schedule (schedule.c). Thread: the loop's; callbacks run inside engine_run. */
+ * schedule (schedule.c). A stage that ends or hangs is started again and requests go on where they were; they see a pause.
+ * Thread: the loop's; callbacks run inside engine_run. */
 #ifndef TANDEM_COORDINATOR_ENGINE_H
 #define TANDEM_COORDINATOR_ENGINE_H
 
@@ -17,6 +18,10 @@ struct engine;
 struct uv_loop_s;
 struct err;
 struct gguf;
+struct journal_file;
+struct journal_request;
+struct monitor;
+struct monitor_snapshot;
 struct request;
 
 struct engine_options {
@@ -37,9 +42,12 @@ void engine_close(struct engine *e); /* stops the stages and waits for their exi
 const struct plan *engine_plan(const struct engine *e);
 struct uv_loop_s *engine_loop(struct engine *e);
 
-enum engine_state { ENGINE_LOADING, ENGINE_READY, ENGINE_FAILED };
+enum engine_state { ENGINE_LOADING, ENGINE_READY, ENGINE_RECOVERING, ENGINE_FAILED };
+const char *engine_state_name(enum engine_state s); /* "loading", "ready", "recovering", "failed" */
 /* ret_reason: a sentence for people, borrowed until the loop runs again; never NULL. */
 enum engine_state engine_state(const struct engine *e, const char **ret_reason);
+/* For those who wait for a snapshot inside callbacks of the loop. NULL before the stages are started. */
+struct monitor *engine_monitor(const struct engine *e);
 
 enum engine_finish {
     ENGINE_FINISH_STOP,
@@ -57,6 +65,7 @@ struct request_result {
     uint64_t queue_ns, prefill_ns, decode_ns;       /* prefill: until the first token's logits are there */
     struct chunk_times prefill_times, decode_times; /* summed over the request's chunks */
     uint32_t prefill_chunks, decode_chunks;
+    bool numerics_changed; /* a worker went on with another backend meanwhile */
 };
 
 struct request_params {
@@ -67,6 +76,12 @@ struct request_params {
     bool ignore_end;     /* bench: go on after end tokens */
     struct sample_params sample;
     uint32_t choice;
+    /* A request that another process began (coordinator/journal.h): tokens it has generated; they count in max_tokens and are not
+     * told again. journal: taken; NULL: a new one. */
+    const uint32_t *done;
+    uint32_t n_done;
+    struct journal_file *journal;
+    bool no_journal; /* whom the answer is for goes with this process */
     /* May be NULL. scored: before token, the row that the token was chosen from and a sampler to look at it with, borrowed for the
      * call. token: every generated token, the end token excluded. logits: row for prompt position pos, borrowed for the call. */
     void (*scored)(void *ctx, struct sampler *s, uint32_t id, const float *row);
@@ -80,6 +95,10 @@ struct request_params {
 /* Queues; runs when a sequence slot is free, in order. The request frees itself after `finished`. */
 int engine_submit(struct engine *e, const struct request_params *p, struct request **ret, struct err *err);
 void engine_cancel(struct engine *e, struct request *r);
+/* The next request that a killed coordinator left unfinished (journal_claim, which says what is returned and to whom it belongs).
+ */
+int engine_left_request(struct engine *e, struct journal_request *ret, struct journal_file **ret_file, uint32_t *ret_others,
+                        struct err *err);
 /* Until every request has finished (0), a signal came (-EINTR; requests stay), or the pipeline failed (they have finished). */
 int engine_run(struct engine *e, struct err *err);
 /* Until a signal came (-EINTR) or the pipeline failed. Callbacks of the loop submit and cancel, then call engine_pump. */
@@ -97,22 +116,43 @@ void engine_forget_signal(struct engine *e);
  * model/collect.h; they live until engine_close, are read when nothing runs, and count as the command's memory. Once. */
 int engine_collect(struct engine *e, double *ret_area[2], struct err *err);
 
+struct engine_pool { /* npu_worker's, in bytes: of npu.memory; the most in use at once, the largest free part; in use for each use
+                      */
+    uint64_t bytes, peak, largest, weights, kv, scratch, tiles, instructions;
+};
+
 struct engine_process_stats {
     const char *name;
-    int pid;
+    int pid; /* 0: does not run */
     char backend[64];
-    uint64_t budget[BUDGET_CATEGORIES], total_peak;
-    uint64_t rss, pss, peak_bytes; /* peak_bytes: cgroup peak where there is one, else VmHWM less shared pages */
-    uint64_t cap;
-    bool cap_enforced; /* by a cgroup */
+    bool answered; /* a stage: what it counts itself is of now; else of when it last answered */
+    /* Bytes that it accounts for: now, at most so far, and as planned; of all, what it may take, and what it has besides. */
+    uint64_t budget[BUDGET_CATEGORIES], peak[BUDGET_CATEGORIES], planned[BUDGET_CATEGORIES];
+    uint64_t total_peak, limit, fixed;
+    uint64_t rss, pss, anon;    /* pss: 0 where it was not asked for; anon: private pages */
+    uint64_t usage, peak_bytes; /* usage: of its cgroup, 0 without; peak_bytes: likewise, or else VmHWM less shared pages */
+    uint64_t cap, kills;        /* kills: by the kernel, for the cap */
+    bool cap_enforced;          /* by a cgroup */
+    uint64_t restarts;
     uint64_t busy_ns, idle_ns, blocked_ns, chunks, bytes_read;
+    uint64_t stream_visits, stream_hits, stream_wait_ns, stream_wait_max_ns; /* of streamed layers: see msg_stats */
     uint64_t products, offloaded; /* npu_worker with an NPU: matrix products, and those that it made */
+    struct engine_pool pool;      /* npu_worker; bytes is 0 in others */
+    char last_reason[256];        /* of the last restart; "" */
 };
-/* Asks every stage and waits for the answers. ret: [CONFIG_PROCESSES]. */
-int engine_stats(struct engine *e, struct engine_process_stats *ret, struct err *err);
-/* The same inside a callback of the loop: `done` comes later, with NULL or why there are no numbers. -EBUSY while another one
- * waits, -EAGAIN while the stages start. */
-int engine_stats_ask(struct engine *e, struct engine_process_stats *ret, void (*done)(void *ctx, const struct err *failed),
-                     void *ctx, struct err *err);
+/* What the last death of a stage cost, from when it was noticed on. */
+struct engine_recovery {
+    uint32_t n;            /* so far; 0: none, and nothing else means anything */
+    const char *stage;     /* the one that ended first */
+    uint64_t detect_ns;    /* before: how long it hung; 0: its end was told at once */
+    uint64_t restart_ns;   /* until it ran again and was configured, */
+    uint64_t remap_ns;     /* until all stages had their weights and new rings, */
+    uint64_t reprefill_ns; /* and until a request was further than before; 0: none ran */
+    uint64_t pause_ns;     /* the sum of these three */
+};
+const struct engine_recovery *engine_last_recovery(const struct engine *e);
+
+/* Asks every stage and waits for the answers. */
+int engine_stats(struct engine *e, struct monitor_snapshot *ret, struct err *err);
 
 #endif

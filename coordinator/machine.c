@@ -1,19 +1,24 @@
 /* SPDX-License-Identifier: MIT
- * Reads one file of /proc; measures with threads and memory that are given back at once. Only the plan command measures: what runs
- * never depends on it. */
+ * Reads files of /proc; measures and tries with threads and memory that are given back at once. Only the plan command does: what
+ * runs never depends on it. */
 #include "coordinator/machine.h"
 
+#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 
 #include "kernels/pool.h"
+#include "proto/budget.h"
+#include "proto/shm.h"
 #include "proto/util.h"
 
 #define PART (UINT64_C(8) << 20)
 #define PARTS 32u /* more than caches hold */
 #define ROUNDS 4
+#define TRY ((size_t)8 << 20) /* has whole huge pages in it, wherever it begins */
 
 void machine_memory(struct machine *ret)
 {
@@ -26,6 +31,76 @@ void machine_memory(struct machine *ret)
         else if (strncmp(line, "MemAvailable:", 13) == 0)
             ret->available = strtoull(line + 13, NULL, 10) * 1024;
     }
+}
+
+/* Bytes of huge pages behind a mapping of ours, from /proc/self/smaps. */
+static uint64_t huge_bytes(const void *at)
+{
+    static const char *const keys[] = {"AnonHugePages:", "ShmemPmdMapped:", "FilePmdMapped:"};
+    char line[512];
+    uint64_t bytes = 0;
+    bool here = false;
+    auto_file f = fopen("/proc/self/smaps", "re");
+    while (f && fgets(line, sizeof(line), f)) {
+        unsigned long begin, end;
+        if (sscanf(line, "%lx-%lx ", &begin, &end) == 2)
+            here = begin <= (uintptr_t)at && (uintptr_t)at < end;
+        for (size_t i = 0; here && i < ARRAY_LEN(keys); i++) {
+            if (strncmp(line, keys[i], strlen(keys[i])) == 0)
+                bytes += strtoull(line + strlen(keys[i]), NULL, 10) * 1024;
+        }
+    }
+    return bytes;
+}
+
+/* As segments are made and mapped. */
+static bool huge_shared(void)
+{
+    void *p = NULL;
+    auto_fd fd = shm_make("tandem-probe", TRY, false, NULL);
+    if (fd < 0 || shm_map(fd, TRY, true, &p, NULL) < 0)
+        return false;
+    memset(p, 1, TRY);
+    bool huge = huge_bytes(p) > 0;
+    shm_unmap(p, TRY);
+    return huge;
+}
+
+/* As a budget allocates. */
+static bool huge_private(void)
+{
+    struct budget b;
+    void *p = NULL;
+    budget_init(&b, "probe", 0);
+    if (budget_alloc(&b, BUDGET_SCRATCH, TRY, &p, NULL) < 0)
+        return false;
+    memset(p, 1, TRY);
+    bool huge = huge_bytes((char *)p + TRY / 2) > 0;
+    budget_free(&b, BUDGET_SCRATCH, p, TRY);
+    return huge;
+}
+
+static uint64_t lock_limit(void)
+{
+    struct rlimit l;
+    return getrlimit(RLIMIT_MEMLOCK, &l) < 0 || l.rlim_cur == RLIM_INFINITY ? UINT64_MAX : l.rlim_cur;
+}
+
+void machine_print(FILE *f)
+{
+    char text[32] = "no limit";
+    uint64_t limit = lock_limit();
+    if (limit != UINT64_MAX)
+        util_format_bytes(text, sizeof(text), limit);
+    fprintf(f, "pages       huge ones for weights: %s; for KV cache and scratch: %s; locked memory, for an NPU: %s (ulimit -l)\n",
+            huge_shared() ? "yes" : "no", huge_private() ? "yes" : "no", text);
+}
+
+json_t *machine_json(void)
+{
+    uint64_t limit = lock_limit();
+    return json_pack("{s:b, s:b, s:I}", "huge_pages_shared", huge_shared(), "huge_pages_private", huge_private(), "memlock_bytes",
+                     limit > INT64_MAX ? (json_int_t)-1 : (json_int_t)limit);
 }
 
 typedef uint64_t line __attribute__((vector_size(64))); /* what a cache line holds; the compiler makes vectors of it */

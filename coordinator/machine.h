@@ -4,12 +4,19 @@
 #define TANDEM_COORDINATOR_MACHINE_H
 
 #include <stdint.h>
+#include <stdio.h>
+
+struct json_t;
 
 struct machine {
     uint64_t total, available; /* bytes, MemTotal and MemAvailable of /proc/meminfo; 0: not known */
 };
 
 void machine_memory(struct machine *ret);
+/* What else is in force here, tried out and said: whether the kernel gives huge pages to shared memory (weights) and to private
+ * memory (KV cache, scratch), and the limit of locked memory, which counts for an NPU's buffers. */
+void machine_print(FILE *f);
+struct json_t *machine_json(void); /* the same; returns owned, NULL = out of memory */
 /* Bytes a second that so many threads read together, from 256 MiB that are taken for it and given back; the best of a few rounds,
  * about a tenth of a second in all. 0 where threads or memory cannot be had. */
 double machine_read_rate(uint32_t n_threads);

@@ -26,9 +26,15 @@ static int run(const struct options *o, int *ret_signal, struct err *err)
     struct gguf *g;
     if (o->command == OPTIONS_SAMPLE_CONFIG)
         return print_sample(o, err);
+    if (o->command == OPTIONS_STATS)
+        return cmd_stats_run(o, err);
+    if (o->command == OPTIONS_TOP)
+        return cmd_top_run(o, ret_signal, err);
     int r = config_load(o->config, o->sets, o->n_sets, &c, err);
     if (r < 0)
         return r;
+    c->faults = o->faults;
+    c->n_faults = o->n_faults;
     r = gguf_open(c->model, false, &g, err);
     if (r < 0)
         err_wrap(err, r, "config '%s', key 'model'", c->path);

@@ -15,14 +15,31 @@
 #include <string.h>
 
 #include "proto/err.h"
+#include "proto/fault.h"
 #include "proto/util.h"
 
 #define BIT(c) (1u << (c))
 #define ALL (BIT(OPTIONS_COMMANDS) - 1)
 #define RUNS (BIT(OPTIONS_CHAT) | BIT(OPTIONS_GENERATE))
+#define PIPELINE                                                                                      \
+    (RUNS | BIT(OPTIONS_EVAL) | BIT(OPTIONS_PERPLEXITY) | BIT(OPTIONS_IMATRIX) | BIT(OPTIONS_BENCH) | \
+     BIT(OPTIONS_SERVE)) /* have stages                                                               \
+                          */
 #define MAX_IDS 1048576u
 
-enum kind { KIND_FLAG, KIND_STRING, KIND_U32, KIND_U64, KIND_F32, KIND_IDS, KIND_SET, KIND_METHOD, KIND_HELP, KIND_VERSION };
+enum kind {
+    KIND_FLAG,
+    KIND_STRING,
+    KIND_U32,
+    KIND_U64,
+    KIND_F32,
+    KIND_IDS,
+    KIND_SET,
+    KIND_FAULT,
+    KIND_METHOD,
+    KIND_HELP,
+    KIND_VERSION
+};
 
 struct option_def {
     const char *name, *argument;
@@ -39,12 +56,14 @@ static const struct option_def defs[] = {
     {name, argument, kind, commands, offsetof(struct options, member), min, max, help}
     OPTION("config", "FILE", KIND_STRING, ALL, config, 0, 0, "the YAML configuration; needed by every command but sample-config"),
     OPTION("set", "KEY=VALUE", KIND_SET, ALL, sets, 0, 0, "override a key of the configuration, such as gpu.threads=2; may be repeated"),
+    OPTION("fault", "FAULT", KIND_FAULT, PIPELINE, faults, 0, 0, "make something fail, such as npu_worker:abort@100 (see below, and docs/OPERATIONS.md); may be repeated"),
     OPTION("help", NULL, KIND_HELP, ALL, action, 0, 0, "this text; after a command, that command's options"),
     OPTION("version", NULL, KIND_VERSION, ALL, action, 0, 0, "the version"),
     OPTION("prompt", "TEXT", KIND_STRING, BIT(OPTIONS_GENERATE), prompt, 0, 0, "the prompt; <bos> is put before it, markers such as <start_of_turn> count"),
     OPTION("ids", "2,17,5", KIND_IDS, BIT(OPTIONS_GENERATE) | BIT(OPTIONS_EVAL) | BIT(OPTIONS_DETOKENIZE), has_ids, 0, 0, "token ids, used as they are: no <bos> is added"),
     OPTION("chat", NULL, KIND_FLAG, BIT(OPTIONS_GENERATE), chat, 0, 0, "--prompt is a user's message: put it into the chat template"),
     OPTION("system", "TEXT", KIND_STRING, RUNS, system, 0, 0, "a system message before the first message of a chat"),
+    OPTION("resume", NULL, KIND_FLAG, BIT(OPTIONS_CHAT), resume, 0, 0, "instead: finish the answers that a killed coordinator left, with this model; print them whole"),
     OPTION("max-tokens", "N", KIND_U32, RUNS, max_tokens, 1, 1048576, "tokens to generate at most (default 256)"),
     OPTION("temperature", "T", KIND_F32, RUNS, sample.temperature, 0, 100, "0 is greedy (default 1)"),
     OPTION("top-k", "K", KIND_U32, RUNS, sample.top_k, 0, 4194304, "sample among the K most probable; 0 is all (default 64)"),
@@ -65,6 +84,8 @@ static const struct option_def defs[] = {
     OPTION("text", "TEXT", KIND_STRING, BIT(OPTIONS_TOKENIZE), text, 0, 0, "the text"),
     OPTION("no-markers", NULL, KIND_FLAG, BIT(OPTIONS_TOKENIZE), no_markers, 0, 0, "markers such as <start_of_turn> stay text, as in a user's message"),
     OPTION("model", "FILE", KIND_STRING, BIT(OPTIONS_SAMPLE_CONFIG), model, 0, 0, "the GGUF file to name in it (default model.gguf)"),
+    OPTION("pid", "N", KIND_U32, BIT(OPTIONS_STATS) | BIT(OPTIONS_TOP), pid, 1, 2147483647, "which coordinator, where several run with this configuration"),
+    OPTION("count", "N", KIND_U32, BIT(OPTIONS_TOP), count, 1, 4294967295.0, "end after N refreshes (default: go on)"),
     OPTION("json", NULL, KIND_FLAG, ALL & ~BIT(OPTIONS_CHAT) & ~BIT(OPTIONS_EVAL) & ~BIT(OPTIONS_SERVE) & ~BIT(OPTIONS_SAMPLE_CONFIG), json, 0, 0, "print one JSON object instead of text"),
 #undef OPTION
 };
@@ -85,6 +106,9 @@ static const struct {
     [OPTIONS_PLAN] = {"plan", "[--json]", "the memory of each process against its cap, before anything is loaded"},
     [OPTIONS_TOKENIZE] = {"tokenize", "(--text TEXT | --file FILE) [options]", "token ids of a text, without <bos>"},
     [OPTIONS_DETOKENIZE] = {"detokenize", "--ids LIST [--json]", "the text of token ids"},
+    [OPTIONS_STATS] = {"stats", "[options]", "what the coordinator that runs with this configuration is doing, and its memory"},
+    [OPTIONS_TOP] = {"top", "[options]",
+                     "the same, once a second: a full screen on a terminal (q or Ctrl-C ends it), otherwise one line each"},
     [OPTIONS_SAMPLE_CONFIG] = {"sample-config", "[--model FILE]", "print a configuration with every key explained"},
 };
 
@@ -116,6 +140,8 @@ void options_help(enum options_command c, FILE *f)
         print_options(BIT(c), false, f);
         fprintf(f, "\nOptions of every command:\n");
         print_options(BIT(c), true, f);
+        if (BIT(c) & PIPELINE)
+            fprintf(f, "\n%s", fault_help);
         return;
     }
     fprintf(f, "Usage: coordinator --config FILE [--set KEY=VALUE]... [COMMAND] [options]\n"
@@ -126,6 +152,7 @@ void options_help(enum options_command c, FILE *f)
     print_options(BIT(c), true, f);
     fprintf(f, "\nOptions without a command:\n");
     print_options(BIT(c), false, f);
+    fprintf(f, "\n%s", fault_help);
     fprintf(f, "\nEnvironment:\n");
     util_env_help(f);
     fprintf(f, "\nExit status: 0 done, 1 failed, 2 wrong command line, 128 + n ended by signal n.\n");
@@ -212,6 +239,11 @@ static int store(struct options *o, const struct option_def *d, const char *valu
             return err_set(err, -EINVAL, "option '--set': given more than %d times", OPTIONS_MAX_SETS);
         o->sets[o->n_sets++] = value;
         return 0;
+    case KIND_FAULT:
+        if (o->n_faults == OPTIONS_MAX_FAULTS)
+            return err_set(err, -EINVAL, "option '--fault': given more than %d times", OPTIONS_MAX_FAULTS);
+        o->faults[o->n_faults++] = value;
+        return fault_check(value, err);
     case KIND_METHOD:
         if (strcmp(value, "window") != 0 && strcmp(value, "llama.cpp") != 0)
             return err_set(err, -EINVAL, "option '--method': found '%.40s'; expected window or llama.cpp", value);

@@ -24,6 +24,8 @@ enum options_command {
     OPTIONS_TOKENIZE,
     OPTIONS_DETOKENIZE,
     OPTIONS_SAMPLE_CONFIG,
+    OPTIONS_STATS,
+    OPTIONS_TOP,
     OPTIONS_COMMANDS,
 };
 
@@ -31,6 +33,7 @@ enum options_action { OPTIONS_RUN, OPTIONS_HELP, OPTIONS_VERSION };
 enum options_method { OPTIONS_METHOD_WINDOW, OPTIONS_METHOD_LLAMA_CPP };
 
 #define OPTIONS_MAX_SETS 64
+#define OPTIONS_MAX_FAULTS 16
 
 struct options {
     enum options_command command;
@@ -38,7 +41,9 @@ struct options {
     const char *config;
     const char *sets[OPTIONS_MAX_SETS];
     int n_sets;
-    bool json, report, chat, no_markers;
+    const char *faults[OPTIONS_MAX_FAULTS]; /* checked */
+    int n_faults;
+    bool json, report, chat, no_markers, resume;
     const char *prompt, *system, *text, *file, *logits, *model, *out;
     uint32_t *ids; /* owned */
     uint32_t n_ids;
@@ -48,6 +53,7 @@ struct options {
     enum options_method method;
     uint32_t window;
     uint32_t prompt_tokens, gen_tokens, repetitions;
+    uint32_t pid, count; /* 0: not given */
 };
 
 /* 0, or -EINVAL with a message that names the option and what was expected. Call options_free in either case. */

@@ -7,8 +7,6 @@
 #include <inttypes.h>
 #include <string.h>
 
-#include <jansson.h>
-
 #include "kernels/cpu.h"
 #include "kernels/quant.h"
 #include "model/gguf.h"
@@ -23,12 +21,18 @@
 #define DEFAULT_CHUNK 128
 #define DEFAULT_RING_SLOTS 4
 #define GOOD_CHUNK 16 /* prefill is slow below it: rather fewer sequences at once */
+#define DEFAULT_STREAM_SLOTS 2
 #define LOGITS_BLOCK_BYTES (4u << 20)
 
 const char *plan_process_name(enum config_process p)
 {
     static const char *const names[] = {"coordinator", "loader", "npu_worker", "gpu_worker"};
     return names[p];
+}
+
+bool plan_streams(const struct plan *p)
+{
+    return p->residency[CONFIG_NPU].n_streamed || p->residency[CONFIG_GPU].n_streamed;
 }
 
 static int collect_types(const struct gguf *g, struct plan *p, struct err *err)
@@ -59,20 +63,46 @@ static int collect_types(const struct gguf *g, struct plan *p, struct err *err)
     return r;
 }
 
-/* Where gpu_worker's weights are. On a device that copies them a segment goes as soon as it is copied, two at most exist at once;
- * but with "auto" on a device with memory of its own all must have room here, should the processor have to take over. */
-static void device_weights(const struct config *c, struct plan *p, uint64_t largest, uint64_t pair)
+/* Bytes of one worker's weights in memory: pinned layers, and slots as large as the largest layer that passes through each. */
+struct held {
+    uint64_t pinned, slots, streamed; /* streamed: read from the file in every pass */
+    uint64_t largest;                 /* segment */
+    uint64_t largest_streamed, pair;  /* pair: the most that two pinned segments take which follow each other */
+};
+
+static void hold(struct held *h, uint64_t slot[RESIDENCY_SLOTS_MAX], const struct residency *r, uint32_t layer, uint64_t bytes,
+                 uint64_t *last)
 {
-    uint64_t *bytes = p->process[CONFIG_GPU].bytes, all = bytes[BUDGET_WEIGHTS], fit = 65536;
-    if (!p->gpu.vulkan || largest <= p->gpu.importable)
+    uint32_t index = layer < r->n_layers ? residency_index(r, layer) : RESIDENCY_PINNED; /* the head is pinned */
+    h->largest = MAX(h->largest, bytes);
+    if (index == RESIDENCY_PINNED) {
+        h->pinned += bytes;
+        h->pair = MAX(h->pair, *last + bytes);
+        *last = bytes;
         return;
-    uint64_t copies = all + p->hparams.n_layers * fit; /* each tensor in a buffer of its own, rounded up */
+    }
+    uint64_t *s = &slot[index % r->n_slots];
+    h->streamed += bytes;
+    h->slots += bytes > *s ? bytes - *s : 0;
+    *s = MAX(*s, bytes);
+    h->largest_streamed = MAX(h->largest_streamed, bytes);
+}
+
+/* Where gpu_worker's weights are. On a device that copies them a segment goes as soon as it is copied, two at most exist at once;
+ * but with "auto" on a device with memory of its own all must have room here, should the processor have to take over. What is
+ * streamed is copied from its slot into one buffer. */
+static void device_weights(const struct config *c, struct plan *p, const struct held *h)
+{
+    uint64_t *bytes = p->process[CONFIG_GPU].bytes, fit = 65536;
+    if (!p->gpu.vulkan || h->largest <= p->gpu.importable)
+        return;
+    uint64_t copies = h->pinned + h->largest_streamed + p->hparams.n_layers * fit; /* each tensor in a buffer, rounded up */
     if (p->gpu.unified)
         bytes[BUDGET_DEVICE] += copies;
     else
         p->device_bytes = copies;
     if (p->gpu.unified || strcmp(c->gpu.backend, "auto") != 0)
-        bytes[BUDGET_WEIGHTS] = pair;
+        bytes[BUDGET_WEIGHTS] = h->pair + h->slots;
 }
 
 static int weights(const struct config *c, struct plan *p, const struct gguf *g, struct err *err)
@@ -80,7 +110,8 @@ static int weights(const struct config *c, struct plan *p, const struct gguf *g,
     const struct hparams *h = &p->hparams;
     struct segment_layout l;
     const uint8_t *t = p->types;
-    uint64_t largest_bounce = 0, largest = 0, pair = 0, last = 0; /* of gpu_worker, in the order of loading */
+    struct held held[CONFIG_PROCESSES] = {{0}};
+    uint64_t slot[CONFIG_PROCESSES][RESIDENCY_SLOTS_MAX] = {{0}}, last[CONFIG_PROCESSES] = {0}, least = 0;
     for (uint32_t layer = 0; layer <= h->n_layers; layer++) {
         for (int kind = SEGMENT_ATTN; kind <= SEGMENT_HEAD; kind++) {
             if ((layer == h->n_layers) != (kind == SEGMENT_HEAD))
@@ -89,18 +120,18 @@ static int weights(const struct config *c, struct plan *p, const struct gguf *g,
             if (r < 0)
                 return r;
             t += segment_n_tensors((enum segment_kind)kind);
-            p->process[kind == SEGMENT_ATTN ? CONFIG_NPU : CONFIG_GPU].bytes[BUDGET_WEIGHTS] += l.bytes;
+            int worker = kind == SEGMENT_ATTN ? CONFIG_NPU : CONFIG_GPU;
+            hold(&held[worker], slot[worker], &p->residency[worker], layer, l.bytes, &last[worker]);
             p->token_bytes += l.bytes;
-            largest_bounce = MAX(largest_bounce, segment_bounce_min(&l));
-            if (kind == SEGMENT_ATTN)
-                continue;
-            largest = MAX(largest, l.bytes);
-            pair = MAX(pair, last + l.bytes);
-            last = l.bytes;
+            least = MAX(least, segment_bounce_min(&l));
         }
     }
-    p->process[CONFIG_LOADER].bytes[BUDGET_SCRATCH] = work_plan_loader_bytes(h, largest_bounce);
-    device_weights(c, p, largest, pair);
+    for (int worker = CONFIG_NPU; worker <= CONFIG_GPU; worker++) {
+        p->process[worker].bytes[BUDGET_WEIGHTS] = held[worker].pinned + held[worker].slots;
+        p->streamed_bytes += held[worker].streamed;
+    }
+    p->process[CONFIG_LOADER].bytes[BUDGET_SCRATCH] = work_plan_loader_bytes(h, least);
+    device_weights(c, p, &held[CONFIG_GPU]);
     for (uint32_t i = 0; i < gguf_n_tensors(g); i++)
         p->tensor_bytes += gguf_tensor_at(g, i)->bytes;
     return 0;
@@ -112,7 +143,7 @@ static void rings(struct plan *p)
     p->token_slot_bytes = chunk_slot_bytes(p->chunk_tokens, p->sequences, p->chunk_tokens * sizeof(uint32_t));
     p->worker_slot_bytes = chunk_slot_bytes(p->chunk_tokens, p->sequences, (size_t)p->chunk_tokens * h->hidden * sizeof(float));
     p->out_slot_bytes = chunk_slot_bytes(p->chunk_tokens, p->sequences, (size_t)p->logits_rows * h->vocab * sizeof(float));
-    p->process[CONFIG_COORDINATOR].bytes[BUDGET_RING] = ring_bytes(p->ring_slots, p->token_slot_bytes) +
+    p->process[CONFIG_COORDINATOR].bytes[BUDGET_RING] = ring_bytes(p->token_slots, p->token_slot_bytes) +
                                                         3 * ring_bytes(p->ring_slots, p->worker_slot_bytes) +
                                                         ring_bytes(p->logits_slots, p->out_slot_bytes);
 }
@@ -252,7 +283,7 @@ static int fit_npu(const struct config *c, struct plan *p, struct err *err)
     uint64_t need = npu_need(p, chunk, p->kv_pages, &bytes[BUDGET_KV], &bytes[BUDGET_SCRATCH]);
     bytes[BUDGET_DEVICE] = npu_device_bytes(&p->npu, chunk);
     /* What is left holds weights as the NPU takes them, of as many layers as fit: with no limit, of all. */
-    if (pages && p->npu.xrt && p->npu.kept)
+    if (pages && p->npu.xrt && p->npu.kept && !p->residency[CONFIG_NPU].n_streamed)
         p->npu_resident =
             (uint32_t)MIN((uint64_t)p->hparams.n_layers, p->npu_pool ? (p->npu_pool - need) / p->npu.kept : UINT64_MAX);
     bytes[BUDGET_DEVICE] += p->npu_resident * p->npu.kept;
@@ -286,6 +317,7 @@ static int with_devices(const struct config *c, const struct gguf *g, const stru
     p->context = c->context;
     p->sequences = c->sequences;
     p->ring_slots = DEFAULT_RING_SLOTS;
+    p->token_slots = 2 * p->ring_slots; /* a chunk can be back before the loader gives its slot up: more slots than chunks */
     p->logits_rows = MIN(MAX(LOGITS_BLOCK_BYTES / (h->vocab * 4), 4u), 64u);
     p->logits_slots = 4;
     p->kv_type = c->kv_type;
@@ -296,6 +328,12 @@ static int with_devices(const struct config *c, const struct gguf *g, const stru
     p->npu_threads = c->npu.threads ? c->npu.threads : cores;
     p->gpu_threads = c->gpu.threads ? c->gpu.threads : cores;
     p->pin_threads = c->pin_threads && p->npu_threads + p->gpu_threads > cores;
+    uint32_t slots = c->stream_slots ? c->stream_slots : DEFAULT_STREAM_SLOTS;
+    for (int worker = CONFIG_NPU; worker <= CONFIG_GPU; worker++) {
+        uint32_t n = worker == CONFIG_NPU ? c->npu.streamed : c->gpu.streamed;
+        n = n == CONFIG_AUTO ? 0 : residency_round(h->n_layers, n, slots);
+        p->residency[worker] = (struct residency){.n_layers = h->n_layers, .n_streamed = n, .n_slots = n ? slots : 0};
+    }
     if ((r = collect_types(g, p, err)) < 0 || (r = weights(c, p, g, err)) < 0)
         return r;
     int fits = fit_npu(c, p, err);
@@ -334,129 +372,4 @@ int plan_make(const struct config *c, const struct gguf *g, const struct plan_ma
         return with_devices(c, g, &less, command_bytes, ret, err);
     }
     return r < 0 ? err_set(err, r, "%s", lacks.text) : 0;
-}
-
-/* What npu_worker takes from its pool, and why chunks and pages are what they are. */
-static void print_npu(const struct plan *p, FILE *f)
-{
-    const struct hparams *h = &p->hparams;
-    const uint64_t *bytes = p->process[CONFIG_NPU].bytes;
-    struct work_plan_kv kv;
-    char all[32], w[32], k[32], s[32], page[32], pool[32], few[32];
-    work_plan_kv_init(&kv, h, p->context, p->sequences, p->chunk_tokens, p->ring_slots, p->kv_type, p->kv_pages);
-    fprintf(f, "npu_worker  weights %s + KV cache %s + scratch %s%s%s for chunks of %u tokens = %s",
-            util_format_bytes(w, sizeof(w), bytes[BUDGET_WEIGHTS]), util_format_bytes(k, sizeof(k), bytes[BUDGET_KV]),
-            util_format_bytes(s, sizeof(s), bytes[BUDGET_SCRATCH]), p->npu.xrt ? " + NPU tiles " : "",
-            p->npu.xrt ? util_format_bytes(few, sizeof(few), bytes[BUDGET_DEVICE]) : "", p->chunk_tokens,
-            util_format_bytes(all, sizeof(all),
-                              bytes[BUDGET_WEIGHTS] + bytes[BUDGET_KV] + bytes[BUDGET_SCRATCH] + bytes[BUDGET_DEVICE]));
-    if (p->npu_pool)
-        fprintf(f, " of %s (80%% of npu.memory)", util_format_bytes(pool, sizeof(pool), p->npu_pool));
-    fprintf(f,
-            "\nKV cache    %u pages of %u positions and %s, for %.1f sequences of %u: %u a global layer, at most %u a local one\n",
-            p->kv_pages, WORK_PLAN_PAGE_POSITIONS, util_format_bytes(page, sizeof(page), kv.page_bytes),
-            (double)p->kv_pages / (double)kv.sequence_pages, p->context, kv.global, kv.local);
-}
-
-/* Bytes of attention weights that move for a token: read by the processor, quantized, or unpacked to bf16 and sent to the NPU once
- * for a chunk. */
-static void print_xrt(const struct plan *p, FILE *f)
-{
-    char few[32], many[32];
-    uint64_t weights = p->process[CONFIG_NPU].bytes[BUDGET_WEIGHTS];
-    if (p->npu.xrt)
-        fprintf(f,
-                "NPU         '%s', weights of %u layers stay there; moved for a token: %s on the processor, %s to the NPU in "
-                "chunks of %u\n",
-                p->npu.name, p->npu_resident, util_format_bytes(few, sizeof(few), weights),
-                util_format_bytes(many, sizeof(many), p->npu.moved * (p->hparams.n_layers - p->npu_resident) / p->chunk_tokens),
-                p->chunk_tokens);
-    else if (p->npu.reason[0])
-        fprintf(f, "NPU         not used: %s\n", p->npu.reason);
-}
-
-/* The most that decode can reach where the processor reads all weights, and K and V of a full context, for every token. */
-static double most_tokens(const struct plan *p)
-{
-    struct work_plan_kv kv;
-    work_plan_kv_init(&kv, &p->hparams, p->context, 1, 1, 1, p->kv_type, 0);
-    return p->gpu.vulkan ? 0 : p->read_rate / (double)(p->token_bytes + kv.sequence_pages * kv.page_bytes);
-}
-
-static void print_machine(const struct plan *p, uint64_t total, FILE *f)
-{
-    char a[32], b[32], c[32];
-    if (p->machine.total)
-        fprintf(f, "machine     %s of memory, %s of it free; the processes need %s%s\n",
-                util_format_bytes(a, sizeof(a), p->machine.total), util_format_bytes(b, sizeof(b), p->machine.available),
-                util_format_bytes(c, sizeof(c), total), total > p->machine.available ? ": close other programs first" : "");
-    if (most_tokens(p) > 0)
-        fprintf(f,
-                "speed       memory is read at %s/s by %u threads: at most %.1f tokens/s of one sequence, whose every token reads "
-                "%s of weights\n",
-                util_format_bytes(a, sizeof(a), (uint64_t)p->read_rate), MAX(p->npu_threads, p->gpu_threads), most_tokens(p),
-                util_format_bytes(b, sizeof(b), p->token_bytes));
-}
-
-void plan_print(const struct plan *p, FILE *f)
-{
-    char buf[32];
-    fprintf(f, "model       %u layers, hidden %u, FFN %u, %u heads (%u KV) of %u, vocabulary %u, tensors %s\n", p->hparams.n_layers,
-            p->hparams.hidden, p->hparams.ffn, p->hparams.n_heads, p->hparams.n_kv_heads, p->hparams.head_dim, p->hparams.vocab,
-            util_format_bytes(buf, sizeof(buf), p->tensor_bytes));
-    fprintf(f, "run         context %u x %u sequences, KV %s, chunks of %u tokens, %u in flight, logits %u rows a block\n",
-            p->context, p->sequences, quant_name(p->kv_type), p->chunk_tokens, p->ring_slots, p->logits_rows);
-    print_npu(p, f);
-    print_xrt(p, f);
-    fprintf(f, "threads     npu_worker %u, gpu_worker %u\n", p->npu_threads, p->gpu_threads);
-    if (p->gpu.vulkan)
-        fprintf(f, "device      '%s', %s memory%s%s%s\n", p->gpu.name, p->gpu.unified ? "unified" : "its own",
-                p->device_bytes ? ": " : "", p->device_bytes ? util_format_bytes(buf, sizeof(buf), p->device_bytes) : "",
-                p->device_bytes ? " there besides (accounted)" : "");
-    else if (p->gpu.reason[0])
-        fprintf(f, "device      none: %s\n", p->gpu.reason);
-    fputc('\n', f);
-    fprintf(f, "%-12s", "MiB");
-    for (int k = 0; k < BUDGET_CATEGORIES; k++)
-        fprintf(f, "%10s", budget_category_name((enum budget_category)k));
-    fprintf(f, "%10s%10s%10s\n", "fixed", "total", "cap");
-    uint64_t total = 0, cap = 0;
-    for (int i = 0; i < CONFIG_PROCESSES; i++) {
-        fprintf(f, "%-12s", plan_process_name((enum config_process)i));
-        for (int k = 0; k < BUDGET_CATEGORIES; k++)
-            fprintf(f, "%10.1f", (double)p->process[i].bytes[k] / MIB);
-        fprintf(f, "%10.1f%10.1f%10.1f\n", (double)p->process[i].fixed / MIB, (double)p->process[i].total / MIB,
-                (double)p->process[i].cap / MIB);
-        total += p->process[i].total;
-        cap += p->process[i].cap;
-    }
-    fprintf(f, "%-12s%*s%10.1f%10.1f\n\n", "all", 10 * (BUDGET_CATEGORIES + 1), "", (double)total / MIB, (double)cap / MIB);
-    print_machine(p, total, f);
-}
-
-int plan_print_json(const struct plan *p, FILE *f, struct err *err)
-{
-    json_t *processes = json_object();
-    for (int i = 0; i < CONFIG_PROCESSES; i++) {
-        json_t *o = json_object();
-        for (int k = 0; k < BUDGET_CATEGORIES; k++)
-            json_object_set_new(o, budget_category_name((enum budget_category)k), json_integer((json_int_t)p->process[i].bytes[k]));
-        json_object_set_new(o, "fixed", json_integer((json_int_t)p->process[i].fixed));
-        json_object_set_new(o, "total", json_integer((json_int_t)p->process[i].total));
-        json_object_set_new(o, "cap", json_integer((json_int_t)p->process[i].cap));
-        json_object_set_new(processes, plan_process_name((enum config_process)i), o);
-    }
-    json_t *root = json_pack(
-        "{s:i, s:i, s:i, s:s, s:I, s:I, s:i, s:i, s:i, s:i, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:o}", "layers",
-        (int)p->hparams.n_layers, "context", (int)p->context, "sequences", (int)p->sequences, "kv_type", quant_name(p->kv_type),
-        "kv_pages", (json_int_t)p->kv_pages, "npu_pool", (json_int_t)p->npu_pool, "chunk_tokens", (int)p->chunk_tokens,
-        "ring_slots", (int)p->ring_slots, "npu_threads", (int)p->npu_threads, "gpu_threads", (int)p->gpu_threads, "gpu_device",
-        p->gpu.vulkan ? p->gpu.name : "", "npu_device", p->npu.xrt ? p->npu.name : "", "npu_resident", (json_int_t)p->npu_resident,
-        "npu_moved_bytes", (json_int_t)(p->npu.moved * (p->hparams.n_layers - p->npu_resident)), "device_bytes",
-        (json_int_t)p->device_bytes, "tensor_bytes", (json_int_t)p->tensor_bytes, "token_bytes", (json_int_t)p->token_bytes,
-        "machine_bytes", (json_int_t)p->machine.total, "machine_free_bytes", (json_int_t)p->machine.available, "read_rate",
-        p->read_rate, "most_tokens_per_second", most_tokens(p), "processes", processes);
-    int r = root && json_dumpf(root, f, JSON_INDENT(2)) == 0 && fputc('\n', f) != EOF ? 0 : -EIO;
-    json_decref(root);
-    return r < 0 ? err_set(err, r, "cannot write the plan as JSON") : 0;
 }

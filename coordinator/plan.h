@@ -12,6 +12,7 @@
 #include "coordinator/machine.h"
 #include "coordinator/npu_device.h"
 #include "model/hparams.h"
+#include "model/residency.h"
 #include "proto/budget.h"
 #include "proto/config.h"
 
@@ -27,11 +28,13 @@ struct plan_machine {
 
 struct plan {
     struct hparams hparams;
-    uint32_t context, sequences, chunk_tokens, ring_slots, logits_rows, logits_slots;
+    uint32_t context, sequences, chunk_tokens, ring_slots, token_slots, logits_rows, logits_slots;
     int kv_type;
-    uint32_t kv_pages;     /* of the KV cache, shared by all sequences */
-    uint64_t npu_pool;     /* bytes that npu.memory allows: 80% of it; 0: no limit */
-    uint32_t npu_resident; /* layers whose weights stay on the NPU, unpacked */
+    uint32_t kv_pages;                            /* of the KV cache, shared by all sequences */
+    uint64_t npu_pool;                            /* bytes that npu.memory allows: 80% of it; 0: no limit */
+    struct residency residency[CONFIG_PROCESSES]; /* of the workers' layers */
+    uint64_t streamed_bytes;                      /* of weights, read from the file for a token */
+    uint32_t npu_resident;                        /* layers whose weights stay on the NPU, unpacked */
     uint32_t npu_threads, gpu_threads;
     bool pin_threads;      /* the workers' threads share cores in turns: each stays on its own */
     uint64_t tensor_bytes; /* of the file, the tied head counted once */
@@ -59,5 +62,6 @@ int plan_make(const struct config *c, const struct gguf *g, const struct plan_ma
 void plan_print(const struct plan *p, FILE *f);
 int plan_print_json(const struct plan *p, FILE *f, struct err *err);
 const char *plan_process_name(enum config_process p);
+bool plan_streams(const struct plan *p); /* weights of some layers are read for every pass */
 
 #endif

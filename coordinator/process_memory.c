@@ -13,7 +13,7 @@ static uint64_t field(const char *line, const char *name)
     return strncmp(line, name, n) == 0 && line[n] == ':' ? strtoull(line + n + 1, NULL, 10) * 1024 : 0;
 }
 
-int process_memory_read(int pid, struct process_memory *ret)
+int process_memory_read(int pid, bool with_pss, struct process_memory *ret)
 {
     char path[64], line[256];
     uint64_t hwm = 0, shared = 0;
@@ -24,10 +24,13 @@ int process_memory_read(int pid, struct process_memory *ret)
         return -errno;
     while (fgets(line, sizeof(line), f)) {
         ret->rss += field(line, "VmRSS");
+        ret->anon += field(line, "RssAnon");
         hwm += field(line, "VmHWM");
         shared += field(line, "RssFile") + field(line, "RssShmem");
     }
     ret->peak_private = hwm > shared ? hwm - shared : 0;
+    if (!with_pss)
+        return 0;
     snprintf(path, sizeof(path), "/proc/%d/smaps_rollup", pid);
     auto_file g = fopen(path, "re");
     while (g && fgets(line, sizeof(line), g))

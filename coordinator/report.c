@@ -9,9 +9,12 @@
 #include <string.h>
 
 #include "coordinator/answer.h"
+#include "coordinator/monitor.h"
 #include "proto/budget.h"
 #include "proto/config.h"
 #include "proto/util.h"
+
+#define MIB (1024.0 * 1024.0)
 
 static uint64_t budget_sum(const struct engine_process_stats *s)
 {
@@ -21,8 +24,34 @@ static uint64_t budget_sum(const struct engine_process_stats *s)
     return sum;
 }
 
-void report_processes(const struct engine_process_stats *stats, FILE *f)
+static void print_pool(const char *process, const struct engine_pool *p, FILE *f)
 {
+    const struct {
+        const char *name;
+        uint64_t bytes;
+    } uses[] = {{"weights", p->weights},
+                {"KV pages", p->kv},
+                {"scratch", p->scratch},
+                {"NPU tiles", p->tiles},
+                {"NPU instructions", p->instructions}};
+    char of[24], used[24], peak[24], largest[24];
+    fprintf(f, "%-12s %s of %s in use (%s at most), largest free part %s, %.0f%% fragmented:", process,
+            util_format_bytes(used, sizeof(used), monitor_pool_used(p)), util_format_bytes(of, sizeof(of), p->bytes),
+            util_format_bytes(peak, sizeof(peak), p->peak), util_format_bytes(largest, sizeof(largest), p->largest),
+            100 * monitor_pool_fragmentation(p));
+    bool more = false;
+    for (size_t i = 0; i < ARRAY_LEN(uses); i++) {
+        char bytes[24];
+        if (uses[i].bytes)
+            fprintf(f, "%s %s %s", more ? "," : "", uses[i].name, util_format_bytes(bytes, sizeof(bytes), uses[i].bytes));
+        more |= uses[i].bytes > 0;
+    }
+    fputc('\n', f);
+}
+
+void report_processes(const struct monitor_snapshot *m, FILE *f)
+{
+    const struct engine_process_stats *stats = m->process;
     int width = 12; /* of the longest backend's name */
     for (int i = 0; i < CONFIG_PROCESSES; i++)
         width = MAX(width, (int)strlen(stats[i].backend));
@@ -35,35 +64,75 @@ void report_processes(const struct engine_process_stats *stats, FILE *f)
                 util_format_bytes(cap, sizeof(cap), s->cap), s->cap_enforced ? "kernel" : "accounted");
     }
     for (int i = 0; i < CONFIG_PROCESSES; i++) {
+        const struct engine_process_stats *s = &stats[i];
+        if (s->stream_visits)
+            fprintf(f,
+                    "%-12s streamed layers: there in time %" PRIu64 " of %" PRIu64
+                    " times, waited for %.0f ms in all, %.1f ms on average, "
+                    "%.1f ms at most\n",
+                    s->name, s->stream_hits, s->stream_visits, (double)s->stream_wait_ns / 1e6,
+                    (double)s->stream_wait_ns / 1e6 / (double)s->stream_visits, (double)s->stream_wait_max_ns / 1e6);
         if (stats[i].products)
             fprintf(f, "%-12s %" PRIu64 " of %" PRIu64 " matrix products on the NPU\n", stats[i].name, stats[i].offloaded,
                     stats[i].products);
+        if (stats[i].pool.bytes)
+            print_pool(stats[i].name, &stats[i].pool, f);
+        if (stats[i].restarts)
+            fprintf(f, "%-12s started again %" PRIu64 " times; the last: %s\n", stats[i].name, stats[i].restarts,
+                    stats[i].last_reason);
     }
 }
 
-json_t *report_processes_json(const struct engine_process_stats *stats)
+void report_recovery(const struct engine_recovery *r, FILE *f)
 {
-    json_t *list = json_array();
-    for (int i = 0; list && i < CONFIG_PROCESSES; i++) {
-        const struct engine_process_stats *s = &stats[i];
-        json_t *budget = json_object();
+    if (r->n)
+        fprintf(f, "recoveries   %u; the last after the end of %s: pause %.1f ms (restart %.1f, remap %.1f, re-prefill %.1f)\n",
+                r->n, r->stage, (double)r->pause_ns / 1e6, (double)r->restart_ns / 1e6, (double)r->remap_ns / 1e6,
+                (double)r->reprefill_ns / 1e6);
+}
+
+json_t *report_recovery_json(const struct engine_recovery *r)
+{
+    return json_pack("{s:I, s:s, s:f, s:f, s:f, s:f, s:f}", "count", (json_int_t)r->n, "last_stage", r->n ? r->stage : "",
+                     "detect_ms", (double)r->detect_ns / 1e6, "restart_ms", (double)r->restart_ns / 1e6, "remap_ms",
+                     (double)r->remap_ns / 1e6, "reprefill_ms", (double)r->reprefill_ns / 1e6, "pause_ms",
+                     (double)r->pause_ns / 1e6);
+}
+
+static void report_memory(const struct monitor_snapshot *m, FILE *f)
+{
+    fprintf(f, "%-12s", "MiB");
+    for (int k = 0; k < BUDGET_CATEGORIES; k++)
+        fprintf(f, "%17s", budget_category_name((enum budget_category)k));
+    fprintf(f, "%10s%10s%10s%10s%10s%7s%9s\n", "private", "rss", "pss", "used", "cap", "kills", "restarts");
+    for (int i = 0; i < CONFIG_PROCESSES; i++) {
+        const struct engine_process_stats *s = &m->process[i];
+        const uint64_t sizes[] = {s->anon, s->rss, s->pss, monitor_used(m, (enum config_process)i), s->cap};
+        fprintf(f, "%-12s", s->name);
         for (int k = 0; k < BUDGET_CATEGORIES; k++)
-            json_object_set_new(budget, budget_category_name((enum budget_category)k), json_integer((json_int_t)s->budget[k]));
-        json_object_set_new(budget, "total", json_integer((json_int_t)budget_sum(s)));
-        json_object_set_new(budget, "total_peak", json_integer((json_int_t)s->total_peak));
-        json_t *one =
-            json_pack("{s:s, s:i, s:s, s:I, s:b, s:I, s:I, s:I, s:o, s:f, s:f, s:f, s:I, s:I, s:I, s:I}", "name", s->name, "pid",
-                      s->pid, "backend", s->backend, "cap_bytes", (json_int_t)s->cap, "cap_enforced", (int)s->cap_enforced,
-                      "peak_bytes", (json_int_t)s->peak_bytes, "rss_bytes", (json_int_t)s->rss, "pss_bytes", (json_int_t)s->pss,
-                      "budget", budget, "busy_ms", (double)s->busy_ns / 1e6, "idle_ms", (double)s->idle_ns / 1e6, "blocked_ms",
-                      (double)s->blocked_ns / 1e6, "chunks", (json_int_t)s->chunks, "bytes_read", (json_int_t)s->bytes_read,
-                      "products", (json_int_t)s->products, "offloaded", (json_int_t)s->offloaded);
-        if (!one || json_array_append_new(list, one) < 0) {
-            json_decref(list);
-            return NULL;
-        }
+            fprintf(f, "%10.1f/%6.1f", (double)s->budget[k] / MIB, (double)s->peak[k] / MIB);
+        for (size_t k = 0; k < ARRAY_LEN(sizes); k++)
+            fprintf(f, "%10.1f", (double)sizes[k] / MIB);
+        fprintf(f, "%7" PRIu64 "%9" PRIu64 "%s\n", s->kills, s->restarts, s->answered ? "" : "  (does not answer)");
     }
-    return list;
+}
+
+void report_snapshot(const struct monitor_snapshot *m, FILE *f)
+{
+    const struct schedule_counts *c = &m->counts;
+    fprintf(f, "coordinator %d, %s, %.1f s since its start; context %u\n", m->process[CONFIG_COORDINATOR].pid,
+            monitor_state_name(m->state), (double)m->uptime_ms / 1e3, m->context);
+    fprintf(f, "requests    %u running of %u at most, %u waiting; %" PRIu64 " finished, %" PRIu64 " of them failed\n", c->running,
+            c->sequences, c->queued, c->finished, c->failed);
+    fprintf(f, "tokens/s    prompt %.1f, answers %.1f; since start %" PRIu64 " and %" PRIu64 "\n", c->prompt_per_second,
+            c->output_per_second, c->prompt_tokens, c->output_tokens);
+    fprintf(f, "chunks      %u of %u in flight; rings:", c->in_flight, c->in_flight_most);
+    for (int i = 0; i < SUPERVISE_RINGS; i++)
+        fprintf(f, " %s %u/%u", m->rings[i].name, m->rings[i].fill, m->rings[i].slots);
+    fprintf(f, "\nKV cache    %" PRIu64 " of %" PRIu64 " pages in use\n\n", m->kv_pages_used, m->kv_pages);
+    report_processes(m, f);
+    fprintf(f, "\nMemory by category, now/highest:\n");
+    report_memory(m, f);
 }
 
 void report_answers(const struct answer *a, size_t n, FILE *f)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * What the processes did and used, as a table for people and as JSON. Threads: none of its own. */
+ * What the processes did and used, as a table for people; JSON on standard output. Threads: none of its own. */
 #ifndef TANDEM_COORDINATOR_REPORT_H
 #define TANDEM_COORDINATOR_REPORT_H
 
@@ -10,9 +10,12 @@
 struct answer;
 struct json_t;
 
-/* stats: [CONFIG_PROCESSES]. */
-void report_processes(const struct engine_process_stats *stats, FILE *f);
-struct json_t *report_processes_json(const struct engine_process_stats *stats); /* returns owned, NULL = out of memory */
+void report_processes(const struct monitor_snapshot *m, FILE *f);
+/* Everything, as `stats` prints it. */
+void report_snapshot(const struct monitor_snapshot *m, FILE *f);
+/* What the last death of a stage cost; nothing where there was none. */
+void report_recovery(const struct engine_recovery *r, FILE *f);
+struct json_t *report_recovery_json(const struct engine_recovery *r);
 /* Tokens and tokens/s of prompt and answer; one line per answer when there are several. */
 void report_answers(const struct answer *a, size_t n, FILE *f);
 /* One line and its newline; -EIO when it cannot be written. Takes j; NULL is out of memory. */

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: MIT
- * Owns <base>/tandem-<uid>/<pid>/ with the files "lock" (flock held while we live) and "cgroup" (a path, one line). Called by
+ * Owns <base>/tandem-<uid>/<pid>/ with the files "lock" (flock held while we live), "cgroup" and "config" (a path each), and the
+ * socket of control.c. Called by
  * engine.c on the loop's thread. A folder whose lock can be had belongs to nobody any more and is removed, with its cgroup; who
  * looks for such folders or makes its own holds a lock on the folder above meanwhile, so that none is taken for dead while young.
- * It never follows links and never removes anything but these two files and the folder itself. */
+ * It never follows links and never removes anything but these files and the folder itself. A folder in which requests in
+ * progress are left is renamed instead. */
 #include "coordinator/runtime_dir.h"
 
 #include <dirent.h>
@@ -11,12 +13,15 @@
 #include <limits.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 
 #include "coordinator/cgroup.h"
 #include "proto/err.h"
 #include "proto/log.h"
 #include "proto/util.h"
+
+static const char *const files[] = {"cgroup", "config", RUNTIME_DIR_SOCKET, "lock"}; /* the lock last: without it we are dead */
 
 struct runtime_dir {
     char base[PATH_MAX - 32]; /* <...>/tandem-<uid> */
@@ -34,6 +39,22 @@ static int make_private(const char *path, struct err *err)
                        "runtime folder '%s' is not a folder of this user with mode 0700; remove it or set TANDEM_RUNTIME_DIR",
                        path);
     return 0;
+}
+
+static void keep_requests(int base, const char *name)
+{
+    char kept[64];
+    for (int i = 0; i < 1000; i++) {
+        snprintf(kept, sizeof(kept), "journal-%.20s-%d", name, i);
+        if (renameat2(base, name, base, kept, RENAME_NOREPLACE) == 0) {
+            log_warn("runtime",
+                     "coordinator %s was killed with requests in progress; 'coordinator --config FILE --resume' finishes them",
+                     name);
+            return;
+        }
+        if (errno != EEXIST)
+            return;
+    }
 }
 
 static void remove_stale(int base, const char *name)
@@ -54,10 +75,12 @@ static void remove_stale(int base, const char *name)
         cgroup[strcspn(cgroup, "\n")] = '\0';
         cgroup_remove_stale(cgroup);
     }
-    unlinkat(dir, "cgroup", 0);
-    unlinkat(dir, "lock", 0);
+    for (size_t i = 0; i < ARRAY_LEN(files); i++)
+        unlinkat(dir, files[i], 0);
     if (unlinkat(base, name, AT_REMOVEDIR) == 0)
         log_info("runtime", "removed the runtime folder of coordinator %s, which was killed", name);
+    else if (errno == ENOTEMPTY || errno == EEXIST)
+        keep_requests(base, name);
 }
 
 static void remove_all_stale(const char *path)
@@ -98,23 +121,31 @@ static int make_own(struct runtime_dir *r, struct err *err)
     return r->lock < 0 || flock(r->lock, LOCK_EX | LOCK_NB) < 0 ? err_set_errno(err, -errno, "lock '%s'", lock) : 0;
 }
 
-int runtime_dir_open(struct runtime_dir **ret, struct err *err)
+static int base_path(char *ret, size_t size, struct err *err)
 {
-    struct runtime_dir *r = calloc(1, sizeof(*r));
     char run_user[64];
-    if (!r)
-        return err_set(err, -ENOMEM, "runtime folder: out of memory");
-    r->lock = -1;
     snprintf(run_user, sizeof(run_user), "/run/user/%u", (unsigned)geteuid());
     const char *root = util_env(UTIL_ENV_RUNTIME_DIR);
     if (!root)
         root = access(run_user, W_OK) == 0 ? run_user : geteuid() == 0 && access("/run", W_OK) == 0 ? "/run" : "/tmp";
-    if ((size_t)snprintf(r->base, sizeof(r->base), "%s/tandem-%u", root, (unsigned)geteuid()) >= sizeof(r->base)) {
-        free(r);
+    if ((size_t)snprintf(ret, size, "%s/tandem-%u", root, (unsigned)geteuid()) >= size)
         return err_set(err, -ENAMETOOLONG, "runtime folder below '%s': the path is too long", root);
+    return 0;
+}
+
+int runtime_dir_open(struct runtime_dir **ret, struct err *err)
+{
+    struct runtime_dir *r = calloc(1, sizeof(*r));
+    if (!r)
+        return err_set(err, -ENOMEM, "runtime folder: out of memory");
+    r->lock = -1;
+    int code = base_path(r->base, sizeof(r->base), err);
+    if (code < 0) {
+        free(r);
+        return code;
     }
     snprintf(r->path, sizeof(r->path), "%s/%d", r->base, (int)getpid());
-    int code = -ENOENT;
+    code = -ENOENT;
     for (int i = 0; i < 100 && code == -ENOENT; i++)
         code = make_own(r, err);
     if (code < 0) {
@@ -130,27 +161,132 @@ const char *runtime_dir_path(const struct runtime_dir *r)
     return r->path;
 }
 
-int runtime_dir_note_cgroup(struct runtime_dir *r, const char *cgroup_path, struct err *err)
+const char *runtime_dir_base(const struct runtime_dir *r)
 {
-    char path[PATH_MAX + 8];
-    snprintf(path, sizeof(path), "%s/cgroup", r->path);
+    return r->base;
+}
+
+static int note(const struct runtime_dir *r, const char *name, const char *text, struct err *err)
+{
+    char path[PATH_MAX + 16];
+    snprintf(path, sizeof(path), "%s/%s", r->path, name);
     auto_fd fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
-    if (fd < 0 || util_write_all(fd, cgroup_path, strlen(cgroup_path)) < 0)
+    if (fd < 0 || util_write_all(fd, text, strlen(text)) < 0)
         return err_set_errno(err, -errno, "cannot write '%s'", path);
     return 0;
+}
+
+int runtime_dir_note_cgroup(struct runtime_dir *r, const char *cgroup_path, struct err *err)
+{
+    return note(r, "cgroup", cgroup_path, err);
+}
+
+int runtime_dir_note_config(struct runtime_dir *r, const char *config_path, struct err *err)
+{
+    auto_free char *real = realpath(config_path, NULL);
+    return note(r, "config", real ? real : config_path, err);
 }
 
 void runtime_dir_close(struct runtime_dir *r)
 {
     if (!r)
         return;
-    char path[PATH_MAX + 8];
-    snprintf(path, sizeof(path), "%s/cgroup", r->path);
-    unlink(path);
-    snprintf(path, sizeof(path), "%s/lock", r->path);
-    unlink(path);
+    char path[PATH_MAX + 16];
+    for (size_t i = 0; i < ARRAY_LEN(files); i++) {
+        snprintf(path, sizeof(path), "%s/%s", r->path, files[i]);
+        unlink(path);
+    }
     rmdir(r->path);
     rmdir(r->base); /* when it was the last */
     util_close_fd(&r->lock);
     free(r);
+}
+
+/* The config of a coordinator that lives; false: it is gone, or has just begun. The folder above is locked by the caller, so that a
+ * look at the lock of one that begins does not stand in its way. */
+static bool config_of(int base, const char *name, char *ret, size_t size)
+{
+    auto_fd dir = openat(base, name, O_DIRECTORY | O_NOFOLLOW | O_RDONLY | O_CLOEXEC);
+    auto_fd lock = dir < 0 ? -1 : openat(dir, "lock", O_RDWR | O_NOFOLLOW | O_CLOEXEC);
+    if (lock < 0 || flock(lock, LOCK_SH | LOCK_NB) == 0)
+        return false;
+    auto_fd f = openat(dir, "config", O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+    ssize_t n = f >= 0 ? read(f, ret, size - 1) : -1;
+    ret[MAX(n, 0)] = '\0';
+    return n > 0;
+}
+
+struct search {
+    char base[PATH_MAX - 32];
+    const char *config;
+    int pid, n, found;               /* asked for; how many there are; the last */
+    char pids[256], other[PATH_MAX]; /* all of them; the config of the one asked for, where it is another */
+};
+
+static void look_at(struct search *s, int base, const char *name)
+{
+    char config[PATH_MAX];
+    int pid = atoi(name);
+    if ((s->pid && pid != s->pid) || !config_of(base, name, config, sizeof(config)))
+        return;
+    if (strcmp(config, s->config) != 0) {
+        snprintf(s->other, sizeof(s->other), "%s", s->pid ? config : "");
+        return;
+    }
+    size_t at = strlen(s->pids);
+    snprintf(s->pids + at, sizeof(s->pids) - at, "%s%d", s->n ? ", " : "", pid);
+    s->n++;
+    s->found = pid;
+}
+
+static int search_result(const struct search *s, char *ret_path, size_t size, int *ret_pid, struct err *err)
+{
+    if (s->n == 0 && s->other[0])
+        return err_set(err, -ESRCH, "coordinator %d runs with config '%s'; expected '%s'", s->pid, s->other, s->config);
+    if (s->n == 0 && s->pid)
+        return err_set(err, -ESRCH, "no coordinator with pid %d is running (looked in '%s')", s->pid, s->base);
+    if (s->n == 0)
+        return err_set(err, -ESRCH, "no coordinator with config '%s' is running (looked in '%s')", s->config, s->base);
+    if (s->n > 1)
+        return err_set(err, -ENOTUNIQ, "%d coordinators with config '%s' are running; choose one with --pid: %s", s->n, s->config,
+                       s->pids);
+    if ((size_t)snprintf(ret_path, size, "%s/%d", s->base, s->found) >= size)
+        return err_set(err, -ENAMETOOLONG, "runtime folder below '%s': the path is too long", s->base);
+    *ret_pid = s->found;
+    return 0;
+}
+
+int runtime_dir_find(const char *config_path, int pid, char *ret_path, size_t size, int *ret_pid, struct err *err)
+{
+    struct search s = {.config = config_path, .pid = pid};
+    int r = base_path(s.base, sizeof(s.base), err);
+    if (r < 0)
+        return r;
+    int fd = open(s.base, O_DIRECTORY | O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd >= 0)
+        flock(fd, LOCK_SH);
+    DIR *d = fd >= 0 ? fdopendir(fd) : NULL;
+    struct dirent *e;
+    while (d && (e = readdir(d))) {
+        if (e->d_name[strspn(e->d_name, "0123456789")] == '\0')
+            look_at(&s, dirfd(d), e->d_name);
+    }
+    if (d)
+        closedir(d);
+    else
+        util_close_fd(&fd);
+    return search_result(&s, ret_path, size, ret_pid, err);
+}
+
+int runtime_dir_address(const char *path, struct sockaddr_un *ret, int *ret_fd, struct err *err)
+{
+    *ret = (struct sockaddr_un){.sun_family = AF_UNIX};
+    *ret_fd = -1;
+    if ((size_t)snprintf(ret->sun_path, sizeof(ret->sun_path), "%s/" RUNTIME_DIR_SOCKET, path) < sizeof(ret->sun_path))
+        return 0;
+    *ret_fd = open(path, O_DIRECTORY | O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (*ret_fd < 0)
+        return err_set_errno(err, -errno, "runtime folder '%s'", path);
+    snprintf(ret->sun_path, sizeof(ret->sun_path), "/proc/self/fd/%d/" RUNTIME_DIR_SOCKET, *ret_fd);
+    return 0;
 }

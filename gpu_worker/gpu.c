@@ -17,6 +17,7 @@
 
 #include "gpu_worker/ffn_backend.h"
 #include "model/collect.h"
+#include "model/residency.h"
 #include "model/segment.h"
 #include "model/work_plan.h"
 #include "proto/budget.h"
@@ -35,6 +36,7 @@ struct arrived {
 
 struct gpu {
     struct hparams hparams;
+    struct residency residency;
     uint8_t types[sizeof(((struct msg_configure *)0)->types)];
     uint32_t logits_rows;
     struct stage_io *io;
@@ -71,12 +73,13 @@ static int want(struct gpu *g, uint32_t index, uint64_t *largest, struct err *er
     bool head = index == g->hparams.n_layers;
     enum segment_kind kind = head ? SEGMENT_HEAD : SEGMENT_FFN;
     struct segment_layout l;
+    uint32_t streamed = head ? RESIDENCY_PINNED : residency_index(&g->residency, index);
     int r = layout(g, kind, index, &l, err);
-    if (r == 0) {
-        *largest = MAX(*largest, l.bytes);
-        r = stage_want_segment(g->io, kind, head ? 0 : index, l.bytes, err);
-    }
-    return r;
+    if (r < 0)
+        return r;
+    *largest = MAX(*largest, l.bytes);
+    return streamed == RESIDENCY_PINNED ? stage_want_segment(g->io, kind, head ? 0 : index, l.bytes, err)
+                                        : stage_stream_segment(g->io, kind, index, streamed % g->residency.n_slots, l.bytes, err);
 }
 
 static int open_backend(struct gpu *g, const char *name, const struct ffn_backend_options *o, struct err *err)
@@ -96,6 +99,10 @@ static int gpu_configure(void *state, struct stage_io *io, const struct msg_conf
     if (c->types_len < n_types)
         return err_set(err, -EPROTO, "CONFIGURE lists %u tensor types; expected %u or more", c->types_len, n_types);
     memcpy(g->types, c->types, c->types_len);
+    g->residency = (struct residency){g->hparams.n_layers, c->streamed, c->stream_slots};
+    if (!residency_valid(&g->residency))
+        return err_set(err, -EPROTO, "CONFIGURE: %u of %u layers through %u slots", c->streamed, g->hparams.n_layers,
+                       c->stream_slots);
     g->logits_rows = c->logits_rows;
     g->io = io;
     g->budget = stage_budget(io);
@@ -138,11 +145,18 @@ static int gpu_configure(void *state, struct stage_io *io, const struct msg_conf
     return r;
 }
 
+static bool is_streamed(const struct gpu *g, uint32_t index)
+{
+    return index < g->hparams.n_layers && residency_index(&g->residency, index) != RESIDENCY_PINNED;
+}
+
 static int load(struct gpu *g, uint32_t index, struct err *err)
 {
     bool head = index == g->hparams.n_layers;
     struct segment_layout l;
     int r = layout(g, head ? SEGMENT_HEAD : SEGMENT_FFN, index, &l, err);
+    if (r == 0 && is_streamed(g, index) && g->backend->load_streamed)
+        return g->backend->load_streamed(g->device, index, &l, g->segments[index].data, err);
     if (r == 0)
         r = g->backend->load_segment(g->device, head ? 0 : index, &l, g->segments[index].data, err);
     if (r == FFN_COPIED)
@@ -186,6 +200,20 @@ static int gpu_segment(void *state, uint32_t kind, uint32_t layer, const void *d
     return r == FFN_COPIED ? STAGE_SEGMENT_COPIED : r;
 }
 
+/* A device that was lost, does not answer or is out of memory will not do better with the next chunk. */
+static int judge(int r)
+{
+    return r == -ETIMEDOUT || r == -ENOMEM || r == -EIO ? -ENODEV : r;
+}
+
+static int gpu_streamed(void *state, uint32_t kind, uint32_t layer, struct err *err)
+{
+    const struct gpu *g = state;
+    (void)kind;
+    int r = g->backend->refill ? g->backend->refill(g->device, layer, err) : 0;
+    return r == FFN_COPIED ? STAGE_SEGMENT_COPIED : judge(r);
+}
+
 static int send_done(struct stage_io *io, struct chunk *c)
 {
     c->h.kind = CHUNK_DONE;
@@ -195,12 +223,6 @@ static int send_done(struct stage_io *io, struct chunk *c)
         return -ECANCELED;
     stage_commit(io, OUTPUT_COORDINATOR);
     return 0;
-}
-
-/* A device that was lost, does not answer or is out of memory will not do better with the next chunk. */
-static int judge(int r)
-{
-    return r == -ETIMEDOUT || r == -ENOMEM || r == -EIO ? -ENODEV : r;
 }
 
 static int send_logits(struct gpu *g, struct stage_io *io, struct chunk *c, uint32_t n_rows, struct err *err)
@@ -311,6 +333,7 @@ const struct stage_ops gpu_ops = {.role = MSG_ROLE_GPU,
                                   .open = gpu_open,
                                   .configure = gpu_configure,
                                   .segment = gpu_segment,
+                                  .streamed = gpu_streamed,
                                   .process = gpu_process,
                                   .collect = gpu_collect,
                                   .backend = gpu_backend,

@@ -47,22 +47,10 @@ static void find_path(struct vk_cache *c, const char *folder)
 {
     const struct cache_header *h = &c->header;
     char base[3500];
-    const char *xdg = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
-    int n = -1;
-    if (folder)
-        n = snprintf(base, sizeof(base), "%s", folder);
-    else if (xdg && xdg[0] == '/')
-        n = snprintf(base, sizeof(base), "%s/tandem", xdg);
-    else if (home && home[0] == '/')
-        n = snprintf(base, sizeof(base), "%s/.cache/tandem", home);
-    if (n <= 0 || n >= (int)sizeof(base))
+    int n = folder ? snprintf(base, sizeof(base), "%s", folder) : 0;
+    if (!folder && util_cache_folder(base, sizeof(base)) < 0)
         return;
-    for (char *slash = base + 1; (slash = strchr(slash, '/')); slash++) {
-        *slash = '\0';
-        mkdir(base, 0700);
-        *slash = '/';
-    }
-    if (mkdir(base, 0700) < 0 && errno != EEXIST)
+    if (folder && (n <= 0 || n >= (int)sizeof(base) || (mkdir(base, 0700) < 0 && errno != EEXIST)))
         return;
     memcpy(c->folder, base, sizeof(base));
     snprintf(c->path, sizeof(c->path), "%s/vulkan-%08x-%08x-%08x-%016llx.cache", base, h->vendor, h->device, h->driver,

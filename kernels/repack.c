@@ -27,9 +27,66 @@ size_t repack_bytes(int type, size_t n_rows, size_t n_cols)
     return repack_n_tiles(n_rows) * repack_tile_bytes(type, n_cols);
 }
 
+typedef uint32_t words4 __attribute__((vector_size(16)));
+typedef uint16_t halves8 __attribute__((vector_size(16)));
+
+static words4 load4(const void *p)
+{
+    words4 v;
+    memcpy(&v, p, sizeof(v));
+    return v;
+}
+
+static halves8 load8(const void *p)
+{
+    halves8 v;
+    memcpy(&v, p, sizeof(v));
+    return v;
+}
+
+/* Four words of each of four rows, row i at rows[i], to [word][row]: word v of all rows at out + v * stride bytes. */
+static void transpose4(const uint8_t *const *rows, uint8_t *out, size_t stride)
+{
+    words4 a = load4(rows[0]), b = load4(rows[1]), c = load4(rows[2]), d = load4(rows[3]);
+    words4 ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), AB = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+    words4 cd = __builtin_shufflevector(c, d, 0, 4, 1, 5), CD = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+    const words4 t[4] = {__builtin_shufflevector(ab, cd, 0, 1, 4, 5), __builtin_shufflevector(ab, cd, 2, 3, 6, 7),
+                         __builtin_shufflevector(AB, CD, 0, 1, 4, 5), __builtin_shufflevector(AB, CD, 2, 3, 6, 7)};
+    for (int v = 0; v < 4; v++)
+        memcpy(out + (size_t)v * stride, &t[v], sizeof(t[v]));
+}
+
+/* Eight halves of each of eight rows `from` bytes apart, likewise. */
+static void transpose8(const uint8_t *rows, size_t from, uint8_t *out, size_t stride)
+{
+    halves8 x[8], y[8];
+    for (int i = 0; i < 8; i++)
+        x[i] = load8(rows + (size_t)i * from);
+    for (int step = 0; step < 3; step++) { /* row i beside row i + 4, three times */
+        for (int i = 0; i < 4; i++) {
+            y[2 * i] = __builtin_shufflevector(x[i], x[i + 4], 0, 8, 1, 9, 2, 10, 3, 11);
+            y[2 * i + 1] = __builtin_shufflevector(x[i], x[i + 4], 4, 12, 5, 13, 6, 14, 7, 15);
+        }
+        memcpy(x, y, sizeof(x));
+    }
+    for (int v = 0; v < 8; v++)
+        memcpy(out + (size_t)v * stride, &x[v], sizeof(x[v]));
+}
+
 static void scalar_tile(const uint8_t *rows, size_t n_rows, size_t n_cols, size_t size, uint8_t *tile)
 {
-    for (size_t k = 0; k < n_cols; k++) {
+    size_t step = 16 / size, k = 0, row = n_cols * size;
+    for (; n_rows == R && k + step <= n_cols; k += step) {
+        for (size_t r = 0; r < R; r += step) {
+            const uint8_t *from = rows + r * row + k * size;
+            if (size == 4)
+                transpose4((const uint8_t *const[]){from, from + row, from + 2 * row, from + 3 * row}, tile + (k * R + r) * 4,
+                           R * 4);
+            else
+                transpose8(from, row, tile + (k * R + r) * 2, R * 2);
+        }
+    }
+    for (; k < n_cols; k++) {
         for (size_t r = 0; r < n_rows; r++)
             memcpy(tile + (k * R + r) * size, rows + (r * n_cols + k) * size, size);
     }
@@ -181,19 +238,86 @@ static size_t tail_at(int type)
     return type == QUANT_Q6_K ? 208 : 0;
 }
 
-static void block_tile(int type, const uint8_t *rows, size_t n_rows, size_t n_cols, uint8_t *tile)
+/* A block's words lie in GGUF as they do in a tile. */
+static bool as_it_is(int type)
+{
+    return type == QUANT_Q4_0 || type == QUANT_Q8_0 || type == QUANT_Q4_1;
+}
+
+/* One block of 16 rows: a cache line of the tile is written at once. Words that have to be made are all made first: a load of
+ * sixteen bytes behind four stores of four would wait for them. */
+static inline __attribute__((always_inline)) void block_of_rows(int type, const uint8_t *src, size_t row, size_t words,
+                                                                uint8_t *out)
+{
+    uint32_t w[R][MAX_WORDS];
+    size_t head = repack_has_tail(type) && type != QUANT_Q6_K ? 2 : 0;
+    for (size_t r = 0; r < R && !as_it_is(type); r++)
+        words_in(type, src + r * row, w[r]);
+    for (size_t r = 0; r < R; r += 4) {
+        const uint8_t *from[4];
+        for (size_t i = 0; i < 4; i++)
+            from[i] = as_it_is(type) ? src + (r + i) * row + head : (const uint8_t *)w[r + i];
+        size_t v = 0;
+        for (; v + 4 <= words; v += 4) {
+            transpose4(from, out + (v * R + r) * 4, R * 4);
+            for (size_t i = 0; i < 4; i++)
+                from[i] += 16;
+        }
+        for (size_t i = 0; i < 4; i++) {
+            for (size_t k = 0; v + k < words; k++)
+                memcpy(out + ((v + k) * R + r + i) * 4, from[i] + 4 * k, 4);
+        }
+    }
+}
+
+static inline __attribute__((always_inline)) void tile_of(int type, const uint8_t *rows, size_t n_rows, size_t n_cols,
+                                                          uint8_t *tile)
 {
     size_t blocks = n_cols / quant_block_elems(type), words = repack_block_words(type), bytes = quant_block_bytes(type);
     uint32_t w[MAX_WORDS];
-    for (size_t r = 0; r < n_rows; r++) {
-        for (size_t b = 0; b < blocks; b++) {
-            const uint8_t *src = rows + (r * blocks + b) * bytes;
-            words_in(type, src, w);
+    for (size_t b = 0; b < blocks; b++) {
+        const uint8_t *src = rows + b * bytes;
+        uint8_t *out = tile + repack_block_offset(type, b);
+        if (n_rows == R)
+            block_of_rows(type, src, blocks * bytes, words, out);
+        for (size_t r = 0; n_rows < R && r < n_rows; r++) {
+            words_in(type, src + r * blocks * bytes, w);
             for (size_t v = 0; v < words; v++)
-                memcpy(tile + repack_block_offset(type, b) + (v * R + r) * 4, &w[v], 4);
-            if (repack_has_tail(type))
-                memcpy(tile + repack_tail_offset(type, blocks, b) + r * 2, src + tail_at(type), 2);
+                memcpy(out + (v * R + r) * 4, &w[v], 4);
         }
+        for (size_t r = 0; repack_has_tail(type) && r < n_rows; r++)
+            memcpy(tile + repack_tail_offset(type, blocks, b) + r * 2, src + r * blocks * bytes + tail_at(type), 2);
+    }
+}
+
+/* The type is a constant in each. */
+static void block_tile(int type, const uint8_t *rows, size_t n_rows, size_t n_cols, uint8_t *tile)
+{
+    switch (type) {
+    case QUANT_Q4_0:
+        tile_of(QUANT_Q4_0, rows, n_rows, n_cols, tile);
+        break;
+    case QUANT_Q8_0:
+        tile_of(QUANT_Q8_0, rows, n_rows, n_cols, tile);
+        break;
+    case QUANT_Q4_1:
+        tile_of(QUANT_Q4_1, rows, n_rows, n_cols, tile);
+        break;
+    case QUANT_Q5_0:
+        tile_of(QUANT_Q5_0, rows, n_rows, n_cols, tile);
+        break;
+    case QUANT_Q5_1:
+        tile_of(QUANT_Q5_1, rows, n_rows, n_cols, tile);
+        break;
+    case QUANT_Q4_K:
+        tile_of(QUANT_Q4_K, rows, n_rows, n_cols, tile);
+        break;
+    case QUANT_Q5_K:
+        tile_of(QUANT_Q5_K, rows, n_rows, n_cols, tile);
+        break;
+    default:
+        tile_of(QUANT_Q6_K, rows, n_rows, n_cols, tile);
+        break;
     }
 }
 

@@ -1,16 +1,18 @@
 /* SPDX-License-Identifier: MIT
- * The stage: fills weight segments and looks up embeddings. Owns the model file, the bounce buffer and the embedding. configure,
- * stats and close run on the main thread, fill on a worker thread (one at a time), process on the data thread; fill and process
- * share nothing but the immutable file metadata. The pages of a segment are charged to the consumer that made them, so what is
- * mapped here only for the time of filling is not counted here. */
+ * The stage: fills weight segments and looks up embeddings. Owns the model file, what fills, and the embedding. configure, stats
+ * and close run on the main thread, fill on worker threads, process on the data thread; fill and process share nothing but the
+ * immutable file metadata. The pages of a segment are charged to the consumer that made them, so what is
+ * mapped here is not counted here. */
 #include "loader/loader.h"
 
 #include <errno.h>
 #include <inttypes.h>
-#include <stdatomic.h>
+#include <pthread.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "loader/embed.h"
+#include "loader/fill.h"
 #include "model/gguf.h"
 #include "model/segment.h"
 #include "model/work_plan.h"
@@ -20,20 +22,30 @@
 #include "proto/shm.h"
 #include "proto/util.h"
 
+struct mapped {
+    void *data;
+    uint64_t bytes;
+    ino_t inode;
+};
+
 struct loader {
     struct hparams hparams;
     struct budget *budget;
     struct gguf *gguf;
     struct embed *embed;
-    void *bounce;
-    size_t bounce_bytes;
-    _Atomic uint64_t filled_bytes;
+    struct fill *fill;
+    pthread_mutex_t slots_mutex;
+    struct mapped slots[SEGMENT_HEAD + 1][STAGE_SLOTS_MAX];
 };
 
 static int loader_open(void **ret_state, struct err *err)
 {
-    *ret_state = calloc(1, sizeof(struct loader));
-    return *ret_state ? 0 : err_set(err, -ENOMEM, "loader: out of memory");
+    struct loader *l = calloc(1, sizeof(*l));
+    if (!l)
+        return err_set(err, -ENOMEM, "loader: out of memory");
+    pthread_mutex_init(&l->slots_mutex, NULL);
+    *ret_state = l;
+    return 0;
 }
 
 static int layout(const struct loader *l, enum segment_kind kind, uint32_t layer, struct segment_layout *ret, struct err *err)
@@ -43,7 +55,7 @@ static int layout(const struct loader *l, enum segment_kind kind, uint32_t layer
     return r < 0 ? r : segment_layout_init(ret, &l->hparams, kind, types, err);
 }
 
-static int largest_bounce(const struct loader *l, size_t *ret, struct err *err)
+static int least_piece(const struct loader *l, size_t *ret, struct err *err)
 {
     size_t n = 0;
     for (uint32_t layer = 0; layer < l->hparams.n_layers; layer++) {
@@ -57,7 +69,7 @@ static int largest_bounce(const struct loader *l, size_t *ret, struct err *err)
             n = MAX(n, segment_bounce_min(&s));
         }
     }
-    *ret = work_plan_bounce_bytes(n);
+    *ret = n;
     return 0;
 }
 
@@ -65,6 +77,7 @@ static int loader_configure(void *state, struct stage_io *io, const struct msg_c
 {
     struct loader *l = state;
     struct hparams expected;
+    size_t least = 0;
     hparams_from_msg(c, &expected);
     l->budget = stage_budget(io);
     int r = gguf_open(c->model, true, &l->gguf, err);
@@ -74,31 +87,50 @@ static int loader_configure(void *state, struct stage_io *io, const struct msg_c
         r = err_set(err, -ESTALE, "model '%s' is not the one that was planned for (it changed while starting); start again",
                     c->model);
     if (r == 0)
-        r = largest_bounce(l, &l->bounce_bytes, err);
+        r = least_piece(l, &least, err);
     if (r == 0)
-        r = budget_alloc(l->budget, BUDGET_SCRATCH, l->bounce_bytes, &l->bounce, err);
+        r = fill_open(l->gguf, l->budget, least, c->checksums, &l->fill, err);
     return r < 0 ? r : embed_open(l->gguf, &l->hparams, l->budget, &l->embed, err);
 }
 
-static int loader_fill(void *state, uint32_t kind, uint32_t layer, int fd, uint64_t bytes, struct err *err)
+/* A slot comes again and again: it stays mapped, until another memfd has its number. Stage threads that fill are two. */
+static int map_slot(struct loader *l, uint32_t kind, uint32_t slot, int fd, uint64_t bytes, void **ret, struct err *err)
+{
+    struct mapped *m = &l->slots[kind][slot];
+    struct stat st;
+    int r = fstat(fd, &st) < 0 ? err_set_errno(err, -errno, "loader: slot %u", slot) : shm_check(fd, bytes, err);
+    if (r < 0)
+        return r;
+    pthread_mutex_lock(&l->slots_mutex);
+    if (!m->data || m->inode != st.st_ino || m->bytes != (uint64_t)st.st_size) {
+        shm_unmap(m->data, m->bytes);
+        *m = (struct mapped){.inode = st.st_ino, .bytes = (uint64_t)st.st_size};
+        r = shm_map(fd, m->bytes, true, &m->data, err);
+    }
+    *ret = m->data;
+    pthread_mutex_unlock(&l->slots_mutex);
+    return r;
+}
+
+static int loader_fill(void *state, uint32_t kind, uint32_t layer, uint32_t slot, int fd, uint64_t bytes, struct err *err)
 {
     struct loader *l = state;
     struct segment_layout s;
-    void *data;
-    if (kind > SEGMENT_HEAD || layer >= l->hparams.n_layers)
+    void *data = NULL;
+    bool keeps = slot != STAGE_NO_SLOT;
+    if (kind > SEGMENT_HEAD || layer >= l->hparams.n_layers || (keeps && slot >= STAGE_SLOTS_MAX))
         return err_set(err, -EPROTO, "loader: segment of kind %u, layer %u does not exist", kind, layer);
     int r = layout(l, (enum segment_kind)kind, layer, &s, err);
     if (r == 0 && bytes != s.bytes)
         r = err_set(err, -EPROTO, "loader: segment of kind %u, layer %u is %" PRIu64 " bytes; expected %zu", kind, layer, bytes,
                     s.bytes);
     if (r == 0)
-        r = shm_map(fd, s.bytes, true, &data, err);
+        r = keeps ? map_slot(l, kind, slot, fd, bytes, &data, err) : shm_map(fd, s.bytes, true, &data, err);
     if (r < 0)
         return r;
-    r = segment_fill(l->gguf, layer, &s, data, l->bounce, l->bounce_bytes, err);
-    shm_unmap(data, s.bytes);
-    if (r == 0)
-        atomic_fetch_add_explicit(&l->filled_bytes, s.bytes, memory_order_relaxed);
+    r = fill_run(l->fill, layer, &s, data, err);
+    if (!keeps)
+        shm_unmap(data, s.bytes);
     return r < 0 ? err_wrap(err, r, "filling layer %u", layer) : 0;
 }
 
@@ -124,7 +156,7 @@ static void loader_stats(void *state, struct msg_stats *ret)
 {
     const struct loader *l = state;
     if (l->embed)
-        ret->bytes_read = embed_bytes_read(l->embed) + atomic_load_explicit(&l->filled_bytes, memory_order_relaxed);
+        ret->bytes_read = embed_bytes_read(l->embed) + fill_bytes_read(l->fill);
 }
 
 static void loader_close(void *state)
@@ -133,7 +165,12 @@ static void loader_close(void *state)
     if (!l)
         return;
     embed_close(l->embed);
-    budget_free(l->budget, BUDGET_SCRATCH, l->bounce, l->bounce_bytes);
+    fill_close(l->fill);
+    for (uint32_t i = 0; i < (SEGMENT_HEAD + 1) * STAGE_SLOTS_MAX; i++) {
+        struct mapped *m = &l->slots[i / STAGE_SLOTS_MAX][i % STAGE_SLOTS_MAX];
+        shm_unmap(m->data, m->bytes);
+    }
+    pthread_mutex_destroy(&l->slots_mutex);
     gguf_close(l->gguf);
     free(l);
 }

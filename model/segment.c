@@ -91,42 +91,72 @@ size_t segment_bounce_min(const struct segment_layout *l)
     return util_round_up(n, PAGE);
 }
 
-static int fill_matrix(const struct gguf *g, const struct gguf_tensor *src, const struct segment_tensor *t, uint8_t *dst,
-                       void *bounce, size_t bounce_bytes, struct err *err)
+int segment_sources(const struct gguf *g, uint32_t layer, const struct segment_layout *l,
+                    const struct gguf_tensor *ret[SEGMENT_MAX_TENSORS], struct err *err)
 {
-    size_t row = quant_row_bytes(t->type, t->n_cols), tile = repack_tile_bytes(t->type, t->n_cols);
-    uint32_t per_read = (uint32_t)MIN(bounce_bytes / (row * REPACK_ROWS), UINT32_MAX / REPACK_ROWS) * REPACK_ROWS;
-    for (uint32_t at = 0; at < t->n_rows; at += per_read) {
-        uint32_t n = MIN(per_read, t->n_rows - at);
-        int r = gguf_read(g, src, (uint64_t)at * row, bounce, (size_t)n * row, err);
+    for (uint32_t i = 0; i < l->n_tensors; i++) {
+        const struct segment_tensor *t = &l->tensors[i];
+        int r = gemma3_find(g, t->role, layer, &ret[i], err);
         if (r < 0)
             return r;
-        for (uint32_t i = 0; i < n; i += REPACK_ROWS) {
-            repack_tile(t->type, (const uint8_t *)bounce + (size_t)i * row, MIN(REPACK_ROWS, n - i), t->n_cols, dst);
-            dst += tile;
-        }
+        if (ret[i]->type != t->type || ret[i]->dims[0] != t->n_cols || ret[i]->dims[1] != t->n_rows)
+            return err_set(err, -EINVAL, "tensor '%s' is not what the segment expects (type %s, rows of %u)", ret[i]->name,
+                           quant_name(t->type), t->n_cols);
     }
     return 0;
+}
+
+bool segment_next(const struct segment_layout *l, const struct gguf_tensor *const *sources, size_t most, struct segment_cursor *at,
+                  struct segment_piece *ret)
+{
+    if (at->tensor == l->n_tensors)
+        return false;
+    const struct segment_tensor *t = &l->tensors[at->tensor];
+    size_t row = quant_row_bytes(t->type, t->n_cols);
+    uint32_t rows = (uint32_t)MIN(most / (row * REPACK_ROWS), UINT32_MAX / REPACK_ROWS) * REPACK_ROWS;
+    uint32_t n = MIN(t->n_rows - at->row, MAX(rows, 1u));
+    *ret = (struct segment_piece){.src = sources[at->tensor],
+                                  .to = t,
+                                  .row = at->row,
+                                  .n_rows = n,
+                                  .offset = (uint64_t)at->row * row,
+                                  .bytes = (size_t)n * row,
+                                  .first = at->row == 0,
+                                  .last = at->row + n == t->n_rows};
+    at->row += n;
+    if (ret->last)
+        *at = (struct segment_cursor){.tensor = at->tensor + 1};
+    return true;
+}
+
+void segment_place(const struct segment_piece *p, const void *raw, void *dst)
+{
+    const struct segment_tensor *t = p->to;
+    size_t row = quant_row_bytes(t->type, t->n_cols), tile = repack_tile_bytes(t->type, t->n_cols);
+    uint8_t *to = (uint8_t *)dst + t->offset;
+    if (gemma3_is_norm(t->role)) {
+        memcpy(to, raw, p->bytes);
+        return;
+    }
+    to += p->row / REPACK_ROWS * tile;
+    for (uint32_t i = 0; i < p->n_rows; i += REPACK_ROWS, to += tile)
+        repack_tile(t->type, (const uint8_t *)raw + i * row, MIN(REPACK_ROWS, p->n_rows - i), t->n_cols, to);
 }
 
 int segment_fill(const struct gguf *g, uint32_t layer, const struct segment_layout *l, void *dst, void *bounce, size_t bounce_bytes,
                  struct err *err)
 {
+    const struct gguf_tensor *sources[SEGMENT_MAX_TENSORS];
+    struct segment_cursor at = {0};
+    struct segment_piece p;
     if (bounce_bytes < segment_bounce_min(l))
         return err_set(err, -EINVAL, "segment: bounce buffer of %zu bytes; expected at least %zu", bounce_bytes,
                        segment_bounce_min(l));
-    for (uint32_t i = 0; i < l->n_tensors; i++) {
-        const struct segment_tensor *t = &l->tensors[i];
-        const struct gguf_tensor *src;
-        int r = gemma3_find(g, t->role, layer, &src, err);
-        if (r == 0 && (src->type != t->type || src->dims[0] != t->n_cols || src->dims[1] != t->n_rows))
-            r = err_set(err, -EINVAL, "tensor '%s' is not what the segment expects (type %s, rows of %u)", src->name,
-                        quant_name(t->type), t->n_cols);
+    int r = segment_sources(g, layer, l, sources, err);
+    while (r == 0 && segment_next(l, sources, bounce_bytes, &at, &p)) {
+        r = gguf_read(g, p.src, p.offset, bounce, p.bytes, err);
         if (r == 0)
-            r = gemma3_is_norm(t->role) ? gguf_read(g, src, 0, (uint8_t *)dst + t->offset, t->bytes, err)
-                                        : fill_matrix(g, src, t, (uint8_t *)dst + t->offset, bounce, bounce_bytes, err);
-        if (r < 0)
-            return r;
+            segment_place(&p, bounce, dst);
     }
-    return 0;
+    return r;
 }

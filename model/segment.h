@@ -7,6 +7,7 @@
 #ifndef TANDEM_MODEL_SEGMENT_H
 #define TANDEM_MODEL_SEGMENT_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -15,6 +16,8 @@
 
 enum segment_kind { SEGMENT_ATTN, SEGMENT_FFN, SEGMENT_HEAD };
 #define SEGMENT_MAX_TENSORS 8
+
+struct gguf_tensor;
 
 struct segment_tensor {
     enum gemma3_tensor role;
@@ -43,6 +46,27 @@ const struct segment_tensor *segment_find(const struct segment_layout *l, enum g
 /* A norm's weights and a matrix's tiles in a filled segment at `data`; borrowed. */
 const float *segment_norm(const struct segment_layout *l, const void *data, enum gemma3_tensor role);
 struct gemm_matrix segment_matrix(const struct segment_layout *l, const void *data, enum gemma3_tensor role);
+
+/* Filling goes in pieces: a norm, or whole tiles of a matrix. */
+struct segment_piece {
+    const struct gguf_tensor *src;
+    const struct segment_tensor *to;
+    uint32_t row, n_rows;
+    uint64_t offset; /* in the tensor's data */
+    size_t bytes;
+    bool first, last; /* of the tensor */
+};
+struct segment_cursor {
+    uint32_t tensor, row;
+};
+/* The file's tensors, checked against the layout, in its order. */
+int segment_sources(const struct gguf *g, uint32_t layer, const struct segment_layout *l,
+                    const struct gguf_tensor *ret[SEGMENT_MAX_TENSORS], struct err *err);
+/* The next piece of at most `most` bytes (>= segment_bounce_min), from a cursor of zeroes on; false: there is none. */
+bool segment_next(const struct segment_layout *l, const struct gguf_tensor *const *sources, size_t most, struct segment_cursor *at,
+                  struct segment_piece *ret);
+/* raw: the piece as it lies in the file; dst: the segment. Pieces may be placed in any order, by several threads at once. */
+void segment_place(const struct segment_piece *p, const void *raw, void *dst);
 
 /* Read from the file, check, repack, write to `dst` ([l->bytes], page-aligned). Reads in pieces through `bounce`
  * ([bounce_bytes] >= segment_bounce_min). */

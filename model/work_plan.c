@@ -17,7 +17,8 @@
 #define BLOCK_ROWS 64    /* query rows (queries x heads of a group) that share one pass over the keys */
 #define BLOCK_QUERIES 32 /* and at most so many queries, so that a chunk gives every thread something */
 #define BOUNCE_MIN (4u << 20)
-#define GRAIN_BYTES (48u << 10) /* of weights, about 5 us of one thread's bandwidth */
+#define PIECE_MIN ((2u << 20) - 2 * PAGE) /* with what an aligned read has too much a huge page */
+#define GRAIN_BYTES (48u << 10)           /* of weights, about 5 us of one thread's bandwidth */
 
 _Static_assert(WORK_PLAN_PAGE_POSITIONS == ATTN_PAGE, "pages are those of the kernels");
 
@@ -201,9 +202,19 @@ size_t work_plan_bounce_bytes(uint64_t least)
     return round_page(MAX(least, BOUNCE_MIN));
 }
 
-uint64_t work_plan_loader_bytes(const struct hparams *h, uint64_t bounce_bytes)
+size_t work_plan_piece_bytes(uint64_t least)
 {
-    return work_plan_bounce_bytes(bounce_bytes) + work_plan_embed_bytes(h);
+    return round_page(MAX(least, PIECE_MIN));
+}
+
+size_t work_plan_fill_bytes(uint64_t least)
+{
+    return (work_plan_piece_bytes(least) + 2 * PAGE) * WORK_PLAN_FILL_THREADS; /* an aligned read begins before and ends behind */
+}
+
+uint64_t work_plan_loader_bytes(const struct hparams *h, uint64_t least)
+{
+    return work_plan_fill_bytes(least) + work_plan_embed_bytes(h);
 }
 
 /* Few tokens: bandwidth decides, so pieces of some tens of KiB, in fours because the kernels walk four tiles at once. Many:

@@ -35,8 +35,12 @@ uint64_t work_plan_vulkan_commands(const struct hparams *h);
 #define WORK_PLAN_VULKAN_PARTS 8  /* sums of down that are kept apart at most, */
 #define WORK_PLAN_VULKAN_WIDE 3   /* of gate and of up */
 
-/* Loader: bounce buffer for the largest segment, row cache. */
-uint64_t work_plan_loader_bytes(const struct hparams *h, uint64_t bounce_bytes);
+/* Loader: what fills segments, and the row cache. least: the largest segment_bounce_min. */
+uint64_t work_plan_loader_bytes(const struct hparams *h, uint64_t least);
+#define WORK_PLAN_FILL_THREADS 4 /* two or three keep a disk busy while the others repack */
+/* Bytes of the file that a thread which fills segments reads at a time; and the buffers of all of them. */
+size_t work_plan_piece_bytes(uint64_t least);
+size_t work_plan_fill_bytes(uint64_t least);
 
 #define WORK_PLAN_PAGE_POSITIONS 64 /* kernels/attn.h: ATTN_PAGE */
 
@@ -88,7 +92,7 @@ size_t work_plan_gather_bytes(const struct hparams *h, uint32_t chunk_tokens);
 #define WORK_PLAN_EMBED_ROWS 256
 /* Scratch of the embedding: cached f32 rows, their ids, one row as it lies in the file. */
 size_t work_plan_embed_bytes(const struct hparams *h);
-/* What the loader makes of the least bounce buffer: large reads are what disks like. */
+/* What single-stage mode makes of the least bounce buffer: large reads are what disks like. */
 size_t work_plan_bounce_bytes(uint64_t least);
 
 /* Tiles that a thread takes at a time out of n_tiles; and tokens, for element-wise work on rows of `width` floats. */

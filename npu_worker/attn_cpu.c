@@ -96,7 +96,7 @@ static void cpu_close(void *b)
         return;
     pool_close(a->own_pool);
     if (a->scratch) {
-        arena_give(a->arena, ARENA_SCRATCH, a->plan.bytes, a->scratch_block);
+        arena_give(a->arena, ARENA_SCRATCH, a->scratch_block);
         budget_give(a->budget, BUDGET_SCRATCH, a->plan.bytes);
     }
     free(a->rope_pos);
@@ -110,7 +110,7 @@ static int take_scratch(struct attn *a, struct err *err)
     int r = budget_take(a->budget, BUDGET_SCRATCH, a->plan.bytes, err);
     if (r < 0)
         return r;
-    r = arena_take(a->arena, ARENA_SCRATCH, a->plan.bytes, ARENA_PAGE_ALIGN, &a->scratch_block, (void **)&a->scratch, err);
+    r = arena_take(a->arena, ARENA_SCRATCH, a->plan.bytes, &a->scratch_block, (void **)&a->scratch, err);
     if (r < 0)
         budget_give(a->budget, BUDGET_SCRATCH, a->plan.bytes);
     return r;

@@ -14,6 +14,7 @@
 #include "kernels/repack.h"
 #include "model/gemma3.h"
 #include "model/hparams.h"
+#include "npu_worker/arena.h"
 #include "npu_worker/attn_backend.h"
 #include "npu_worker/xrt_gemm.h"
 #include "npu_worker/xrt_load.h"
@@ -36,7 +37,9 @@ struct attn_xrt {
     struct xrt_products products;
     struct xrt_gemm *gemms[ATTN_PRODUCTS]; /* as products.ops */
     struct budget *budget;
+    struct arena *arena;
     void *scratch;
+    uint32_t scratch_block;
     uint64_t scratch_bytes, device_bytes;
     struct xrt_weights *(*kept)[ATTN_PRODUCTS]; /* [resident] */
     uint32_t resident, chunk_tokens;
@@ -125,7 +128,8 @@ static void xrt_close(void *b)
     }
     pool_close(a->pool);
     manifest_close(a->manifest);
-    budget_free(a->budget, BUDGET_SCRATCH, a->scratch, a->scratch_bytes);
+    arena_give(a->arena, ARENA_SCRATCH, a->scratch_block);
+    budget_give(a->budget, BUDGET_SCRATCH, a->scratch_bytes);
     budget_give(a->budget, BUDGET_DEVICE, a->device_bytes);
     free(a);
 }
@@ -149,8 +153,11 @@ static int open_device(struct attn_xrt *a, const struct attn_backend_options *o,
     if (r < 0)
         return r;
     a->device_bytes = bytes;
-    a->scratch_bytes = xrt_products_scratch(&a->products, o->n_threads);
-    r = budget_alloc(a->budget, BUDGET_SCRATCH, a->scratch_bytes, &a->scratch, err);
+    uint64_t scratch = xrt_products_scratch(&a->products, o->n_threads);
+    r = budget_take(a->budget, BUDGET_SCRATCH, scratch, err);
+    a->scratch_bytes = r == 0 ? scratch : 0;
+    if (r == 0)
+        r = arena_take(a->arena, ARENA_SCRATCH, scratch, &a->scratch_block, &a->scratch, err);
     if (r == 0)
         r = a->ops->open(o->device.index, &a->device, err);
     for (uint32_t i = 0; r == 0 && i < a->products.n_ops; i++) {
@@ -158,6 +165,7 @@ static int open_device(struct attn_xrt *a, const struct attn_backend_options *o,
                                            .device = a->device,
                                            .op = a->products.ops[i],
                                            .pool = a->pool,
+                                           .arena = a->arena,
                                            .scratch = a->scratch,
                                            .n_tokens = o->chunk_tokens,
                                            .timeout_ms = o->device.timeout_ms ? o->device.timeout_ms : ATTN_TIMEOUT_MS};
@@ -172,6 +180,8 @@ static int xrt_open(const struct attn_backend_options *o, void **ret, struct err
     if (!a)
         return err_set(err, -ENOMEM, "attention: out of memory");
     a->budget = o->budget;
+    a->arena = o->arena;
+    a->scratch_block = OFFSETS_NONE;
     a->chunk_tokens = o->chunk_tokens;
     a->many[0] = a->many[1] = o->device.many;
     a->resident = MIN(o->device.resident, o->hparams->n_layers);

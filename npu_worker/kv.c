@@ -9,6 +9,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdatomic.h>
 
 #include "kernels/attn.h"
 #include "kernels/quant.h"
@@ -17,6 +18,9 @@
 #include "proto/budget.h"
 #include "proto/err.h"
 #include "proto/util.h"
+
+#define BLOCKS_OF_LAYER 5 /* a segment, and tiles of four matrices that stay on an NPU */
+#define BLOCKS_BESIDE 16  /* scratch; tiles and instructions of four operators */
 
 struct table {
     void **pages;
@@ -32,8 +36,9 @@ struct kv {
     struct arena *arena;
     void **pages_memory;
     uint32_t *blocks_memory;
-    uint64_t charged, n_used;
-    struct table *tables; /* [layer * sequences + seq] */
+    uint64_t charged;
+    _Atomic uint64_t n_used; /* the data thread counts, any thread reads */
+    struct table *tables;    /* [layer * sequences + seq] */
 };
 
 static struct table *table_of(struct kv *kv, uint32_t layer, uint32_t seq)
@@ -46,11 +51,11 @@ static void plan(const struct kv_options *o, struct work_plan_kv *ret)
     work_plan_kv_init(ret, o->hparams, o->context, o->sequences, o->chunk_tokens, o->ring_slots, o->kv_type, o->pages);
 }
 
-int kv_make_arena(const struct kv_options *o, uint64_t scratch, struct arena **ret, struct err *err)
+int kv_make_arena(const struct kv_options *o, uint64_t pool, struct arena **ret, struct err *err)
 {
     struct work_plan_kv p;
     plan(o, &p);
-    return arena_open(p.pool_bytes + util_round_up(scratch, ARENA_PAGE_ALIGN), (uint32_t)p.pages + 1, ret, err);
+    return arena_open(pool, (uint32_t)p.pages + o->hparams->n_layers * BLOCKS_OF_LAYER + BLOCKS_BESIDE, ret, err);
 }
 
 int kv_open(const struct kv_options *o, struct kv **ret, struct err *err)
@@ -79,6 +84,8 @@ int kv_open(const struct kv_options *o, struct kv **ret, struct err *err)
     if (r == 0)
         r = budget_take(o->budget, BUDGET_KV, kv->plan.pool_bytes, err);
     kv->charged = r == 0 ? kv->plan.pool_bytes : 0;
+    if (r == 0)
+        r = arena_promise(o->arena, ARENA_KV, kv->plan.pool_bytes, err);
     if (r < 0) {
         kv_close(kv);
         return err_wrap(err, r, "KV cache for %u sequences of %u tokens (lower 'context' or 'sequences')", o->sequences,
@@ -98,6 +105,7 @@ void kv_close(struct kv *kv)
         return;
     for (uint32_t seq = 0; kv->n_used && seq < kv->sequences; seq++)
         kv_free(kv, seq);
+    arena_promise(kv->arena, ARENA_KV, 0, NULL);
     budget_give(kv->budget, BUDGET_KV, kv->charged);
     budget_free(kv->budget, BUDGET_KV, kv->blocks_memory, kv->plan.blocks_bytes);
     budget_free(kv->budget, BUDGET_KV, kv->pages_memory, kv->plan.tables_bytes);
@@ -108,7 +116,7 @@ void kv_close(struct kv *kv)
 static void give_back(struct kv *kv, struct table *t, uint32_t until)
 {
     for (; t->first < until; t->first++) {
-        arena_give(kv->arena, ARENA_KV, kv->plan.page_bytes, t->blocks[t->first]);
+        arena_give(kv->arena, ARENA_KV, t->blocks[t->first]);
         t->pages[t->first] = NULL;
         kv->n_used--;
     }
@@ -153,7 +161,7 @@ int kv_prepare(struct kv *kv, uint32_t layer, uint32_t seq, uint32_t committed_p
         if (kv->n_used == kv->plan.pages)
             return err_set(err, -ENOSPC, "KV cache: all %" PRIu64 " pages are in use at sequence %u, layer %u, position %u",
                            kv->plan.pages, seq, layer, pos);
-        r = arena_take(kv->arena, ARENA_KV, kv->plan.page_bytes, ARENA_PAGE_ALIGN, &t->blocks[t->next], &t->pages[t->next], err);
+        r = arena_take(kv->arena, ARENA_KV, kv->plan.page_bytes, &t->blocks[t->next], &t->pages[t->next], err);
         if (r < 0)
             return r;
         kv->n_used++;
@@ -176,7 +184,7 @@ void kv_free(struct kv *kv, uint32_t seq)
 
 uint64_t kv_pages_used(const struct kv *kv)
 {
-    return kv->n_used;
+    return atomic_load_explicit(&kv->n_used, memory_order_relaxed);
 }
 
 uint64_t kv_pages_total(const struct kv *kv)

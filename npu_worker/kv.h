@@ -16,14 +16,15 @@ struct kv;
 struct kv_options {
     const struct hparams *hparams; /* copied */
     struct budget *budget;         /* borrowed, as the arena */
-    struct arena *arena;           /* with room for the pages */
+    struct arena *arena;           /*, whose room for the pages is promised at open */
     uint32_t context, sequences, chunk_tokens, ring_slots;
     int kv_type;
     uint64_t pages; /* of the pool; 0: enough for every sequence to fill the context */
 };
 
-/* An arena with room for the pages of such a cache, and so many bytes of scratch; o->arena is not looked at. */
-int kv_make_arena(const struct kv_options *o, uint64_t scratch, struct arena **ret, struct err *err);
+/* A pool of so many bytes (0: as the machine has), with blocks enough for such a cache and all else that a layer needs;
+ * o->arena is not looked at. */
+int kv_make_arena(const struct kv_options *o, uint64_t pool, struct arena **ret, struct err *err);
 int kv_open(const struct kv_options *o, struct kv **ret, struct err *err);
 void kv_close(struct kv *kv); /* NULL and half-built are fine */
 
@@ -37,7 +38,7 @@ int kv_prepare(struct kv *kv, uint32_t layer, uint32_t seq, uint32_t committed_p
 /* Forget a sequence: all its pages of all layers go back. */
 void kv_free(struct kv *kv, uint32_t seq);
 
-uint64_t kv_pages_used(const struct kv *kv);
+uint64_t kv_pages_used(const struct kv *kv); /* any thread */
 uint64_t kv_pages_total(const struct kv *kv);
 
 #endif

@@ -122,7 +122,7 @@ static int run_rows(struct single *s, uint32_t layer, const uint32_t *positions,
     struct arena *arena = NULL;
     struct kv *kv = NULL;
     struct segment_layout l;
-    uint32_t chunk = s->config->chunk_tokens ? s->config->chunk_tokens : CHUNK;
+    uint32_t weights = OFFSETS_NONE, chunk = s->config->chunk_tokens ? s->config->chunk_tokens : CHUNK;
     chunk = (uint32_t)MIN(s->dump ? CHUNK_MAX_TOKENS : chunk, n);
     uint32_t threads = s->config->npu.threads ? s->config->npu.threads : (uint32_t)cpu_count();
     struct kv_options k = {.hparams = &s->hparams,
@@ -132,7 +132,7 @@ static int run_rows(struct single *s, uint32_t layer, const uint32_t *positions,
                            .chunk_tokens = chunk,
                            .ring_slots = 1,
                            .kv_type = s->config->kv_type};
-    int r = kv_make_arena(&k, work_plan_attn_bytes(&s->hparams, s->types, chunk, 1, threads), &arena, err);
+    int r = kv_make_arena(&k, s->config->npu.memory / 5 * 4, &arena, err);
     k.arena = arena;
     if (r == 0)
         r = kv_open(&k, &kv, err);
@@ -155,12 +155,16 @@ static int run_rows(struct single *s, uint32_t layer, const uint32_t *positions,
     if (r == 0)
         r = single_segment(s, SEGMENT_ATTN, layer, &l, &data, err);
     if (r == 0)
+        r = arena_reserve(arena, ARENA_WEIGHTS, l.bytes, &weights, err);
+    if (r == 0)
         r = b.backend->load_segment(b.device, layer, &l, data, err);
     if (r == 0)
         r = all_chunks(s, &b, layer, positions, x, h, n, chunk, err);
     if (b.backend)
         b.backend->close(b.device);
     kv_close(kv);
+    if (arena)
+        arena_give(arena, ARENA_WEIGHTS, weights);
     arena_close(arena);
     single_free_segment(s, &l, data);
     return r;
@@ -223,7 +227,7 @@ static int list_operators(const struct config *c, struct err *err)
         manifest_print(m, stdout);
     if (r == 0 && c->model) {
         putchar('\n');
-        xrt_products_print(&p, c->xrt.many, stdout);
+        xrt_products_print(&p, m, c->xrt.many, stdout);
     }
     manifest_close(m);
     return r;

@@ -208,6 +208,11 @@ uint64_t offsets_at(const struct offsets *o, uint32_t block)
     return o->blocks[block].at * OFFSETS_GRANULE;
 }
 
+uint64_t offsets_size(const struct offsets *o, uint32_t block)
+{
+    return o->blocks[block].n * OFFSETS_GRANULE;
+}
+
 void offsets_stats(const struct offsets *o, struct offsets_stats *ret)
 {
     uint64_t largest = 0;

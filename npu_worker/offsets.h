@@ -28,6 +28,7 @@ void offsets_close(struct offsets *o); /* NULL is fine */
 uint32_t offsets_take(struct offsets *o, uint64_t bytes, uint64_t align, uint64_t *ret_offset);
 void offsets_give(struct offsets *o, uint32_t block);
 uint64_t offsets_at(const struct offsets *o, uint32_t block);
+uint64_t offsets_size(const struct offsets *o, uint32_t block); /* bytes, as rounded up */
 void offsets_stats(const struct offsets *o, struct offsets_stats *ret);
 /* How far free memory is from being one part: 0 (or nothing is free) to 1. */
 double offsets_fragmentation(const struct offsets_stats *s);

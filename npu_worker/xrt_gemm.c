@@ -13,6 +13,7 @@
 #include "kernels/quant.h"
 #include "kernels/quant_ops.h"
 #include "kernels/repack.h"
+#include "npu_worker/arena.h"
 #include "proto/err.h"
 #include "proto/util.h"
 
@@ -23,6 +24,7 @@ struct xrt_gemm {
     struct xrt_kernel *kernel;
     struct xrt_buffer *instructions, *a[GROUPS_MAX], *b[2], *c[2];
     struct xrt_run *runs[2];
+    uint32_t tiles_block, instructions_block;
     unsigned arg_a, arg_b, arg_c;
     uint32_t m, k, n, n_groups;
 
@@ -38,18 +40,24 @@ static size_t groups(const struct manifest_operator *op, uint32_t n_tokens)
     return (n_tokens + m - 1) / m;
 }
 
+static uint64_t argument_bytes(const struct manifest_operator *op, enum manifest_role role)
+{
+    return util_round_up(manifest_bytes(op, (unsigned)manifest_argument(op, role)), XRT_DEVICE_ALIGN);
+}
+
+static uint64_t tiles_bytes(const struct manifest_operator *op, uint32_t n_tokens)
+{
+    return groups(op, n_tokens) * argument_bytes(op, MANIFEST_ARG_A) + 2 * argument_bytes(op, MANIFEST_ARG_B) +
+           2 * argument_bytes(op, MANIFEST_ARG_C) + XRT_DEVICE_ALIGN; /* what stands for arguments that it does not use */
+}
+
 int xrt_gemm_bytes(const struct manifest_operator *op, uint32_t n_tokens, uint64_t *ret, struct err *err)
 {
-    uint64_t bytes[MANIFEST_ARGUMENTS_MAX] = {0};
     uint32_t *words = NULL;
     size_t n = 0;
     int r = manifest_instructions(op, &words, &n, err);
     free(words);
-    for (unsigned i = 0; i < op->n_arguments; i++)
-        bytes[i] = util_round_up(manifest_bytes(op, i), XRT_DEVICE_ALIGN);
-    *ret = groups(op, n_tokens) * bytes[manifest_argument(op, MANIFEST_ARG_A)] + 2 * bytes[manifest_argument(op, MANIFEST_ARG_B)] +
-           2 * bytes[manifest_argument(op, MANIFEST_ARG_C)] + util_round_up(n * sizeof(*words), XRT_DEVICE_ALIGN) +
-           XRT_DEVICE_ALIGN; /* what stands for arguments that it does not use */
+    *ret = tiles_bytes(op, n_tokens) + util_round_up(n * sizeof(*words), XRT_DEVICE_ALIGN);
     return r;
 }
 
@@ -86,6 +94,8 @@ static int make_instructions(struct xrt_gemm *g, struct err *err)
     size_t n = 0;
     int r = manifest_instructions(g->o.op, &words, &n, err);
     if (r == 0)
+        r = arena_reserve(g->o.arena, ARENA_INSTRUCTIONS, n * sizeof(*words), &g->instructions_block, err);
+    if (r == 0)
         r = g->o.ops->make_instructions(g->kernel, words, n, &g->instructions, err);
     free(words);
     return r;
@@ -94,7 +104,7 @@ static int make_instructions(struct xrt_gemm *g, struct err *err)
 static int make_buffers(struct xrt_gemm *g, struct err *err)
 {
     const struct xrt_device_ops *ops = g->o.ops;
-    int r = 0;
+    int r = arena_reserve(g->o.arena, ARENA_TILES, tiles_bytes(g->o.op, g->o.n_tokens), &g->tiles_block, err);
     for (uint32_t i = 0; r == 0 && i < g->n_groups; i++)
         r = ops->make_buffer(g->kernel, g->arg_a, manifest_bytes(g->o.op, g->arg_a), &g->a[i], err);
     for (int i = 0; r == 0 && i < 2; i++) {
@@ -125,6 +135,7 @@ int xrt_gemm_open(const struct xrt_gemm_options *o, struct xrt_gemm **ret, struc
     if (!g)
         return err_set(err, -ENOMEM, "NPU product: out of memory");
     g->o = *o;
+    g->tiles_block = g->instructions_block = OFFSETS_NONE;
     g->arg_a = (unsigned)manifest_argument(op, MANIFEST_ARG_A);
     g->arg_b = (unsigned)manifest_argument(op, MANIFEST_ARG_B);
     g->arg_c = (unsigned)manifest_argument(op, MANIFEST_ARG_C);
@@ -159,6 +170,8 @@ void xrt_gemm_close(struct xrt_gemm *g)
         ops->free_buffer(g->a[i]);
     ops->free_buffer(g->instructions);
     ops->free_kernel(g->kernel);
+    arena_give(g->o.arena, ARENA_TILES, g->tiles_block);
+    arena_give(g->o.arena, ARENA_INSTRUCTIONS, g->instructions_block);
     free(g);
 }
 
@@ -278,15 +291,14 @@ int xrt_gemm_multiply(struct xrt_gemm *g, const struct gemm_matrix *m, const flo
 
 struct xrt_weights {
     struct gemm_matrix m;
-    uint32_t n_tiles;
+    uint32_t n_tiles, block;
     struct xrt_buffer *tiles[];
 };
 
 uint64_t xrt_gemm_kept_bytes(const struct manifest_operator *op, uint32_t n_rows)
 {
     uint32_t n = op->dims[MANIFEST_N];
-    return (uint64_t)((n_rows + n - 1) / n) *
-           util_round_up(manifest_bytes(op, (unsigned)manifest_argument(op, MANIFEST_ARG_B)), XRT_DEVICE_ALIGN);
+    return (uint64_t)((n_rows + n - 1) / n) * argument_bytes(op, MANIFEST_ARG_B);
 }
 
 int xrt_gemm_keep(struct xrt_gemm *g, const struct gemm_matrix *m, struct xrt_weights **ret, struct err *err)
@@ -297,8 +309,9 @@ int xrt_gemm_keep(struct xrt_gemm *g, const struct gemm_matrix *m, struct xrt_we
         return err_set(err, -ENOMEM, "weights on the NPU: out of memory");
     w->m = *m;
     w->n_tiles = n_tiles;
+    w->block = OFFSETS_NONE;
     g->w = &w->m;
-    int r = 0;
+    int r = arena_reserve(g->o.arena, ARENA_TILES, xrt_gemm_kept_bytes(g->o.op, m->n_rows), &w->block, err);
     for (uint32_t i = 0; r == 0 && i < n_tiles; i++) {
         r = g->o.ops->make_buffer(g->kernel, g->arg_b, manifest_bytes(g->o.op, g->arg_b), &w->tiles[i], err);
         if (r == 0)
@@ -318,6 +331,7 @@ void xrt_gemm_free_kept(struct xrt_gemm *g, struct xrt_weights *w)
         return;
     for (uint32_t i = 0; i < w->n_tiles; i++)
         g->o.ops->free_buffer(w->tiles[i]);
+    arena_give(g->o.arena, ARENA_TILES, w->block);
     free(w);
 }
 

@@ -12,6 +12,7 @@
 #include "npu_worker/manifest.h"
 #include "npu_worker/xrt_device.h"
 
+struct arena;
 struct err;
 struct pool;
 struct xrt_gemm;
@@ -22,7 +23,8 @@ struct xrt_gemm_options {
     struct xrt_device *device;
     const struct manifest_operator *op; /* that xrt_gemm_usable allows */
     struct pool *pool;                  /* unpacks weights */
-    void *scratch;                      /* xrt_gemm_scratch_bytes, 64-aligned; may serve several; all five borrowed */
+    struct arena *arena;                /* where its buffers have a block */
+    void *scratch;                      /* xrt_gemm_scratch_bytes, 64-aligned; may serve several; all six borrowed */
     uint32_t n_tokens;                  /* at once, at most */
     unsigned timeout_ms;                /* of a run */
 };

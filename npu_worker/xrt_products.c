@@ -122,11 +122,22 @@ int xrt_products_sizes(const struct xrt_products *p, FILE *out, struct err *err)
     return 0;
 }
 
-void xrt_products_print(const struct xrt_products *p, uint32_t many, FILE *out)
+/* An operation that has no backend on the NPU, why, and what the manifest has for it in vain. */
+static void print_here(const struct manifest *m, const char *name, enum manifest_kind kind, const char *why, FILE *out)
 {
-    static const char *const before[] = {"input norm"}, *const between[] = {"norm of q and k", "RoPE", "attention"},
-                             *const after[] = {"post norm, residual"};
-    static const char reason[] = "processor: no backend calls an operator for it";
+    fprintf(out, "%-20s processor: %s", name, why);
+    for (size_t i = 0; i < manifest_count(m); i++) {
+        if (manifest_get(m, i)->kind == kind) {
+            fprintf(out, "; the %s of line %u is not used", manifest_kind_name(kind), manifest_get(m, i)->line);
+            break;
+        }
+    }
+    fputc('\n', out);
+}
+
+void xrt_products_print(const struct xrt_products *p, const struct manifest *m, uint32_t many, FILE *out)
+{
+    static const char short_work[] = "a run on an NPU takes longer than all of it does here (docs/NPU.md)";
     char when[64] = "";
     if (many == UINT32_MAX)
         snprintf(when, sizeof(when), " (never: the processor was faster at every number of tokens)");
@@ -134,12 +145,14 @@ void xrt_products_print(const struct xrt_products *p, uint32_t many, FILE *out)
         snprintf(when, sizeof(when), ", chunks of %u tokens and more", many);
     else
         snprintf(when, sizeof(when), ", from as many tokens as are measured at start");
-    for (size_t i = 0; i < ARRAY_LEN(before); i++)
-        fprintf(out, "%-20s %s\n", before[i], reason);
+    print_here(m, "input norm", MANIFEST_RMS_NORM, short_work, out);
     for (int i = 0; i < ATTN_PRODUCTS; i++) {
         char name[32];
-        for (size_t k = 0; i == ATTN_O && k < ARRAY_LEN(between); k++)
-            fprintf(out, "%-20s %s\n", between[k], reason);
+        if (i == ATTN_O) {
+            print_here(m, "norm of q and k", MANIFEST_RMS_NORM, short_work, out);
+            print_here(m, "RoPE", MANIFEST_ROPE, short_work, out);
+            print_here(m, "attention", MANIFEST_ATTENTION, "no backend calls an operator for it", out);
+        }
         snprintf(name, sizeof(name), "%s, %u x %u", xrt_products_name((enum attn_product)i), p->rows[i], p->cols[i]);
         if (p->op[i])
             fprintf(out, "%-20s NPU: gemm of line %u, m %u k %u n %u%s\n", name, p->op[i]->line, p->op[i]->dims[MANIFEST_M],
@@ -147,6 +160,6 @@ void xrt_products_print(const struct xrt_products *p, uint32_t many, FILE *out)
         else
             fprintf(out, "%-20s processor: %s\n", name, p->why[i]);
     }
-    for (size_t i = 0; i < ARRAY_LEN(after); i++)
-        fprintf(out, "%-20s %s\n", after[i], reason);
+    print_here(m, "post norm, residual", MANIFEST_RMS_NORM, short_work, out);
+    print_here(m, "products, few tokens", MANIFEST_GEMV, "it reads the quantized weights, a third of the bytes of bf16", out);
 }

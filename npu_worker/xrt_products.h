@@ -36,8 +36,9 @@ uint64_t xrt_products_kept(const struct xrt_products *p); /* the same as buffers
  * memory whatever the chunk, and those of each further M tokens of each operator as M:BYTES with commas. */
 int xrt_products_sizes(const struct xrt_products *p, FILE *out, struct err *err);
 
-/* Where each operation of a layer runs. many: tokens from which on the NPU is used; 0: not known, UINT32_MAX: never. */
-void xrt_products_print(const struct xrt_products *p, uint32_t many, FILE *out);
+/* Where each operation of a layer runs, and why; m: as it was chosen from. many: tokens from which on the NPU is used; 0: not
+ * known, UINT32_MAX: never. */
+void xrt_products_print(const struct xrt_products *p, const struct manifest *m, uint32_t many, FILE *out);
 const char *xrt_products_name(enum attn_product which); /* "q" */
 
 #endif

@@ -12,6 +12,8 @@
 #include "proto/err.h"
 #include "proto/util.h"
 
+#define HUGE_PAGE ((size_t)2 << 20)
+
 static const char *const names[BUDGET_CATEGORIES] = {"weights", "kv", "scratch", "ring", "device"};
 
 const char *budget_category_name(enum budget_category cat)
@@ -62,18 +64,33 @@ void budget_give(struct budget *b, enum budget_category cat, uint64_t bytes)
     atomic_fetch_sub(&b->total, bytes);
 }
 
+/* Large pieces begin at a multiple of a huge page, so that they can consist of such. */
+static void *map(size_t bytes)
+{
+    size_t more = bytes >= HUGE_PAGE ? HUGE_PAGE : 0;
+    uint8_t *r = mmap(NULL, bytes + more, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (r == MAP_FAILED || !more)
+        return r;
+    size_t before = (more - (uintptr_t)r % more) % more;
+    if (before)
+        munmap(r, before);
+    if (more - before)
+        munmap(r + before + bytes, more - before);
+    return r + before;
+}
+
 int budget_alloc(struct budget *b, enum budget_category cat, size_t bytes, void **ret, struct err *err)
 {
     size_t rounded = util_round_up(bytes ? bytes : 1, 4096);
     int r = budget_take(b, cat, rounded, err);
     if (r < 0)
         return r;
-    void *p = mmap(NULL, rounded, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void *p = map(rounded);
     if (p == MAP_FAILED) {
         budget_give(b, cat, rounded);
         return refuse(b, cat, rounded, "are not to be had from the system", "free memory, or see 'ulimit -v'", err);
     }
-    if (rounded >= 2u << 20)
+    if (rounded >= HUGE_PAGE)
         madvise(p, rounded, MADV_HUGEPAGE);
     *ret = p;
     return 0;

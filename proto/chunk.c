@@ -13,7 +13,7 @@
 _Static_assert(sizeof(struct chunk_token) == 12, "layout");
 _Static_assert(sizeof(struct chunk_seq) == 12, "layout");
 _Static_assert(sizeof(struct chunk_times) == 56, "layout");
-_Static_assert(sizeof(struct chunk_header) == 104 && offsetof(struct chunk_header, times) == 48, "layout");
+_Static_assert(sizeof(struct chunk_header) == 112 && offsetof(struct chunk_header, times) == 56, "layout");
 
 #define PAYLOAD_ALIGN 64
 
@@ -59,6 +59,8 @@ static int check_header(const struct chunk_header *h, size_t slot_bytes, const s
                        h->n_seqs, max_tokens, max_seqs);
     if (h->layer >= lim->n_layers)
         return err_set(err, -EPROTO, "chunk %" PRIu64 ": layer %u; the model has %u", h->id, h->layer, lim->n_layers);
+    if (h->pass_count ? h->pass_index >= h->pass_count : h->pass_index)
+        return err_set(err, -EPROTO, "chunk %" PRIu64 ": number %u of a pass of %u", h->id, h->pass_index, h->pass_count);
     size_t offset = chunk_payload_offset(h->n_tokens, h->n_seqs);
     if (offset > slot_bytes || h->payload_bytes > slot_bytes - offset)
         return err_set(err, -EPROTO, "chunk %" PRIu64 ": payload of %u bytes at %zu; the slot has %zu", h->id, h->payload_bytes,

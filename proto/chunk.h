@@ -51,6 +51,8 @@ struct chunk_header {
     uint32_t first_row, n_rows; /* CHUNK_LOGITS */
     int32_t status;
     uint32_t payload_bytes;
+    /* Of the chunks that go through every layer one behind the other, when weights are streamed; both 0: on its own. */
+    uint32_t pass_index, pass_count;
     struct chunk_times times;
 };
 

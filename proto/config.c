@@ -29,18 +29,19 @@ struct raw_memory {
     char *coordinator, *loader, *npu_worker, *gpu_worker;
 };
 struct raw_gpu {
-    char *backend, *memory, *threads;
+    char *backend, *memory, *threads, *streamed;
     char *device, *allow_cpu_device, *without, *max_buffer, *subgroup, *many, *validate, *profile;
 };
 struct raw_npu {
-    char *backend, *memory, *threads, *manifest, *device, *many, *timeout_ms;
+    char *backend, *memory, *threads, *streamed, *manifest, *device, *many, *timeout_ms;
 };
 struct raw_http {
     char *listen, *api_key_file, *tls_cert, *tls_key, *cors, *model_name, *insecure, *max_body, *max_connections, *max_queue,
         *timeout, *request_timeout;
 };
 struct raw {
-    char *model, *context, *sequences, *chunk_tokens, *kv_type, *pin_threads, *memory_word;
+    char *model, *context, *sequences, *chunk_tokens, *kv_type, *pin_threads, *sandbox, *checksums, *stream_slots, *memory_word;
+    char *restarts, *restarts_per_minute, *deadlines, *heartbeat_s, *journal;
     struct raw_memory memory;
     struct raw_npu npu;
     struct raw_gpu gpu;
@@ -51,7 +52,7 @@ enum kind {
     KIND_MODEL,
     KIND_U32,
     KIND_KV_TYPE,
-    KIND_PIN,
+    KIND_AUTO_OFF,
     KIND_ALL_CAPS,
     KIND_BYTES,
     KIND_BACKEND,
@@ -59,7 +60,8 @@ enum kind {
     KIND_TEXT,
     KIND_FILE,
     KIND_BOOL,
-    KIND_SIZE
+    KIND_SIZE,
+    KIND_LAYERS
 };
 
 struct key {
@@ -78,6 +80,7 @@ struct key {
         .offset = offsetof(struct config, out_), .expected = (expected_)                                                          \
     }
 #define EXPECT_SIZE "a size of at least 1MiB such as 512MiB or 2GiB, or auto"
+#define EXPECT_LAYERS "auto or a number of layers from 0 to 512"
 #define EXPECT_THREADS "auto or a whole number from 1 to 1024"
 
 static const struct key keys[] = {
@@ -86,7 +89,10 @@ static const struct key keys[] = {
     KEY("sequences", KIND_U32, false, 1, 64, sequences, sequences, "a whole number from 1 to 64"),
     KEY("chunk_tokens", KIND_U32, true, 1, 1024, chunk_tokens, chunk_tokens, "auto or a whole number from 1 to 1024"),
     KEY("kv_type", KIND_KV_TYPE, false, 0, 0, kv_type, kv_type, "f32, f16 or q8_0"),
-    KEY("pin_threads", KIND_PIN, false, 0, 0, pin_threads, pin_threads, "auto or off"),
+    KEY("pin_threads", KIND_AUTO_OFF, false, 0, 0, pin_threads, pin_threads, "auto or off"),
+    KEY("sandbox", KIND_AUTO_OFF, false, 0, 0, sandbox, sandbox, "auto or off"),
+    KEY("checksums", KIND_BOOL, false, 0, 0, checksums, checksums, "true or false"),
+    KEY("stream_slots", KIND_U32, true, 2, 8, stream_slots, stream_slots, "auto or a whole number from 2 to 8"),
     KEY("memory", KIND_ALL_CAPS, false, 0, 0, memory_word, caps,
         "auto, or a mapping of coordinator, loader, npu_worker, gpu_worker to sizes"),
     KEY("memory.coordinator", KIND_BYTES, true, 0, 0, memory.coordinator, caps[CONFIG_COORDINATOR], EXPECT_SIZE),
@@ -96,6 +102,7 @@ static const struct key keys[] = {
     KEY("npu.backend", KIND_BACKEND, false, 0, 0, npu.backend, npu.backend, "auto, xrt or cpu"),
     KEY("npu.memory", KIND_BYTES, true, 0, 0, npu.memory, npu.memory, EXPECT_SIZE),
     KEY("npu.threads", KIND_U32, true, 1, 1024, npu.threads, npu.threads, EXPECT_THREADS),
+    KEY("npu.streamed", KIND_LAYERS, false, 0, 512, npu.streamed, npu.streamed, EXPECT_LAYERS),
     KEY("npu.manifest", KIND_FILE, false, 0, 0, npu.manifest, xrt.manifest, "the path of a manifest of NPU operators"),
     KEY("npu.device", KIND_U32, false, 0, 15, npu.device, xrt.index, "a number of npu_worker --list-devices"),
     KEY("npu.many", KIND_U32, true, 1, 4096, npu.many, xrt.many, "auto or a number of tokens from 1 to 4096"),
@@ -103,6 +110,7 @@ static const struct key keys[] = {
     KEY("gpu.backend", KIND_GPU_BACKEND, false, 0, 0, gpu.backend, gpu.backend, "auto, vulkan or cpu"),
     KEY("gpu.memory", KIND_BYTES, true, 0, 0, gpu.memory, gpu.memory, EXPECT_SIZE),
     KEY("gpu.threads", KIND_U32, true, 1, 1024, gpu.threads, gpu.threads, EXPECT_THREADS),
+    KEY("gpu.streamed", KIND_LAYERS, false, 0, 512, gpu.streamed, gpu.streamed, EXPECT_LAYERS),
     KEY("gpu.device", KIND_TEXT, false, 1, 127, gpu.device, device.name,
         "auto, a number of gpu_worker --list-devices, or part of a name"),
     KEY("gpu.allow_cpu_device", KIND_BOOL, false, 0, 0, gpu.allow_cpu_device, device.allow_cpu, "true or false"),
@@ -112,6 +120,12 @@ static const struct key keys[] = {
     KEY("gpu.many", KIND_U32, true, 1, 4096, gpu.many, device.many, "auto or a number of tokens from 1 to 4096"),
     KEY("gpu.validate", KIND_BOOL, false, 0, 0, gpu.validate, device.validate, "true or false"),
     KEY("gpu.profile", KIND_BOOL, false, 0, 0, gpu.profile, device.profile, "true or false"),
+    KEY("restarts", KIND_U32, false, 0, 1000000, restarts, restarts, "a whole number from 0 to 1000000"),
+    KEY("restarts_per_minute", KIND_U32, false, 1, 1000000, restarts_per_minute, restarts_per_minute,
+        "a whole number from 1 to 1000000"),
+    KEY("deadlines", KIND_AUTO_OFF, false, 0, 0, deadlines, deadlines, "auto or off"),
+    KEY("journal", KIND_AUTO_OFF, false, 0, 0, journal, journal, "auto or off"),
+    KEY("heartbeat_s", KIND_U32, false, 1, 3600, heartbeat_s, heartbeat_s, "seconds from 1 to 3600"),
     KEY("http.listen", KIND_TEXT, false, 1, 127, http.listen, http.listen, "none, or address and port such as 127.0.0.1:8080"),
     KEY("http.api_key_file", KIND_FILE, false, 0, 0, http.api_key_file, http.api_key_file,
         "the path of a file with a key per line"),
@@ -128,7 +142,6 @@ static const struct key keys[] = {
     KEY("http.request_timeout", KIND_U32, false, 1, 86400, http.request_timeout, http.request_timeout, "seconds from 1 to 86400"),
 };
 #define N_KEYS ARRAY_LEN(keys)
-enum { KEY_MEMORY = 6 };
 
 /* Of the design, but not of this version: refused by name so that nobody hunts for a typing error. */
 static const struct {
@@ -149,11 +162,13 @@ static const cyaml_schema_field_t memory_fields[] = {
 };
 static const cyaml_schema_field_t npu_fields[] = {
     LEAF(raw_npu, "backend", backend), LEAF(raw_npu, "memory", memory), LEAF(raw_npu, "threads", threads),
+    LEAF(raw_npu, "streamed", streamed),
     LEAF(raw_npu, "manifest", manifest), LEAF(raw_npu, "device", device), LEAF(raw_npu, "many", many),
     LEAF(raw_npu, "timeout_ms", timeout_ms), CYAML_FIELD_END,
 };
 static const cyaml_schema_field_t gpu_fields[] = {
     LEAF(raw_gpu, "backend", backend), LEAF(raw_gpu, "memory", memory), LEAF(raw_gpu, "threads", threads),
+    LEAF(raw_gpu, "streamed", streamed),
     LEAF(raw_gpu, "device", device), LEAF(raw_gpu, "allow_cpu_device", allow_cpu_device), LEAF(raw_gpu, "without", without),
     LEAF(raw_gpu, "max_buffer", max_buffer), LEAF(raw_gpu, "subgroup", subgroup), LEAF(raw_gpu, "many", many),
     LEAF(raw_gpu, "validate", validate), LEAF(raw_gpu, "profile", profile), CYAML_FIELD_END,
@@ -168,7 +183,11 @@ static const cyaml_schema_field_t http_fields[] = {
 /* `memory` is a word or a mapping, which a schema cannot say: one schema for each. */
 #define TOP_FIELDS(memory_field) {                                                                                            \
     LEAF(raw, "model", model), LEAF(raw, "context", context), LEAF(raw, "sequences", sequences),                              \
-    LEAF(raw, "chunk_tokens", chunk_tokens), LEAF(raw, "kv_type", kv_type), LEAF(raw, "pin_threads", pin_threads), memory_field,                                     \
+    LEAF(raw, "chunk_tokens", chunk_tokens), LEAF(raw, "kv_type", kv_type), LEAF(raw, "pin_threads", pin_threads),            \
+    LEAF(raw, "sandbox", sandbox), LEAF(raw, "checksums", checksums),                                                         \
+    LEAF(raw, "stream_slots", stream_slots), memory_field,                                                                    \
+    LEAF(raw, "restarts", restarts), LEAF(raw, "restarts_per_minute", restarts_per_minute),                                   \
+    LEAF(raw, "deadlines", deadlines), LEAF(raw, "heartbeat_s", heartbeat_s), LEAF(raw, "journal", journal),                                                 \
     GROUP("npu", npu, npu_fields), GROUP("gpu", gpu, gpu_fields), GROUP("http", http, http_fields), CYAML_FIELD_END           \
 }
 static const cyaml_schema_field_t fields_memory_word[] = TOP_FIELDS(LEAF(raw, "memory", memory_word));
@@ -250,7 +269,7 @@ static int unknown_key(const char *name, const char *place, struct err *err)
         if (strncmp(absent_keys[i].name, name, n) == 0 && (name[n] == '\0' || name[n] == '.'))
             return err_set(err, -EINVAL, "%s: key '%.80s' is not part of this version: %s", place, name, absent_keys[i].remedy);
     }
-    char prefix[16] = "", list[192];
+    char prefix[16] = "", list[256];
     const char *dot = strchr(name, '.');
     if (dot && (size_t)(dot - name) + 2 <= sizeof(prefix)) {
         char group[16];
@@ -326,7 +345,7 @@ static int walk_scalar(struct walk *w, const char *name, size_t line, struct err
     }
     if (k < 0)
         return unknown_key(name, place, err);
-    unsigned first = k == KEY_MEMORY && w->group_lines[0] ? w->group_lines[0] : w->lines[k];
+    unsigned first = strcmp(name, "memory") == 0 && w->group_lines[0] ? w->group_lines[0] : w->lines[k];
     if (first)
         return err_set(err, -EINVAL, "%s: key '%s' is given twice, first in line %u; remove one", place, name, first);
     w->lines[k] = (unsigned)line;
@@ -341,7 +360,7 @@ static int walk_group_start(struct walk *w, const char *name, size_t line, struc
     for (size_t i = 0; i < ARRAY_LEN(groups); i++) {
         if (strcmp(groups[i], name) != 0)
             continue;
-        unsigned first = w->group_lines[i] ? w->group_lines[i] : i == 0 ? w->lines[KEY_MEMORY] : 0;
+        unsigned first = w->group_lines[i] ? w->group_lines[i] : i == 0 ? w->lines[key_find("memory")] : 0;
         if (first)
             return err_set(err, -EINVAL, "%s: key '%s' is given twice, first in line %u; remove one", place, name, first);
         w->group_lines[i] = (unsigned)line;
@@ -550,9 +569,9 @@ static int apply(struct config *c, const struct key *k, const char *value, const
             return 0;
         }
         break;
-    case KIND_PIN:
+    case KIND_AUTO_OFF:
         if (strcmp(value, "auto") == 0 || strcmp(value, "off") == 0) {
-            c->pin_threads = strcmp(value, "auto") == 0;
+            *(bool *)out = strcmp(value, "auto") == 0;
             return 0;
         }
         break;
@@ -600,6 +619,13 @@ static int apply(struct config *c, const struct key *k, const char *value, const
             *(bool *)out = strcmp(value, "true") == 0;
             return 0;
         }
+        break;
+    case KIND_LAYERS:
+        if (strcmp(value, "auto") == 0) {
+            *(uint32_t *)out = CONFIG_AUTO;
+            return 0;
+        }
+        r = parse_u32(k, value, out);
         break;
     default:
         break;
@@ -698,10 +724,17 @@ int config_load(const char *path, const char *const *overrides, int n_overrides,
     c->sequences = 4;
     c->kv_type = 1;
     c->pin_threads = true;
-    c->npu = (struct config_worker){.backend = "auto", .memory = 2ull << 30};
-    c->gpu = (struct config_worker){.backend = "auto", .memory = 16ull << 30};
+    c->sandbox = true;
+    c->checksums = true;
+    c->npu = (struct config_worker){.backend = "auto", .memory = 2ull << 30, .streamed = CONFIG_AUTO};
+    c->gpu = (struct config_worker){.backend = "auto", .memory = 16ull << 30, .streamed = CONFIG_AUTO};
     c->xrt = (struct config_npu){.timeout_ms = 10000};
     c->device = (struct config_device){.name = "auto"};
+    c->restarts = 5;
+    c->restarts_per_minute = 20;
+    c->deadlines = true;
+    c->heartbeat_s = 5;
+    c->journal = true;
     c->http = (struct config_http){.listen = "none",
                                    .cors = "none",
                                    .model_name = "auto",
@@ -754,21 +787,32 @@ void config_sample(const char *model, char *buf, unsigned long buf_size)
         "chunk_tokens: auto   # tokens that travel together: auto, or 1 to 1024\n"
         "kv_type: f16         # entries of the KV cache: f32, f16 or q8_0\n"
         "pin_threads: auto    # workers that share processors keep their threads in place, or off\n"
+        "sandbox: auto        # stages give up files, programs and the network once they run, or off\n"
+        "checksums: true      # tensors are compared with the checksums in the file, if it has some, when they are first read\n"
+        "stream_slots: auto   # slots through which the layers of a worker pass that are not kept in memory: auto, or 2 to 8\n"
         "# A hard cap per process: auto (what the plan needs and a tenth more), or\n"
         "# memory: {coordinator: 256MiB, loader: 512MiB, npu_worker: 2560MiB, gpu_worker: 1GiB}\n"
         "memory: auto\n"
         "# backend: auto, xrt or cpu; memory: the device pool, a size or auto; threads: auto, or 1 to 1024\n"
+        "# streamed: layers whose weights are read for every pass instead of being kept: auto (as memory requires), or a number\n"
         "# manifest: of NPU operators (docs/NPU.md), without which there is no NPU; device: its number; many: tokens from which on "
         "it is\n"
         "# used, auto (measured) or 1 to 4096; timeout_ms: of one run\n"
-        "npu: {backend: auto, memory: 2GiB, threads: auto, manifest: '', device: 0, many: auto, timeout_ms: 10000}\n"
+        "npu: {backend: auto, memory: 2GiB, threads: auto, streamed: auto, manifest: '', device: 0, many: auto, timeout_ms: "
+        "10000}\n"
         "# backend: auto, vulkan or cpu; device: auto, a number of `gpu_worker --list-devices`, or part of a name\n"
         "# memory: a size or auto. For tests and around faults of drivers (docs/OPERATIONS.md): allow_cpu_device, validate and\n"
         "# profile: true or false; without: features, separated by commas; max_buffer: a size or auto; subgroup: auto, or 4 to "
         "128;\n"
         "# many: auto, or 1 to 4096\n"
-        "gpu: {backend: auto, device: auto, memory: 16GiB, threads: auto, allow_cpu_device: false, without: '', max_buffer: auto,\n"
-        "      subgroup: auto, many: auto, validate: false, profile: false}\n"
+        "gpu: {backend: auto, device: auto, memory: 16GiB, threads: auto, streamed: auto, allow_cpu_device: false, without: '',\n"
+        "      max_buffer: auto, subgroup: auto, many: auto, validate: false, profile: false}\n"
+        "# When a stage dies or hangs (docs/OPERATIONS.md): how often it is started again without progress in between, 0: never\n"
+        "restarts: 5\n"
+        "restarts_per_minute: 20 # with or without progress\n"
+        "deadlines: auto         # off: a stage that hangs, or stands in a debugger, is waited for\n"
+        "heartbeat_s: 5          # a stage that does not answer for so many seconds hangs\n"
+        "journal: auto           # requests in progress are noted in the runtime folder, for --resume; or off\n"
         "# `coordinator serve` (docs/HTTP.md). listen: none, or address and port such as 127.0.0.1:8080; api_key_file: one key per "
         "line, needed\n"
         "# beyond loopback unless insecure is true; tls_cert, tls_key: PEM files; cors: none, * or one origin; times in seconds\n"

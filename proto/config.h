@@ -13,10 +13,12 @@ struct err;
 enum config_process { CONFIG_COORDINATOR, CONFIG_LOADER, CONFIG_NPU, CONFIG_GPU, CONFIG_PROCESSES };
 
 struct config_worker {
-    char backend[32]; /* "auto", "cpu", ... */
-    uint64_t memory;  /* bytes of the device pool */
-    uint32_t threads; /* 0 = auto */
+    char backend[32];  /* "auto", "cpu", ... */
+    uint64_t memory;   /* bytes of the device pool */
+    uint32_t threads;  /* 0 = auto */
+    uint32_t streamed; /* layers whose weights are not kept; CONFIG_AUTO */
 };
+#define CONFIG_AUTO UINT32_MAX
 
 struct config_npu {
     char manifest[1024]; /* absolute; "" = none */
@@ -58,10 +60,20 @@ struct config {
     uint32_t chunk_tokens;           /* 0 = auto, else 1..1024 */
     int kv_type;                     /* QUANT_F32, QUANT_F16 (default) or QUANT_Q8_0 */
     bool pin_threads;                /* where both workers together have more threads than there are cores; default true */
+    bool sandbox;                    /* stages give up what they need no longer; default true */
+    bool checksums;                  /* tensors are compared with the file's checksums when they are first read; default true */
     uint64_t caps[CONFIG_PROCESSES]; /* memory: bytes per process, 0 = auto */
+    uint32_t stream_slots;           /* through which streamed layers of a worker pass; 0 = auto, else 2..8 */
     struct config_worker npu, gpu;
-    struct config_npu xrt;       /* keys npu.manifest, ... */
+    struct config_npu xrt;     /* keys npu.manifest, ... */
+    const char *const *faults; /* of the command line, not of the file; borrowed */
+    int n_faults;
     struct config_device device; /* keys gpu.device, gpu.without, ... */
+    uint32_t restarts;           /* of a stage without progress in between, default 5; 0: its death is the end */
+    uint32_t restarts_per_minute;
+    bool deadlines;       /* stages that hang are killed; default true */
+    uint32_t heartbeat_s; /* without an answer a stage hangs */
+    bool journal;         /* requests in progress are noted, so that they can be resumed; default true */
     struct config_http http;
 };
 

@@ -38,6 +38,8 @@ struct conn {
     const char *name;
     const struct conn_handlers *handlers;
     void *ctx;
+    bool (*filter)(void *ctx);
+    void *filter_ctx;
     bool closing, broken, greeted;
     struct frame *out, **out_end;
     size_t pending;
@@ -181,6 +183,8 @@ int conn_send(struct conn *c, const struct msg *m, const int *fds, int n_fds, st
         return err_set(err, -EPIPE, "connection to %s is closed", c->name);
     if (msg_n_fds(m->type) != n_fds || n_fds > MSG_MAX_FDS)
         return err_set(err, -EINVAL, "message '%s' with %d fds; expected %d", msg_name(m->type), n_fds, msg_n_fds(m->type));
+    if (c->filter && c->filter(c->filter_ctx))
+        return 0;
     int r = msg_encode(m, &body, &n, err);
     if (r < 0)
         return r;
@@ -209,6 +213,12 @@ int conn_send(struct conn *c, const struct msg *m, const int *fds, int n_fds, st
         return err_set_errno(err, r, "connection to %s", c->name);
     watch(c);
     return 0;
+}
+
+void conn_set_filter(struct conn *c, bool (*filter)(void *ctx), void *ctx)
+{
+    c->filter = filter;
+    c->filter_ctx = ctx;
 }
 
 size_t conn_pending(const struct conn *c)
@@ -368,6 +378,16 @@ static void on_poll(uv_poll_t *p, int status, int events)
         broken(c, &err);
     else
         watch(c);
+}
+
+void conn_read(struct conn *c)
+{
+    struct err err = {0};
+    int r = 0;
+    while (c && !c->closing && !c->broken && (r = read_some(c, &err)) > 0)
+        ;
+    if (r < 0)
+        broken(c, &err);
 }
 
 int conn_open(uv_loop_t *loop, int fd, const char *name, const struct conn_handlers *h, void *ctx, struct conn **ret,

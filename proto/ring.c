@@ -255,6 +255,21 @@ uint32_t ring_fill(const struct ring *r)
     return head - atomic_load_explicit(&r->m->tail, memory_order_acquire);
 }
 
+int ring_look(int fd, uint32_t *ret_fill, uint32_t *ret_slots, struct err *err)
+{
+    void *p;
+    int r = shm_map(fd, PAGE, false, &p, err);
+    if (r < 0)
+        return err_wrap(err, r, "ring");
+    struct ring_memory *m = p;
+    uint32_t tail = atomic_load(&m->tail); /* first: the other one is not behind it then */
+    uint32_t head = atomic_load(&m->head), n = MIN(m->n_slots, RING_MAX_SLOTS);
+    shm_unmap(p, PAGE);
+    *ret_slots = n;
+    *ret_fill = MIN(head - tail, n); /* what moved between the two looks may add up to more */
+    return 0;
+}
+
 /* Slots between the two indices as this side sees them; poisons and returns UINT32_MAX when that is impossible. */
 static uint32_t fill(struct ring *r)
 {

@@ -49,7 +49,9 @@ void ring_commit(struct ring *r);
 void *ring_peek(struct ring *r);
 void ring_release(struct ring *r);
 uint32_t ring_fill(const struct ring *r); /* slots committed and not released; approximate from other threads */
-void ring_poison(struct ring *r);         /* for ever; rings both bells */
+/* For onlookers: how many slots of the ring in a memfd are full, of how many. */
+int ring_look(int fd, uint32_t *ret_fill, uint32_t *ret_slots, struct err *err);
+void ring_poison(struct ring *r); /* for ever; rings both bells */
 int ring_poisoned(const struct ring *r);
 
 #endif

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * The skeleton of a stage process, main thread: libuv loop, control connection, handshake, statistics; it never waits for compute.
- * The data thread is in stage_data.c, a worker's segments in stage_weights.c, what the loader fills in stage_fill.c.
+ * The data thread is in stage_data.c, a worker's segments in stage_weights.c, those that pass through
+ * slots in stage_stream.c, what the loader fills in stage_fill.c.
  *
  * The stage lives as long as its coordinator: parent-death signal, and the end of the control socket ends the process. SIGINT
  * is ignored because a terminal sends it to the whole group; the coordinator decides what it means. */
@@ -10,12 +11,16 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 
 #include "proto/conn.h"
+#include "proto/fault.h"
 #include "proto/log.h"
 #include "proto/ring.h"
+#include "proto/sandbox.h"
 #include "proto/shm.h"
 #include "proto/stage_impl.h"
+#include "proto/status.h"
 #include "proto/util.h"
 
 #define CLOSE_MS 1000 /* a fill under way may take so long */
@@ -44,18 +49,58 @@ struct budget *stage_budget(struct stage_io *io)
     return &io->budget;
 }
 
+static void drop_rings(struct stage_io *io)
+{
+    for (int i = 0; i < STAGE_RINGS_MAX; i++) {
+        struct link *both[] = {&io->inputs[i], &io->outputs[i]};
+        for (size_t k = 0; k < ARRAY_LEN(both); k++) {
+            ring_detach(both[k]->ring);
+            bell_unmap(both[k]->peer);
+            *both[k] = (struct link){0};
+        }
+    }
+}
+
+/* No thread of ours looks at the rings. */
+static int paused(struct stage_io *io, struct err *err)
+{
+    struct msg m = {.type = MSG_TYPE_paused, .paused = {.epoch = io->pausing}};
+    drop_rings(io);
+    io->config.epoch = io->limits.epoch = io->pausing;
+    io->pausing = 0;
+    return conn_send(io->conn, &m, NULL, 0, err);
+}
+
+static int on_pause(struct stage_io *io, const struct msg_pause *m, struct err *err)
+{
+    if (!io->configured)
+        return err_set(err, -EPROTO, "PAUSE before CONFIGURE");
+    io->pausing = m->epoch;
+    if (!io->running || atomic_load(&io->parked))
+        return paused(io, err);
+    stage_data_park(io);
+    return 0;
+}
+
 static void on_report(uv_async_t *a)
 {
     struct stage_io *io = a->data;
+    struct err err = {0};
     if (io->finished)
         return;
+    if (stage_stream_ask(io, &err) < 0) {
+        stage_fail(io, &err);
+        return;
+    }
     if (atomic_exchange(&io->drained, false))
         conn_send(io->conn, &(struct msg){.type = MSG_TYPE_drained}, NULL, 0, NULL);
     if (atomic_load(&io->broken))
         stage_fail(io, &io->data_err);
+    else if (io->pausing && atomic_load(&io->parked) && paused(io, &err) < 0)
+        stage_fail(io, &err);
 }
 
-static int on_configure(struct stage_io *io, const struct msg_configure *c, int bell_fd, struct err *err)
+static int on_configure(struct stage_io *io, const struct msg_configure *c, const int *fds, struct err *err)
 {
     if (io->configured)
         return err_set(err, -EPROTO, "CONFIGURE came twice");
@@ -69,9 +114,27 @@ static int on_configure(struct stage_io *io, const struct msg_configure *c, int 
                                        .vocab = c->vocab,
                                        .hidden = c->hidden};
     budget_init(&io->budget, msg_role_name(io->ops->role), c->budget);
-    int r = bell_map(bell_fd, &io->bell, err);
+    /* Landlock holds threads that are started later: a backend's begin in configure, the loader's with its first segment. */
+    bool loader = io->ops->role == MSG_ROLE_LOADER;
+    io->sandbox.off = !c->sandbox;
+    io->sandbox.profile = loader || strcmp(c->backend, "cpu") == 0 ? SANDBOX_STRICT : SANDBOX_DRIVER;
+    if (!loader)
+        sandbox_begin(&io->sandbox, c->manifest);
+    int r = bell_map(fds[0], &io->bell, err);
+    if (r == 0)
+        r = status_map(fds[1], &io->page, err);
+    if (r == 0)
+        r = fault_open(c->faults, io->control_fd, &io->faults, err);
+    if (r == 0 && io->faults) {
+        conn_set_filter(io->conn, fault_message, io->faults);
+        r = fault_start(io->faults, err);
+    }
     if (r == 0)
         r = io->ops->configure(io->state, io, &io->config, err);
+    if (r == 0)
+        r = stage_stream_make(io, err);
+    if (loader)
+        sandbox_begin(&io->sandbox, "");
     return r < 0 ? r : stage_weights_make(io, err);
 }
 
@@ -79,10 +142,11 @@ static int on_attach(struct stage_io *io, const struct msg_attach_ring *m, const
 {
     uint32_t n = m->direction ? io->ops->n_outputs : io->ops->n_inputs;
     struct link *l = m->direction ? &io->outputs[m->index] : &io->inputs[m->index];
-    if (!io->configured || io->running || m->index >= n || m->index >= STAGE_RINGS_MAX || l->ring)
+    bool runs = io->running && !atomic_load(&io->parked);
+    if (!io->configured || runs || io->pausing || m->index >= n || m->index >= STAGE_RINGS_MAX || l->ring)
         return err_set(err, -EPROTO, "unexpected ATTACH_RING (direction %u, index %u of %u)", m->direction, m->index, n);
     if (m->epoch != io->config.epoch)
-        return err_set(err, -ESTALE, "ATTACH_RING of epoch %u; CONFIGURE said %u", m->epoch, io->config.epoch);
+        return err_set(err, -ESTALE, "ATTACH_RING of epoch %u; CONFIGURE or PAUSE said %u", m->epoch, io->config.epoch);
     int r = bell_map(fds[1], &l->peer, err);
     if (r == 0)
         r = ring_attach(fds[0], m->direction ? RING_PRODUCER : RING_CONSUMER, m->epoch, io->bell, l->peer, &l->ring, err);
@@ -91,20 +155,25 @@ static int on_attach(struct stage_io *io, const struct msg_attach_ring *m, const
 
 static int on_start(struct stage_io *io, struct err *err)
 {
-    if (io->running || io->n_filled != io->n_segments)
+    bool runs = io->running && !atomic_load(&io->parked);
+    if (runs || io->pausing || io->n_filled != io->n_segments)
         return err_set(err, -EPROTO, "START with %u of %u segments", io->n_filled, io->n_segments);
     for (uint32_t i = 0; i < io->ops->n_inputs + io->ops->n_outputs; i++) {
         const struct link *l = i < io->ops->n_inputs ? &io->inputs[i] : &io->outputs[i - io->ops->n_inputs];
         if (!l->ring)
             return err_set(err, -EPROTO, "START before ring %u was attached", i);
     }
+    stage_stream_start(io);
     int r = stage_data_start(io, err);
     if (r < 0)
         return r;
+    sandbox_seal(&io->sandbox);
     struct msg m = {.type = MSG_TYPE_ready};
+    sandbox_describe(&io->sandbox, m.ready.sandbox);
     const char *backend = io->ops->backend ? io->ops->backend(io->state) : "cpu";
     snprintf(m.ready.backend, sizeof(m.ready.backend), "%s", backend);
-    return conn_send(io->conn, &m, NULL, 0, err);
+    r = conn_send(io->conn, &m, NULL, 0, err);
+    return r < 0 ? r : stage_stream_ask(io, err);
 }
 
 static int on_stats(struct stage_io *io, const struct msg_stats_request *q, struct err *err)
@@ -123,6 +192,12 @@ static int on_stats(struct stage_io *io, const struct msg_stats_request *q, stru
     s->ring = atomic_load(&io->budget.used[BUDGET_RING]);
     s->device = atomic_load(&io->budget.used[BUDGET_DEVICE]);
     s->total_peak = atomic_load(&io->budget.total_peak);
+    s->weights_peak = atomic_load(&io->budget.peak[BUDGET_WEIGHTS]);
+    s->kv_peak = atomic_load(&io->budget.peak[BUDGET_KV]);
+    s->scratch_peak = atomic_load(&io->budget.peak[BUDGET_SCRATCH]);
+    s->ring_peak = atomic_load(&io->budget.peak[BUDGET_RING]);
+    s->device_peak = atomic_load(&io->budget.peak[BUDGET_DEVICE]);
+    stage_stream_stats(io, s);
     if (io->ops->stats)
         io->ops->stats(io->state, s);
     return conn_send(io->conn, &m, NULL, 0, err);
@@ -147,15 +222,38 @@ static int handle(struct stage_io *io, const struct msg *m, int *fds, struct err
 {
     switch (m->type) {
     case MSG_TYPE_configure:
-        return on_configure(io, &m->configure, fds[0], err);
+        return on_configure(io, &m->configure, fds, err);
     case MSG_TYPE_attach_ring:
         return on_attach(io, &m->attach_ring, fds, err);
     case MSG_TYPE_segment_fill:
-        return stage_fill_add(io, &m->segment_fill, &fds[0], err);
+        return stage_fill_add(io,
+                              &(struct stage_fill){.kind = m->segment_fill.kind,
+                                                   .layer = m->segment_fill.layer,
+                                                   .slot = STAGE_NO_SLOT,
+                                                   .bytes = m->segment_fill.bytes},
+                              &fds[0], err);
+    case MSG_TYPE_slot_fill:
+        return stage_fill_add(io,
+                              &(struct stage_fill){.kind = m->slot_fill.kind,
+                                                   .layer = m->slot_fill.layer,
+                                                   .slot = m->slot_fill.slot,
+                                                   .bytes = m->slot_fill.bytes,
+                                                   .serial = m->slot_fill.serial},
+                              &fds[0], err);
+    case MSG_TYPE_slot_filled:
+        return stage_stream_filled(io, &m->slot_filled, err);
     case MSG_TYPE_segment_filled:
         return stage_weights_filled(io, &m->segment_filled, err);
     case MSG_TYPE_start:
         return on_start(io, err);
+    case MSG_TYPE_segment_held:
+        return stage_weights_held(io, &m->segment_held, &fds[0], err);
+    case MSG_TYPE_slot_held:
+        return stage_stream_held(io, &m->slot_held, &fds[0], err);
+    case MSG_TYPE_pause:
+        return on_pause(io, &m->pause, err);
+    case MSG_TYPE_ping:
+        return conn_send(io->conn, &(struct msg){.type = MSG_TYPE_pong, .pong = {.serial = m->ping.serial}}, NULL, 0, err);
     case MSG_TYPE_stats_request:
         return on_stats(io, &m->stats_request, err);
     case MSG_TYPE_collect:
@@ -174,9 +272,13 @@ static int handle(struct stage_io *io, const struct msg *m, int *fds, struct err
     case MSG_NONE:
     case MSG_TYPE_hello:
     case MSG_TYPE_segment_new:
+    case MSG_TYPE_slot_new:
+    case MSG_TYPE_slot_want:
     case MSG_TYPE_segment_released:
     case MSG_TYPE_segment_end:
     case MSG_TYPE_ready:
+    case MSG_TYPE_paused:
+    case MSG_TYPE_pong:
     case MSG_TYPE_stats:
     case MSG_TYPE_collecting:
     case MSG_TYPE_drained:
@@ -239,18 +341,16 @@ static void stage_close(struct stage_io *io)
         log_error("stage", "event loop still has handles");
     if (io->status)
         _exit(io->status); /* nothing is left to say; drivers of a lost device hang or crash when they are asked to tidy up */
-    for (int i = 0; i < STAGE_RINGS_MAX; i++) {
-        ring_detach(io->inputs[i].ring);
-        ring_detach(io->outputs[i].ring);
-        bell_unmap(io->inputs[i].peer);
-        bell_unmap(io->outputs[i].peer);
-    }
+    drop_rings(io);
     if (io->state)
         io->ops->close(io->state);
     shm_unmap(io->collected, io->collected_bytes);
     stage_weights_close(io);
+    stage_stream_close(io);
     stage_fill_close(io);
     bell_unmap(io->bell);
+    fault_close(io->faults);
+    status_unmap(io->page);
     free(io);
 }
 
@@ -262,22 +362,35 @@ static int say_hello(struct stage_io *io, struct err *err)
     return conn_send(io->conn, &m, NULL, 0, err);
 }
 
+/* Unless a service manager or a debugger started it: then the end of the control socket has to do. */
+static bool dies_with_parent(int fd)
+{
+    struct ucred cred;
+    socklen_t n = sizeof(cred);
+    return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &n) < 0 || cred.pid == getppid();
+}
+
 int stage_run(const struct stage_ops *ops, int fd)
 {
     static const struct conn_handlers handlers = {.message = on_message, .closed = on_closed};
     struct err err = {0};
-    pid_t parent = getppid();
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    if (getppid() != parent)
-        return 1;
+    if (dies_with_parent(fd)) {
+        pid_t parent = getppid();
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        if (getppid() != parent)
+            return 1;
+    }
     signal(SIGINT, SIG_IGN);
     signal(SIGHUP, SIG_IGN);
     struct stage_io *io = calloc(1, sizeof(*io));
     if (!io)
         return 1;
     io->ops = ops;
+    io->control_fd = fd;
+    memset(io->held_slots, 0xff, sizeof(io->held_slots)); /* -1 */
     io->segments_end = &io->segments;
     io->jobs_end = &io->jobs;
+    setenv("UV_USE_IO_URING", "0", 0); /* some versions of libuv would; seccomp cannot see what a ring is asked for */
     if (uv_loop_init(&io->loop) < 0) {
         free(io);
         return 1;

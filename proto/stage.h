@@ -27,10 +27,11 @@ struct stage_ops {
     /* configure: main thread, once. Fails with a clear error when the backend or the budget does not allow it. */
     int (*configure)(void *state, struct stage_io *io, const struct msg_configure *c, struct err *err);
     /* segment: main thread, before START. Returns 0: [bytes] stay mapped and unchanged until close; STAGE_SEGMENT_COPIED: they are
-     * needed no longer, and go at once. Optional. */
+     * needed no longer, and go at once. A streamed layer: before anything is in it, and it stays whatever is returned. Optional. */
     int (*segment)(void *state, uint32_t kind, uint32_t layer, const void *data, uint64_t bytes, struct err *err);
-    /* fill: a worker thread (one call at a time); fd is borrowed. Optional, loader only. */
-    int (*fill)(void *state, uint32_t kind, uint32_t layer, int fd, uint64_t bytes, struct err *err);
+    /* fill: a worker thread; two calls at a time, begun in the order of the requests. fd is borrowed. slot: which one of this kind,
+     * and the same memfd most times; or STAGE_NO_SLOT. Optional, loader only. */
+    int (*fill)(void *state, uint32_t kind, uint32_t layer, uint32_t slot, int fd, uint64_t bytes, struct err *err);
     /* process: data thread. One chunk from input `input`, already validated; payload lies in the slot and stays until return.
      * The slot is released by the skeleton afterwards. Output through stage_reserve/stage_commit. A negative return with a
      * message in err fails this chunk (CHUNK_FAILED travels to the coordinator), not the process; but -ENODEV, whatever err->code
@@ -44,12 +45,20 @@ struct stage_ops {
     /* collect: main thread, while process may run: add to area from the next chunk on (model/collect.h); it stays mapped until
      * close. Optional. */
     int (*collect)(void *state, double *area, uint64_t bytes, struct err *err);
+    /* streamed: data thread, when a streamed layer is whole, before the first chunk of a pass there. 0: it is used in the slot
+     * until the pass has left the layer; STAGE_SEGMENT_COPIED: the slot is needed no longer. Optional. */
+    int (*streamed)(void *state, uint32_t kind, uint32_t layer, struct err *err);
 };
 
 #define STAGE_SEGMENT_COPIED 1
+#define STAGE_NO_SLOT UINT32_MAX
+#define STAGE_SLOTS_MAX 8u
 
 /* Main thread, in configure and in segment: what is wanted comes in this order, and may come more than once. */
 int stage_want_segment(struct stage_io *io, uint32_t kind, uint32_t layer, uint64_t bytes, struct err *err);
+/* Main thread, in configure: this layer passes through slot number `slot`; in the order in which a pass meets them. segment() is
+ * called for it with a mapping of the slot, always the same, that holds the layer only while chunks are processed there. */
+int stage_stream_segment(struct stage_io *io, uint32_t kind, uint32_t layer, uint32_t slot, uint64_t bytes, struct err *err);
 /* At most n segments exist at once, so that the loader fills one while another is copied; 0 (default): all. Main thread, likewise.
  */
 void stage_lease(struct stage_io *io, uint32_t n);

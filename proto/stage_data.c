@@ -9,8 +9,10 @@
 #include <unistd.h>
 
 #include "proto/conn.h"
+#include "proto/fault.h"
 #include "proto/ring.h"
 #include "proto/stage_impl.h"
+#include "proto/status.h"
 #include "proto/util.h"
 
 #define JOIN_MS 1000
@@ -33,16 +35,18 @@ void *stage_reserve(struct stage_io *io, uint32_t output, struct chunk *c)
     uint64_t start = 0;
     for (;;) {
         uint32_t seen = bell_read(io->bell);
-        if (atomic_load_explicit(&io->stop, memory_order_acquire) || ring_poisoned(ring))
+        if (atomic_load_explicit(&io->stop, memory_order_acquire) || atomic_load(&io->hold) || ring_poisoned(ring))
             return NULL;
         slot = ring_reserve(ring);
         if (slot)
             break;
         if (!start)
             start = util_now_ns();
+        status_waits(io->page, true);
         bell_wait(io->bell, seen, 0, -1);
     }
     if (start) {
+        status_waits(io->page, false);
         uint64_t waited = util_now_ns() - start;
         io->process_blocked_ns += waited;
         atomic_fetch_add_explicit(&io->blocked_ns, waited, memory_order_relaxed);
@@ -59,6 +63,8 @@ void *stage_reserve(struct stage_io *io, uint32_t output, struct chunk *c)
 void stage_commit(struct stage_io *io, uint32_t output)
 {
     struct chunk_header *h = io->out_slot[output];
+    if (io->faults && fault_slot(io->faults))
+        h->magic = ~CHUNK_MAGIC;
     uint64_t now = util_now_ns();
     *busy_counter(&h->times, io->ops->role) += now - io->process_start_ns - io->process_blocked_ns;
     h->times.committed_at_ns = now;
@@ -89,6 +95,35 @@ static int pass_on(struct stage_io *io, const void *payload)
     return forward_failure(io, &e);
 }
 
+/* Chunks that cost about the same: by tokens, and in the last layer by rows of logits, in powers of two. */
+static uint32_t kind_of(const struct stage_io *io)
+{
+    const struct chunk *c = &io->chunk;
+    bool last = c->h.layer + 1 == io->config.n_layers;
+    uint32_t n = last ? chunk_n_logits(c) : c->h.n_tokens, kind = last ? STAGE_WORK_KINDS / 2 : 0;
+    for (; n > 1 && kind + 1 < (last ? STAGE_WORK_KINDS : STAGE_WORK_KINDS / 2); n /= 2)
+        kind++;
+    return kind;
+}
+
+static int process(struct stage_io *io, uint32_t input, const void *payload, struct err *err)
+{
+    struct chunk *c = &io->chunk;
+    uint64_t *usual = &io->usual_ns[kind_of(io)];
+    status_busy(io->page, &(struct status_work){.since_ns = io->process_blocked_ns ? util_now_ns() : io->process_start_ns,
+                                                .chunk = c->h.id,
+                                                .layer = c->h.layer,
+                                                .n_tokens = c->h.n_tokens,
+                                                .usual_ns = *usual});
+    int r = io->faults ? fault_chunk(io->faults, c->h.layer, err) : 0;
+    if (r == 0)
+        r = io->ops->process(io->state, io, input, c, payload, err);
+    status_waits(io->page, true);
+    uint64_t took = util_now_ns() - io->process_start_ns - io->process_blocked_ns;
+    *usual = *usual ? *usual + took / 8 - *usual / 8 : MAX(took, 1u);
+    return r;
+}
+
 static int take_chunk(struct stage_io *io, uint32_t input, const void *slot, struct err *err)
 {
     const void *payload;
@@ -106,7 +141,17 @@ static int take_chunk(struct stage_io *io, uint32_t input, const void *slot, str
     if (waited && io->process_start_ns > c->h.times.committed_at_ns)
         *waited += io->process_start_ns - c->h.times.committed_at_ns;
     uint32_t n = c->h.n_tokens;
-    r = c->h.kind == CHUNK_FAILED ? pass_on(io, payload) : io->ops->process(io->state, io, input, c, payload, &why);
+    bool last_of_pass = c->h.pass_index + 1 >= c->h.pass_count;
+    if (input && input + 1 == io->ops->n_inputs)
+        io->pass_open = !last_of_pass;
+    if (c->h.kind == CHUNK_FAILED) {
+        r = pass_on(io, payload);
+    } else {
+        r = stage_stream_enter(io, c->h.layer, &why);
+        if (r == 0)
+            r = process(io, input, payload, &why);
+    }
+    stage_stream_leave(io, last_of_pass);
     if (r == -ENODEV)
         return err_set(err, why.code ? why.code : r, "%s", why.text[0] ? why.text : "the device is gone");
     if (r < 0 && r != -ECANCELED) {
@@ -123,10 +168,11 @@ static int take_chunk(struct stage_io *io, uint32_t input, const void *slot, str
     return 0;
 }
 
-/* One chunk from the input of highest priority that has one. 1: done; 0: nothing there; negative: protocol broken. */
+/* One chunk from the input of highest priority that has one; but a pass begins whole, before its first chunks come back for the
+ * next layer. 1: done; 0: nothing there; negative: protocol broken. */
 static int step(struct stage_io *io, struct err *err)
 {
-    for (uint32_t i = 0; i < io->ops->n_inputs; i++) {
+    for (uint32_t i = io->pass_open ? io->ops->n_inputs - 1 : 0; i < io->ops->n_inputs; i++) {
         struct ring *ring = io->inputs[i].ring;
         void *slot = ring_peek(ring);
         if (!slot && ring_poisoned(ring))
@@ -140,12 +186,26 @@ static int step(struct stage_io *io, struct err *err)
     return 0;
 }
 
+/* Keeps away from the rings until the main thread lets go. */
+static void park(struct stage_io *io, uint32_t seen)
+{
+    if (!atomic_exchange(&io->parked, true))
+        uv_async_send(&io->report);
+    bell_wait(io->bell, seen, 0, -1);
+}
+
 static void *data_main(void *arg)
 {
     struct stage_io *io = arg;
     pthread_setname_np(pthread_self(), "data");
-    while (!atomic_load_explicit(&io->stop, memory_order_acquire)) {
-        uint32_t seen = bell_read(io->bell);
+    for (;;) {
+        uint32_t seen = bell_read(io->bell); /* before looking at anything: what comes later rings it */
+        if (atomic_load_explicit(&io->stop, memory_order_acquire))
+            break;
+        if (atomic_load(&io->hold)) {
+            park(io, seen);
+            continue;
+        }
         bool draining = atomic_load(&io->draining);
         int r = step(io, &io->data_err);
         if (r < 0) {
@@ -184,11 +244,25 @@ static void pin_to_first(pthread_t thread)
     }
 }
 
+void stage_data_park(struct stage_io *io)
+{
+    atomic_store(&io->hold, true);
+    bell_ring(io->bell);
+}
+
 int stage_data_start(struct stage_io *io, struct err *err)
 {
+    if (io->running) {
+        atomic_store(&io->draining, false);
+        atomic_store(&io->parked, false);
+        atomic_store(&io->hold, false);
+        bell_ring(io->bell);
+        return 0;
+    }
     sigset_t all, old;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old);
+    io->pass_open = false;
     int r = pthread_create(&io->thread, NULL, data_main, io);
     if (r == 0 && io->config.pin)
         pin_to_first(io->thread);

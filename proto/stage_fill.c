@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
- * Segments that this stage fills (the loader): a queue of memfds, filled one at a time on libuv's worker thread, sealed, reported.
- * Everything but fill_work runs on the main thread. */
+ * Segments that this stage fills (the loader): a queue of memfds, filled on libuv's worker threads, sealed, reported. Two are given
+ * to the stage at once, so that it may begin the second while it ends the first. Everything but fill_work runs on the main thread.
+ */
 #include <errno.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -14,17 +15,20 @@ struct fill_job {
     uv_work_t work;
     struct fill_job *next;
     struct stage_io *io;
-    uint32_t kind, layer;
-    uint64_t bytes;
+    struct stage_fill what;
     int fd, result;
+    bool begun;
     struct err err;
 };
+
+#define FILLING_MAX 2
 
 static void fill_work(uv_work_t *w)
 {
     struct fill_job *j = w->data;
-    j->result = j->io->ops->fill(j->io->state, j->kind, j->layer, j->fd, j->bytes, &j->err);
-    if (j->result == 0)
+    const struct stage_fill *f = &j->what;
+    j->result = j->io->ops->fill(j->io->state, f->kind, f->layer, f->slot, j->fd, f->bytes, &j->err);
+    if (j->result == 0 && f->slot == STAGE_NO_SLOT)
         j->result = shm_seal_write(j->fd, &j->err);
 }
 
@@ -32,12 +36,20 @@ static void fill_next(struct stage_io *io);
 
 static void fill_after(uv_work_t *w, int status)
 {
-    struct fill_job *j = w->data;
+    struct fill_job *j = w->data, **p;
     struct stage_io *io = j->io;
-    io->jobs = j->next;
-    if (!io->jobs)
-        io->jobs_end = &io->jobs;
-    struct msg m = {.type = MSG_TYPE_segment_filled, .segment_filled = {.kind = j->kind, .layer = j->layer}};
+    for (p = &io->jobs; *p != j; p = &(*p)->next)
+        ;
+    *p = j->next;
+    if (!*p)
+        io->jobs_end = p;
+    io->n_filling--;
+    const struct stage_fill *f = &j->what;
+    struct msg m = {.type = MSG_TYPE_segment_filled, .segment_filled = {.kind = f->kind, .layer = f->layer}};
+    if (f->slot != STAGE_NO_SLOT) {
+        m.type = MSG_TYPE_slot_filled;
+        m.slot_filled = (struct msg_slot_filled){.kind = f->kind, .slot = f->slot, .layer = f->layer, .serial = f->serial};
+    }
     struct err err = {0};
     int r = status < 0 ? err_set(&err, status, "fill: %s", uv_strerror(status)) : j->result;
     if (status == 0 && r < 0)
@@ -54,13 +66,28 @@ static void fill_after(uv_work_t *w, int status)
         fill_next(io);
 }
 
-static void fill_next(struct stage_io *io)
+/* A slot is filled by one at a time, in the order of the requests. */
+static bool has_its_turn(const struct stage_io *io, const struct fill_job *j)
 {
-    if (io->jobs)
-        uv_queue_work(&io->loop, &io->jobs->work, fill_work, fill_after);
+    for (const struct fill_job *i = io->jobs; i != j; i = i->next) {
+        if (i->what.slot != STAGE_NO_SLOT && i->what.slot == j->what.slot && i->what.kind == j->what.kind)
+            return false;
+    }
+    return true;
 }
 
-int stage_fill_add(struct stage_io *io, const struct msg_segment_fill *m, int *fd, struct err *err)
+static void fill_next(struct stage_io *io)
+{
+    for (struct fill_job *j = io->jobs; j && io->n_filling < FILLING_MAX; j = j->next) {
+        if (j->begun || !has_its_turn(io, j))
+            continue;
+        j->begun = true;
+        io->n_filling++;
+        uv_queue_work(&io->loop, &j->work, fill_work, fill_after);
+    }
+}
+
+int stage_fill_add(struct stage_io *io, const struct stage_fill *what, int *fd, struct err *err)
 {
     if (!io->configured || !io->ops->fill)
         return err_set(err, -EPROTO, "unexpected SEGMENT_FILL");
@@ -68,16 +95,12 @@ int stage_fill_add(struct stage_io *io, const struct msg_segment_fill *m, int *f
     if (!j)
         return err_set(err, -ENOMEM, "SEGMENT_FILL: out of memory");
     j->io = io;
-    j->kind = m->kind;
-    j->layer = m->layer;
-    j->bytes = m->bytes;
+    j->what = *what;
     j->fd = take_fd(fd);
     j->work.data = j;
-    bool idle = io->jobs == NULL;
     *io->jobs_end = j;
     io->jobs_end = &j->next;
-    if (idle)
-        fill_next(io);
+    fill_next(io);
     return 0;
 }
 

@@ -7,6 +7,7 @@
 #include <inttypes.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/stat.h>
 #include <time.h>
 
 uint64_t util_now_ns(void)
@@ -98,6 +99,24 @@ void util_env_help(FILE *f)
 {
     for (size_t i = 0; i < UTIL_ENV_MAX; i++)
         fprintf(f, "  %-20s %s\n", env_table[i].name, env_table[i].help);
+}
+
+int util_cache_folder(char *buf, size_t size)
+{
+    const char *xdg = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+    int n = -1;
+    if (xdg && xdg[0] == '/')
+        n = snprintf(buf, size, "%s/tandem", xdg);
+    else if (home && home[0] == '/')
+        n = snprintf(buf, size, "%s/.cache/tandem", home);
+    if (n <= 0 || (size_t)n >= size)
+        return -ENOENT;
+    for (char *slash = buf + 1; (slash = strchr(slash, '/')); slash++) {
+        *slash = '\0';
+        mkdir(buf, 0700);
+        *slash = '/';
+    }
+    return mkdir(buf, 0700) < 0 && errno != EEXIST ? -errno : 0;
 }
 
 int util_write_all(int fd, const void *data, size_t n)

@@ -89,6 +89,10 @@ enum util_env { UTIL_ENV_LOG, UTIL_ENV_TRACE, UTIL_ENV_CPU, UTIL_ENV_RUNTIME_DIR
 const char *util_env(enum util_env which); /* NULL when unset or empty */
 void util_env_help(FILE *f);               /* one line each, for --help */
 
+/* The folder for what is worth keeping between runs, $XDG_CACHE_HOME/tandem or ~/.cache/tandem; made where it is not there. 0, or a
+ * negative errno. */
+int util_cache_folder(char *buf, size_t size);
+
 /* Write all, or a negative errno. */
 int util_write_all(int fd, const void *data, size_t n);
 

@@ -11,6 +11,7 @@
 #include "kernels/quant.h"
 #include "model/gemma3.h"
 #include "model/gguf.h"
+#include "model/checksums.h"
 #include "model/gguf_write.h"
 #include "proto/err.h"
 #include "proto/util.h"
@@ -71,6 +72,18 @@ static int add_tensors(struct plan *p, struct plan_file *f, struct gguf_write *w
     return 0;
 }
 
+static int checksum_keys(struct plan *p, struct gguf_write *w, struct err *err)
+{
+    auto_free uint8_t *types = malloc(p->n_tensors);
+    if (!types)
+        return err_set(err, -ENOMEM, "out of memory");
+    for (uint32_t i = 0; i < p->n_tensors; i++)
+        types[i] = (uint8_t)p->tensors[i].type;
+    gguf_write_array(w, CHECKSUMS_TYPES_KEY, GGUF_U8, types, p->n_tensors);
+    p->checksums = gguf_write_slots(w, CHECKSUMS_KEY, p->n_tensors);
+    return 0;
+}
+
 static int lay_out_file(struct plan *p, uint32_t file, const struct recipe *r, const struct plan_options *o, struct err *err)
 {
     struct plan_file *f = &p->files[file];
@@ -84,8 +97,8 @@ static int lay_out_file(struct plan *p, uint32_t file, const struct recipe *r, c
         o->extra_keys(o->ctx, w);
     if (p->n_files > 1)
         split_keys(w, file, p);
-    if (file == 0)
-        p->checksums = gguf_write_slots(w, PLAN_CHECKSUMS, p->n_tensors);
+    if (e == 0 && file == 0)
+        e = checksum_keys(p, w, err);
     if (e == 0)
         e = add_tensors(p, f, w, err);
     if (e == 0)

@@ -16,8 +16,6 @@ struct recipe;
 struct source;
 struct source_tensor;
 
-#define PLAN_CHECKSUMS "tandem.tensor_xxh3_64" /* key: XXH3-64 of the data of every tensor, in the order of the files */
-
 struct plan_options {
     const char *out, *name; /* name: general.name or NULL */
     uint32_t alignment;

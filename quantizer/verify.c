@@ -10,6 +10,7 @@
 
 #include <xxhash.h>
 
+#include "model/checksums.h"
 #include "model/gguf.h"
 #include "proto/err.h"
 #include "proto/io.h"
@@ -33,15 +34,14 @@ static int hash_tensor(const struct gguf *g, const struct gguf_tensor *t, uint8_
     return 0;
 }
 
-static int check_all(const struct gguf *g, const uint8_t *sums, FILE *f, struct verify_result *ret, struct err *err)
+static int check_all(const struct gguf *g, const void *sums, FILE *f, struct verify_result *ret, struct err *err)
 {
     uint8_t *buf = aligned_alloc(IO_ALIGN, PIECE + 2 * IO_ALIGN);
     XXH3_state_t *x = XXH3_createState();
     int r = buf && x ? 0 : err_set(err, -ENOMEM, "out of memory");
     for (uint32_t i = 0; r == 0 && i < gguf_n_tensors(g); i++) {
         const struct gguf_tensor *t = gguf_tensor_at(g, i);
-        uint64_t want, got = 0;
-        memcpy(&want, sums + i * sizeof(want), sizeof(want));
+        uint64_t want = checksums_at(sums, i), got = 0;
         r = hash_tensor(g, t, buf, x, &got, err);
         if (r == 0 && got != want) {
             fprintf(f,
@@ -82,17 +82,14 @@ int verify_run(const char *path, FILE *f, struct verify_result *ret, struct err 
 {
     struct gguf *g;
     const void *sums = NULL;
-    uint64_t n = 0;
+    const char *why;
     struct verify_result result = {0};
     int r = gguf_open(path, true, &g, err);
     if (r < 0)
         return r;
-    r = gguf_get_array(g, PLAN_CHECKSUMS, GGUF_U64, &sums, &n, err);
-    if (r == -ENOENT)
-        err_set(err, r, "has no key '" PLAN_CHECKSUMS "': only files that this program wrote have checksums");
-    else if (r == 0 && n != gguf_n_tensors(g))
-        r = err_set(err, -EPROTO, "key '" PLAN_CHECKSUMS "' has %" PRIu64 " elements; expected %u, one for each tensor", n,
-                    gguf_n_tensors(g));
+    r = checksums_find(g, &sums, &why, err);
+    if (r == 0 && !sums)
+        r = err_set(err, -ENOENT, "%s", why);
     if (r == 0)
         r = check_all(g, sums, f, &result, err);
     if (r == 0)

@@ -16,16 +16,19 @@
 #include "proto/err.h"
 #include "proto/process.h"
 #include "proto/stage.h"
+#include "proto/stage_connect.h"
 #include "proto/util.h"
 
 #define OVERRIDES_MAX 64
 #define USAGE_STATUS 2
+#define CONNECT_MS 5000
 
 enum {
     OPT_CONFIG = 1,
     OPT_SET,
     OPT_OUT,
     OPT_STAGE_FD,
+    OPT_STAGE_SOCKET,
     OPT_HELP,
     OPT_VERSION,
     OPT_LAYER,
@@ -47,6 +50,7 @@ struct parsed {
     const char *overrides[OVERRIDES_MAX];
     int n_overrides;
     int64_t stage_fd;
+    const char *stage_socket;
     bool help, version;
     enum single_list list;
 };
@@ -93,6 +97,10 @@ static const struct {
      0,
      "N",
      "run as a stage on this control socket (used by the coordinator)"},
+    {{"stage-socket", required_argument, NULL, OPT_STAGE_SOCKET},
+     0,
+     "PATH",
+     "run as a stage of the coordinator that listens there (for service managers and debuggers)"},
     {{"help", no_argument, NULL, OPT_HELP}, 0, NULL, "this text"},
     {{"version", no_argument, NULL, OPT_VERSION}, 0, NULL, "name and version"},
 };
@@ -147,6 +155,9 @@ static int apply(struct parsed *a, int opt, const char *value, struct err *err)
         return 0;
     case OPT_STAGE_FD:
         return parse_number("--stage-fd", value, &a->stage_fd, err);
+    case OPT_STAGE_SOCKET:
+        a->stage_socket = value;
+        return 0;
     case OPT_LAYER:
         return parse_number("--layer", value, &a->s.layer, err);
     case OPT_IN:
@@ -196,7 +207,9 @@ static int check_complete(const struct parsed *a, struct err *err)
     const struct single *s = &a->s;
     unsigned can = s->program->options;
     const char *missing = NULL;
-    if (a->help || a->version || a->list || a->stage_fd >= 0)
+    if (a->stage_socket && a->stage_fd >= 0)
+        return err_set(err, -EINVAL, "--stage-fd and --stage-socket cannot be given together");
+    if (a->help || a->version || a->list || a->stage_fd >= 0 || a->stage_socket)
         return 0;
     if (!s->config_path)
         missing = "--config";
@@ -310,6 +323,15 @@ static int run_stage(const struct single_program *p, int64_t fd)
     return stage_run(p->ops, (int)fd);
 }
 
+static int run_connected(const struct single_program *p, const char *path, struct err *err)
+{
+    int fd = stage_connect(path, CONNECT_MS, err);
+    if (fd >= 0)
+        return stage_run(p->ops, fd);
+    fprintf(stderr, "%s: error: %s\n", p->name, err->text);
+    return 1;
+}
+
 int single_main(const struct single_program *p, int argc, char **argv)
 {
     struct parsed a;
@@ -330,6 +352,8 @@ int single_main(const struct single_program *p, int argc, char **argv)
         printf("%s (Tandem) %s\n", p->name, TANDEM_VERSION);
     else if (a.stage_fd >= 0)
         return run_stage(p, a.stage_fd);
+    else if (a.stage_socket)
+        return run_connected(p, a.stage_socket, &err);
     else
         r = a.list ? run_list(&a, &err) : run_single(&a, &err);
     if (r < 0)

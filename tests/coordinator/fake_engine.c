@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "coordinator/engine.h"
+#include "coordinator/monitor.h"
 #include "proto/err.h"
 #include "proto/util.h"
 
@@ -194,20 +195,34 @@ int engine_collect(struct engine *e, double *ret_area[2], struct err *err)
     return err_set(err, -ENOTSUP, "the fake engine has no matrices");
 }
 
-int engine_stats(struct engine *e, struct engine_process_stats *ret, struct err *err)
+const struct engine_recovery *engine_last_recovery(const struct engine *e)
 {
-    static const char *const names[] = {"coordinator", "loader", "npu_worker", "gpu_worker"};
+    static const struct engine_recovery none;
+    (void)e;
+    return &none;
+}
+
+int engine_left_request(struct engine *e, struct journal_request *ret, struct journal_file **ret_file, uint32_t *ret_others,
+                        struct err *err)
+{
+    (void)e, (void)ret, (void)ret_file, (void)ret_others;
+    return err_set(err, -ENOTSUP, "the fake engine has no journal");
+}
+
+int engine_stats(struct engine *e, struct monitor_snapshot *ret, struct err *err)
+{
     (void)e, (void)err;
-    memset(ret, 0, CONFIG_PROCESSES * sizeof(*ret));
+    *ret = (struct monitor_snapshot){.state = MONITOR_RUNNING};
     for (int i = 0; i < CONFIG_PROCESSES; i++) {
-        ret[i].name = names[i];
-        ret[i].pid = 100 + i;
-        strcpy(ret[i].backend, "fake");
-        ret[i].budget[BUDGET_WEIGHTS] = 5;
-        ret[i].budget[BUDGET_KV] = 6;
-        ret[i].cap = 1000;
-        ret[i].cap_enforced = i == 2;
-        ret[i].peak_bytes = 900;
+        struct engine_process_stats *s = &ret->process[i];
+        s->name = plan_process_name((enum config_process)i);
+        s->pid = 100 + i;
+        strcpy(s->backend, "fake");
+        s->budget[BUDGET_WEIGHTS] = 5;
+        s->budget[BUDGET_KV] = 6;
+        s->cap = 1000;
+        s->cap_enforced = i == 2;
+        s->peak_bytes = 900;
     }
     return 0;
 }
@@ -237,9 +252,14 @@ void engine_pump(struct engine *e)
     (void)e;
 }
 
-int engine_stats_ask(struct engine *e, struct engine_process_stats *ret, void (*done)(void *ctx, const struct err *failed),
-                     void *ctx, struct err *err)
+struct monitor *engine_monitor(const struct engine *e)
 {
-    (void)e, (void)ret, (void)done, (void)ctx;
-    return err_set(err, -ENOTSUP, "the fake engine has no loop");
+    (void)e;
+    return NULL;
+}
+
+const char *engine_state_name(enum engine_state s)
+{
+    (void)s;
+    return "ready";
 }

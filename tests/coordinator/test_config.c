@@ -64,6 +64,10 @@ static void test_defaults(void **state)
     assert_int_equal(c->chunk_tokens, 0);
     assert_int_equal(c->kv_type, 1);
     assert_true(c->pin_threads);
+    assert_true(c->sandbox);
+    assert_true(c->checksums);
+    assert_int_equal(c->stream_slots, 0);
+    assert_int_equal(c->npu.streamed, CONFIG_AUTO);
     for (int i = 0; i < CONFIG_PROCESSES; i++)
         assert_int_equal(c->caps[i], 0);
     assert_string_equal(c->npu.backend, "auto");
@@ -77,7 +81,8 @@ static void test_all_keys(void **state)
 {
     (void)state;
     struct config *c =
-        load("# comment\nmodel: /m/a.gguf\ncontext: 1048576\nsequences: 64\nchunk_tokens: 1024\nkv_type: f32\npin_threads: off\n"
+        load("# comment\nmodel: /m/a.gguf\ncontext: 1048576\nsequences: 64\nchunk_tokens: 1024\nkv_type: f32\npin_threads: "
+             "off\nsandbox: off\n"
              "memory: {coordinator: 256MiB, loader: 512MiB, npu_worker: 2560MiB, gpu_worker: 1GiB}\n"
              "npu: {backend: cpu, memory: 3GiB, threads: 7}\ngpu:\n  backend: auto\n  memory: auto\n  threads: auto\n"
              "http: {listen: '[::1]:0', api_key_file: /k, tls_cert: /c, tls_key: k, cors: '*', model_name: m, insecure: true, "
@@ -101,6 +106,7 @@ static void test_all_keys(void **state)
     assert_int_equal(c->chunk_tokens, 1024);
     assert_int_equal(c->kv_type, 0);
     assert_false(c->pin_threads);
+    assert_false(c->sandbox);
     assert_int_equal(c->caps[CONFIG_COORDINATOR], 256ull << 20);
     assert_int_equal(c->caps[CONFIG_LOADER], 512ull << 20);
     assert_int_equal(c->caps[CONFIG_NPU], 2560ull << 20);
@@ -156,6 +162,8 @@ static void test_sample_is_the_defaults(void **state)
     assert_int_equal(s->chunk_tokens, d->chunk_tokens);
     assert_int_equal(s->kv_type, d->kv_type);
     assert_int_equal(s->pin_threads, d->pin_threads);
+    assert_int_equal(s->sandbox, d->sandbox);
+    assert_int_equal(s->checksums, d->checksums);
     assert_memory_equal(s->caps, d->caps, sizeof(s->caps));
     assert_memory_equal(&s->npu, &d->npu, sizeof(s->npu));
     assert_memory_equal(&s->gpu, &d->gpu, sizeof(s->gpu));
@@ -172,11 +180,11 @@ static const struct bad {
     {"model:\n", NULL, "line 1: key 'model': found ''; expected the path"},
     {"model: a\nmodle: b\n", NULL, "line 2: unknown key 'modle'; did you mean 'model'?"},
     {"model: a\nnpu: {treads: 3}\n", NULL,
-     "line 2: unknown key 'npu.treads'; did you mean 'npu.threads'? (known: backend, memory, threads, manifest, device, many, "
-     "timeout_ms)"},
+     "line 2: unknown key 'npu.treads'; did you mean 'npu.threads'? (known: backend, memory, threads, streamed, manifest, "
+     "device, many, timeout_ms)"},
     {"model: a\n\nzzzzz: 3\n", NULL,
-     "line 3: unknown key 'zzzzz'; expected one of model, context, sequences, chunk_tokens, kv_type, pin_threads, memory, npu, "
-     "gpu"},
+     "line 3: unknown key 'zzzzz'; expected one of model, context, sequences, chunk_tokens, kv_type, pin_threads, sandbox, "
+     "checksums, stream_slots, memory, npu, gpu"},
     {"model: a\nthreads: 3\n", NULL, "did you mean 'npu.threads'"},
     {"model: a\nmodel: b\n", NULL, "line 2: key 'model' is given twice, first in line 1"},
     {"model: a\nmemory: {loader: 3MiB}\nmemory: auto\n", NULL, "line 3: key 'memory' is given twice, first in line 2"},
@@ -191,7 +199,10 @@ static const struct bad {
     {"model: a\nsequences: 65\n", NULL, "expected a whole number from 1 to 64"},
     {"model: a\nchunk_tokens: 1025\n", NULL, "expected auto or a whole number from 1 to 1024"},
     {"model: a\nkv_type: q4_0\n", NULL, "key 'kv_type': found 'q4_0'; expected f32, f16 or q8_0"},
+    {"model: a\nstream_slots: 1\n", NULL, "found '1'; expected auto or a whole number from 2 to 8"},
+    {"model: a\nnpu: {streamed: 513}\n", NULL, "found '513'; expected auto or a number of layers from 0 to 512"},
     {"model: a\npin_threads: on\n", NULL, "found 'on'; expected auto or off"},
+    {"model: a\nsandbox: strict\n", NULL, "key 'sandbox': found 'strict'; expected auto or off"},
     {"model: a\nkv_type: f17\n", NULL, "found 'f17'; expected f32, f16 or q8_0"},
     {"model: a\nnpu: {many: 0}\n", NULL, "line 2: key 'npu.many': found '0'; expected auto or a number of tokens from 1 to 4096"},
     {"model: a\nnpu: {device: 16}\n", NULL, "key 'npu.device': found '16'; expected a number of npu_worker --list-devices"},

@@ -85,6 +85,16 @@ static void test_others(void **state)
     good("sample-config --model m.gguf", &o);
     assert_int_equal(o.command, OPTIONS_SAMPLE_CONFIG);
     options_free(&o);
+    good("--config f stats --pid 77 --json", &o);
+    assert_int_equal(o.command, OPTIONS_STATS);
+    assert_int_equal(o.pid, 77);
+    assert_true(o.json);
+    options_free(&o);
+    good("--config f top --pid 78 --count 5", &o);
+    assert_int_equal(o.command, OPTIONS_TOP);
+    assert_int_equal(o.pid, 78);
+    assert_int_equal(o.count, 5);
+    options_free(&o);
     good("plan --help", &o);
     assert_int_equal(o.action, OPTIONS_HELP);
     assert_int_equal(o.command, OPTIONS_PLAN);
@@ -136,6 +146,11 @@ static const struct {
     {"--config f bench --prompt-tokens 0 --gen-tokens 0", "command 'bench' needs"},
     {"--config f tokenize", "exactly one of --text TEXT and --file FILE"},
     {"--config f detokenize", "command 'detokenize' needs --ids LIST"},
+    {"stats", "option '--config' is missing"},
+    {"--config f stats --count 2", "option '--count' does not belong to 'stats'"},
+    {"--config f stats --pid 0", "option '--pid': found '0'; expected a whole number from 1 to 2147483647"},
+    {"--config f top --count 0", "option '--count': found '0'"},
+    {"--config f plan --pid 3", "option '--pid' does not belong to 'plan'"},
     {"--config f plan --ids 2", "option '--ids' does not belong to 'plan'"},
 };
 

@@ -2,6 +2,7 @@
 """Broken files, configs and arguments: one sentence on stderr, a non-zero status, no crash, nothing half-written."""
 import json
 import os
+import re
 import random
 import resource
 import shutil
@@ -216,7 +217,8 @@ def test_outputs_never_cost_another_file():
 
 
 def test_weights_that_are_no_numbers():
-    """A foreign file may hold NaN: no text is made of it, no perplexity is nan."""
+    """A file of ours that was changed is refused by its checksums. A foreign file may hold NaN: no text is made of it, no
+    perplexity is nan."""
     path, text = tandem.scratch("nan.gguf"), tandem.scratch("text.txt")
     shutil.copy(model("demo", "f32"), path)
     with open(path, "r+b") as f:  # in the middle of the data; every matrix reaches every logit
@@ -224,7 +226,9 @@ def test_weights_that_are_no_numbers():
         f.write(b"\xff" * 4096)
     with open(text, "w", encoding="utf-8") as f:
         f.write("Once upon a time there was a cat.")
-    cfg = config(path)
+    tandem.one_line_error(run("coordinator", "--config", config(path), "generate", "--prompt", "Once", status=None),
+                          "is damaged: its checksum is", "nan.gguf", "tensor 'blk.")
+    cfg = config(path, checksums="false")
     for ask in (("generate", "--prompt", "Once"), ("perplexity", "--file", text), ("perplexity", "--file", text, "--json")):
         tandem.one_line_error(run("coordinator", "--config", cfg, *ask, status=None), "finite")
 
@@ -257,6 +261,19 @@ def test_limits():
     r = limited(resource.RLIMIT_FSIZE, 512, "loader", "--config", cfg, "--ids", "2,3,4", "--out", out)
     check(r.returncode == 1 and "limited.npy" in r.stderr and not os.path.exists(out), r.returncode, r.stderr)
     check(not tandem.left_behind(), tandem.left_behind())
+
+
+def test_prompt_too_long_for_the_context():
+    """Refused with its figures; the prompts before and after it are answered as if it had not been there."""
+    cfg, options = config(model("demo", "q8_0"), context=128), ("--temperature", "0", "--max-tokens", "20")
+    cat, dog, long = "Tell me a story about a cat", "Tell me a story about a dog", "Once upon a time there was a garden. " * 40
+    alone = run("coordinator", "--config", cfg, *options, stdin=f"{cat}\n{dog}\n").stdout
+    r = run("coordinator", "--config", cfg, *options, stdin=f"{cat}\n{long}\n{dog}\n", status=1)
+    check(r.stdout == alone and len(alone) > 40, r.stdout, alone)
+    errors = tandem.sentences(r.stderr)
+    check(len(errors) == 2 and re.search(r"line 2: prompt has [2-9]\d\d tokens; 'context' allows 128", errors[0]), r.stderr)
+    check("1 of 3 prompts were too long" in errors[1], r.stderr)
+    one_line_error(run("coordinator", "--config", cfg, "generate", "--prompt", long, status=None), "'context' allows 128", "raise it")
 
 
 def test_closed_streams():

@@ -40,7 +40,7 @@ def test_small_endpoints():
             check(not allow or "allow" in headers, headers)
         stats = s.stats()
         check([p["name"] for p in stats["processes"]] == ["coordinator", "loader", "npu_worker", "gpu_worker"], stats)
-        check(stats["requests"] == {"running": 0, "waiting": 0, "max_waiting": 128}, stats)
+        check(stats["state"] == "running" and stats["requests"] == {"queued": 0, "running": 0, "sequences": 4, "finished": 0, "failed": 0}, stats)
 
 
 def test_tokens():

@@ -194,14 +194,14 @@ def test_disconnect():
             c.s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             c.s.close()  # with a reset
             gone(s)
-        check(s.stats()["tokens"]["generated"] < 6 * 2000, "none went on to its end", s.stats()["tokens"])
+        check(s.stats()["tokens"]["output"] < 6 * 2000, "none went on to its end", s.stats()["tokens"])
         want = s.complete("Once", max_tokens=20, temperature=0)["choices"][0]["text"]
         with Stream(s, "/v1/completions", prompt="Once", max_tokens=2000, **ENDLESS) as running:
             next(running)
             queued = Raw(s, post(path, data, f"Content-Length: {len(data)}"))  # gone while it waits
-            tandem.wait_until(lambda: s.stats()["requests"]["waiting"] == 1, 60, "waiting")
+            tandem.wait_until(lambda: s.stats()["requests"]["queued"] == 1, 60, "waiting")
             queued.s.close()
-            tandem.wait_until(lambda: s.stats()["requests"]["waiting"] == 0, 60, "left the queue")
+            tandem.wait_until(lambda: s.stats()["requests"]["queued"] == 0, 60, "left the queue")
         check(s.complete("Once", max_tokens=20, temperature=0)["choices"][0]["text"] == want, "the next one's KV is clean")
 
 
@@ -306,7 +306,7 @@ def test_end_in_the_middle():
             next(stream)
             data = json.dumps({"prompt": "x"}).encode()
             with Raw(s, post("/v1/completions", data, f"Content-Length: {len(data)}")) as waiting, Raw(s, b"GET /hea"):
-                tandem.wait_until(lambda: s.stats()["requests"]["waiting"] == 1, 60, "waiting")
+                tandem.wait_until(lambda: s.stats()["requests"]["queued"] == 1, 60, "waiting")
                 s.process.send_signal(signal.SIGTERM)
                 check(waiting.response()[0] == 503, "the one that waits")
                 last = None

@@ -62,6 +62,7 @@ static void make_tree(const char *group, const char *controllers)
     static const char *const files[] = {"memory.max", "memory.swap.max", "memory.oom.group", "cgroup.procs"};
     for (size_t i = 0; i < ARRAY_LEN(files); i++)
         put("", "cg/%s/tandem-%d/npu_worker/%s", group, pid, files[i]);
+    put("100000\n", "cg/%s/tandem-%d/npu_worker/memory.current", group, pid);
     put("123456\n", "cg/%s/tandem-%d/npu_worker/memory.peak", group, pid);
     put("low 0\nhigh 3\nmax 17\noom 2\noom_kill 1\noom_group_kill 1\n", "cg/%s/tandem-%d/npu_worker/memory.events", group, pid);
 }
@@ -94,9 +95,38 @@ static void test_caps(void **state)
     expect("0", "cg/user.slice/run-1.scope/tandem-%d/npu_worker/memory.swap.max", pid);
     expect("1", "cg/user.slice/run-1.scope/tandem-%d/npu_worker/memory.oom.group", pid);
     expect("4242", "cg/user.slice/run-1.scope/tandem-%d/npu_worker/cgroup.procs", pid);
+    assert_int_equal(cgroup_usage(g, "npu_worker"), 100000);
     assert_int_equal(cgroup_peak(g, "npu_worker"), 123456);
+    assert_int_equal(cgroup_peak(g, "gpu_worker"), 0);
     assert_int_equal(cgroup_kills(g, "npu_worker"), 1);
     assert_int_equal(cgroup_kills(g, "gpu_worker"), 0);
+    cgroup_close(g);
+}
+
+/* A kernel with the dmem controller and a device: its memory is capped. put's files take the last write, so one region is told. */
+static void test_device(void **state)
+{
+    (void)state;
+    int pid = (int)getpid();
+    struct err err = {0};
+    make_tree("d", "memory");
+    put("cpu memory dmem", "cg/d/cgroup.controllers");
+    put("drm/0000:03:00.0/vram0 8514437120\n", "cg/dmem.capacity");
+    put("", "cg/d/tandem-%d/npu_worker/dmem.max", pid);
+    struct cgroup *g = open_tree();
+    expect("+dmemry", "cg/d/tandem-%d/cgroup.subtree_control", pid); /* over "+memory": these files keep what lies behind */
+    assert_int_equal(cgroup_add(g, "npu_worker", 4242, 1 << 30, &err), 0);
+    assert_true(cgroup_cap_device(g, "npu_worker", 1 << 20));
+    expect("drm/0000:03:00.0/vram0 1048576", "cg/d/tandem-%d/npu_worker/dmem.max", pid);
+    assert_false(cgroup_cap_device(g, "loader", 1 << 20)); /* has no such file */
+    cgroup_close(g);
+    make_tree("e", "memory"); /* without the controller nothing is tried */
+    put("cpu memory", "cg/e/cgroup.controllers");
+    put("", "cg/e/tandem-%d/npu_worker/dmem.max", pid);
+    g = open_tree();
+    assert_int_equal(cgroup_add(g, "npu_worker", 4242, 1 << 30, &err), 0);
+    assert_false(cgroup_cap_device(g, "npu_worker", 1 << 20));
+    expect("", "cg/e/tandem-%d/npu_worker/dmem.max", pid);
     cgroup_close(g);
 }
 
@@ -130,6 +160,7 @@ static int tear_down(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_caps), cmocka_unit_test(test_no_controller)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_caps), cmocka_unit_test(test_device),
+                                       cmocka_unit_test(test_no_controller)};
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

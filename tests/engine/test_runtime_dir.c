@@ -7,6 +7,7 @@
 
 #include <cmocka.h>
 
+#include <errno.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -61,6 +62,7 @@ static void test_stale_is_removed(void **state)
         if (runtime_dir_open(&r, &err) == 0 && cgroup_open(NULL, &g, &err) == 0 &&
             cgroup_add(g, "stage", (int)getpid(), 1u << 30, &err) == 0) {
             runtime_dir_note_cgroup(r, cgroup_path(g), &err);
+            runtime_dir_note_config(r, "/x.yaml", &err);
             snprintf(cgroup, sizeof(cgroup), "%s", cgroup_path(g));
         }
         if (write(pipes[1], cgroup, sizeof(cgroup)) < 0)
@@ -98,6 +100,33 @@ static void test_stale_is_removed(void **state)
     close(pipes[1]);
 }
 
+static void test_found_by_config(void **state)
+{
+    (void)state;
+    struct runtime_dir *r;
+    struct err err = {0};
+    char config[128], path[4096];
+    int pid = 0, fd;
+    struct sockaddr_un address;
+    snprintf(config, sizeof(config), "%s/../x.yaml", base); /* not there: noted as it is */
+    assert_int_equal(runtime_dir_find(config, 0, path, sizeof(path), &pid, &err), -ESRCH);
+    assert_int_equal(runtime_dir_open(&r, &err), 0);
+    assert_int_equal(runtime_dir_find(config, 0, path, sizeof(path), &pid, &err), -ESRCH); /* says nothing of its config yet */
+    assert_int_equal(runtime_dir_note_config(r, config, &err), 0);
+    assert_int_equal(runtime_dir_find(config, 0, path, sizeof(path), &pid, &err), 0);
+    assert_int_equal(pid, getpid());
+    assert_string_equal(path, runtime_dir_path(r));
+    assert_int_equal(runtime_dir_find(config, pid, path, sizeof(path), &pid, &err), 0);
+    assert_int_equal(runtime_dir_find(config, pid + 1, path, sizeof(path), &pid, &err), -ESRCH);
+    assert_int_equal(runtime_dir_find("/other", pid, path, sizeof(path), &pid, &err), -ESRCH);
+    assert_non_null(strstr(err.text, config));
+    assert_int_equal(runtime_dir_address(path, &address, &fd, &err), 0);
+    assert_int_equal(fd, -1);
+    snprintf(path, sizeof(path), "%s/control", runtime_dir_path(r));
+    assert_string_equal(address.sun_path, path);
+    runtime_dir_close(r);
+}
+
 static void test_foreign_folder_is_refused(void **state)
 {
     (void)state;
@@ -126,9 +155,8 @@ static void test_cgroup_path_is_checked(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_private_and_gone),
-        cmocka_unit_test(test_stale_is_removed),
-        cmocka_unit_test(test_foreign_folder_is_refused),
+        cmocka_unit_test(test_private_and_gone),       cmocka_unit_test(test_stale_is_removed),
+        cmocka_unit_test(test_found_by_config),        cmocka_unit_test(test_foreign_folder_is_refused),
         cmocka_unit_test(test_cgroup_path_is_checked),
     };
     return cmocka_run_group_tests(tests, setup, teardown);

@@ -10,6 +10,7 @@
 #include "kernels/quant.h"
 #include "kernels/quant_ops.h"
 #include "kernels/repack.h"
+#include "npu_worker/arena.h"
 #include "npu_worker/xrt_gemm.h"
 #include "proto/util.h"
 #include "tests/npu_sim/rig.h"
@@ -19,6 +20,7 @@
 #define ROWS 200
 #define COLS 96
 #define TOKENS 75
+#define POOL (UINT64_C(8) << 20)
 #define OF_VALUE (1.0 / 256)
 #define OF_SUM 1e-5
 
@@ -81,7 +83,9 @@ static int check(const struct matrix *w, const float *x, const float *y, uint32_
 struct bench {
     struct rig rig;
     struct pool *pool;
+    struct arena *arena;
     struct xrt_gemm *g;
+    const struct manifest_operator *op;
     void *scratch;
     float *x, *y;
 };
@@ -93,13 +97,16 @@ static int open_bench(struct bench *b, const char *folder, const char *const *op
     *b = (struct bench){.x = malloc(TOKENS * COLS * sizeof(float)), .y = malloc(TOKENS * ROWS * sizeof(float))};
     CHECK_OK(rig_open(&b->rig, folder, operators, n, err));
     CHECK(pool_open(2, &b->pool) == 0);
+    CHECK_OK(arena_open(POOL, 8, &b->arena, err));
     const struct manifest_operator *op = NULL;
     CHECK_OK(manifest_find(b->rig.manifest, MANIFEST_GEMM, wish, &op, NULL, err));
+    b->op = op;
     b->scratch = aligned_alloc(REPACK_ALIGN, xrt_gemm_scratch_bytes(op, 2));
     const struct xrt_gemm_options o = {.ops = b->rig.ops,
                                        .device = b->rig.device,
                                        .op = op,
                                        .pool = b->pool,
+                                       .arena = b->arena,
                                        .scratch = b->scratch,
                                        .n_tokens = TOKENS,
                                        .timeout_ms = timeout_ms};
@@ -109,6 +116,9 @@ static int open_bench(struct bench *b, const char *folder, const char *const *op
     CHECK_OK(xrt_gemm_open(&o, &b->g, err));
     b->rig.ops->stats(b->rig.device, &s);
     CHECK(s.bytes <= bytes && bytes - s.bytes <= 16 * XRT_DEVICE_ALIGN);
+    struct arena_stats in_pool;
+    arena_stats(b->arena, &in_pool);
+    CHECK(in_pool.used[ARENA_INSTRUCTIONS] > 0 && in_pool.used[ARENA_TILES] + in_pool.used[ARENA_INSTRUCTIONS] == bytes);
     for (int i = 0; i < TOKENS * COLS; i++)
         b->x[i] = random_value();
     return 0;
@@ -120,6 +130,10 @@ static int close_bench(struct bench *b)
     xrt_gemm_close(b->g);
     b->rig.ops->stats(b->rig.device, &s);
     CHECK(s.bytes == 0); /* nothing leaked on the device */
+    struct arena_stats in_pool;
+    arena_stats(b->arena, &in_pool);
+    CHECK(in_pool.all.used == 0);
+    arena_close(b->arena);
     pool_close(b->pool);
     rig_close(&b->rig);
     free(b->scratch);
@@ -144,7 +158,11 @@ static int products(const char *folder, const char *const *operators, size_t n)
                 return 1;
             struct xrt_weights *kept = NULL;
             float *again = malloc(TOKENS * ROWS * sizeof(float));
+            struct arena_stats before, with;
+            arena_stats(b.arena, &before);
             CHECK_OK(xrt_gemm_keep(b.g, &w.m, &kept, err));
+            arena_stats(b.arena, &with);
+            CHECK(with.used[ARENA_TILES] - before.used[ARENA_TILES] == xrt_gemm_kept_bytes(b.op, ROWS));
             for (int times = 0; times < 2; times++) {
                 memset(again, 0xff, TOKENS * ROWS * sizeof(float));
                 CHECK_OK(xrt_gemm_multiply_kept(b.g, kept, b.x, counts[c], again, err));
@@ -222,12 +240,29 @@ static int no_memory(const char *folder)
     static const char *const operators[] = {"gemm:32x128x64"};
     struct rig r;
     struct pool *pool;
+    struct arena *arena, *small;
+    struct arena_stats s;
     struct xrt_gemm *g = NULL;
     CHECK_OK(rig_open(&r, folder, operators, 1, err));
     CHECK(pool_open(1, &pool) == 0);
-    const struct xrt_gemm_options o = {
-        .ops = r.ops, .device = r.device, .op = manifest_get(r.manifest, 0), .pool = pool, .n_tokens = TOKENS, .timeout_ms = 1000};
+    CHECK_OK(arena_open(POOL, 8, &arena, err));
+    CHECK_OK(arena_open(40000, 8, &small, err));
+    struct xrt_gemm_options o = {.ops = r.ops,
+                                 .device = r.device,
+                                 .op = manifest_get(r.manifest, 0),
+                                 .pool = pool,
+                                 .arena = arena,
+                                 .n_tokens = TOKENS,
+                                 .timeout_ms = 1000};
     CHECK_ERR(xrt_gemm_open(&o, &g, err), -ENOMEM, "out of NPU memory");
+    o.arena = small; /* refused before the device is asked */
+    CHECK_ERR(xrt_gemm_open(&o, &g, err), -ENOMEM, "bytes for NPU tiles do not fit");
+    arena_stats(arena, &s);
+    CHECK(s.all.used == 0);
+    arena_stats(small, &s);
+    CHECK(s.all.used == 0);
+    arena_close(arena);
+    arena_close(small);
     pool_close(pool);
     rig_close(&r);
     return 0;

@@ -1,253 +1,34 @@
 /* SPDX-License-Identifier: MIT
  * Attention with its products on the simulated NPU, one layer without a pipeline: the shapes of the 27B with prompts of 256 to 8192
- * tokens on a device that has the planned bytes and not one more, products beside sums in double, every allocation refused once,
- * and which product runs where. Weights are synthetic.
+ * tokens on a device that has the planned bytes and not one more, products beside sums in double and a layer beside the
+ * processor's, ten thousand steps of decode through which nothing grows, every allocation refused once, and which product runs
+ * where.
  *
  * All of every product is computed for 256 tokens. Longer prompts are about buffers, calls and bytes: there the device computes one
- * corner of each product (NPU_SIM gemm_corner=1), so that they take seconds; `npu_attention 1024 2048 8192` runs them in full. */
+ * corner of each product (NPU_SIM gemm_corner=1), so that they take seconds. npu_xrt_layer TOKENS...: instead, that many tokens of
+ * a prompt through one window layer of 27B shape, computed in full, with milliseconds a token on the processor and on the
+ * simulator; what the simulator takes is no figure of an NPU. */
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "kernels/quant.h"
 #include "kernels/quant_ops.h"
 #include "kernels/repack.h"
-#include "model/segment.h"
 #include "model/work_plan.h"
-#include "npu_worker/arena.h"
-#include "npu_worker/attn_backend.h"
 #include "npu_worker/kv.h"
 #include "npu_worker/xrt_products.h"
-#include "proto/budget.h"
-#include "proto/chunk.h"
 #include "proto/util.h"
+#include "tests/npu_sim/layer.h"
 #include "tests/npu_sim/rig.h"
 #include "tests/npu_sim/sim.h"
 #include "tests/npu_sim/sim_files.h"
 #include "tests/unit/unit_test.h"
 
-#define TILES 13 /* different ones of a matrix; no tile of an operator's n rows begins with the same one as its neighbour */
 #define OF_VALUE (1.0 / 256)
 #define OF_SUM 1e-5
-#define THREADS 2
-
-static const struct hparams of_27b = {.n_layers = 1,
-                                      .hidden = 5376,
-                                      .ffn = 21504,
-                                      .n_heads = 32,
-                                      .n_kv_heads = 16,
-                                      .head_dim = 128,
-                                      .vocab = 262144,
-                                      .window = 1024,
-                                      .global_every = 6,
-                                      .context_max = 131072,
-                                      .eps = 1e-6f,
-                                      .rope_base_global = 1e6f,
-                                      .rope_base_local = 1e4f,
-                                      .rope_factor_global = 8,
-                                      .attn_scale = 0.0771517f};
-static const char *const operators_27b[] = {"gemm:128x5376x512:nk", "gemm:128x4096x256"};
-
-static const struct hparams small = {.n_layers = 1,
-                                     .hidden = 64,
-                                     .ffn = 128,
-                                     .n_heads = 4,
-                                     .n_kv_heads = 2,
-                                     .head_dim = 32,
-                                     .vocab = 256,
-                                     .window = 100,
-                                     .global_every = 6,
-                                     .context_max = 1 << 20,
-                                     .eps = 1e-6f,
-                                     .rope_base_global = 1e6f,
-                                     .rope_base_local = 1e4f,
-                                     .rope_factor_global = 1,
-                                     .attn_scale = 0.176f};
-static const char *const operators_small[] = {"gemm:32x128x64"};
-
-static const struct hparams middle = {.n_layers = 1,
-                                      .hidden = 1024,
-                                      .ffn = 2048,
-                                      .n_heads = 8,
-                                      .n_kv_heads = 4,
-                                      .head_dim = 128,
-                                      .vocab = 256,
-                                      .window = 512,
-                                      .global_every = 6,
-                                      .context_max = 4096,
-                                      .eps = 1e-6f,
-                                      .rope_base_global = 1e6f,
-                                      .rope_base_local = 1e4f,
-                                      .rope_factor_global = 1,
-                                      .attn_scale = 0.088f};
-static const char *const operators_middle[] = {"gemm:128x1024x512:nk"};
-
-static const struct shape {
-    const struct hparams *h;
-    const char *const *operators;
-    size_t n_operators;
-    int type; /* of the matrices */
-} big = {&of_27b, operators_27b, ARRAY_LEN(operators_27b), QUANT_Q4_0}, little = {&small, operators_small, 1, QUANT_Q8_0},
-  medium = {&middle, operators_middle, 1, QUANT_BF16};
-
-struct layer {
-    const struct shape *s;
-    uint8_t types[2 * GEMMA3_LAYER_TENSORS];
-    struct segment_layout layout;
-    struct budget budget;
-    struct arena *arena;
-    struct kv *kv;
-    void *attn, *data;
-    float *x, *h;
-    struct chunk chunk;
-    char manifest[4096];
-};
-
-static uint32_t seed = 1;
-
-static float random_value(void)
-{
-    seed = seed * 1664525u + 1013904223u;
-    return (float)(seed >> 20) / 2048 - 1;
-}
-
-/* ---- weights ---- */
-
-static void fill_matrix(const struct segment_tensor *t, uint8_t *at)
-{
-    size_t row = quant_row_bytes(t->type, t->n_cols), tile = repack_tile_bytes(t->type, t->n_cols), n = repack_n_tiles(t->n_rows);
-    float *values = malloc(t->n_cols * sizeof(float));
-    uint8_t *rows = malloc(REPACK_ROWS * row);
-    for (size_t i = 0; i < n; i++) {
-        if (i >= TILES) {
-            memcpy(at + i * tile, at + i % TILES * tile, tile);
-            continue;
-        }
-        for (size_t r = 0; r < REPACK_ROWS; r++) {
-            for (uint32_t c = 0; c < t->n_cols; c++)
-                values[c] = random_value();
-            quant_ops_best()->from_f32(t->type, values, rows + r * row, t->n_cols);
-        }
-        repack_tile(t->type, rows, REPACK_ROWS, t->n_cols, at + i * tile);
-    }
-    free(values);
-    free(rows);
-}
-
-static void fill(struct layer *l)
-{
-    l->data = aligned_alloc(4096, l->layout.bytes);
-    memset(l->data, 0, l->layout.bytes);
-    for (uint32_t i = 0; i < l->layout.n_tensors; i++) {
-        const struct segment_tensor *t = &l->layout.tensors[i];
-        uint8_t *at = (uint8_t *)l->data + t->offset;
-        if (!gemma3_is_norm(t->role)) {
-            fill_matrix(t, at);
-            continue;
-        }
-        for (uint32_t c = 0; c < t->n_cols; c++)
-            ((float *)(void *)at)[c] = 1 + random_value() / 4;
-    }
-}
-
-/* ---- a layer that runs ---- */
-
-static const char *variant = "auto";
-
-static int open_backend(struct layer *l, uint32_t chunk_tokens, uint32_t many, struct err *err)
-{
-    const struct attn_backend_options o = {.hparams = l->s->h,
-                                           .budget = &l->budget,
-                                           .arena = l->arena,
-                                           .kv = l->kv,
-                                           .types = l->types,
-                                           .n_threads = THREADS,
-                                           .chunk_tokens = chunk_tokens,
-                                           .ring_slots = 1,
-                                           .kv_type = QUANT_F16,
-                                           .variant = variant,
-                                           .device = {.manifest = l->manifest, .many = many, .timeout_ms = 60000}};
-    return attn_xrt.open(&o, &l->attn, err);
-}
-
-/* Everything but the backend, in a budget of 2 GiB. */
-static int prepare(struct layer *l, const struct shape *s, const char *folder, uint32_t context, uint32_t chunk_tokens,
-                   struct err *err)
-{
-    memset(l, 0, sizeof(*l));
-    l->s = s;
-    for (int i = 0; i < GEMMA3_LAYER_TENSORS; i++)
-        l->types[i] = (uint8_t)(gemma3_is_norm((enum gemma3_tensor)i) ? QUANT_F32 : s->type);
-    snprintf(l->manifest, sizeof(l->manifest), "%.4000s/manifest.yaml", folder);
-    budget_init(&l->budget, "npu_worker", UINT64_C(2) << 30);
-    struct kv_options k = {.hparams = s->h,
-                           .budget = &l->budget,
-                           .context = context,
-                           .sequences = 1,
-                           .chunk_tokens = chunk_tokens,
-                           .ring_slots = 1,
-                           .kv_type = QUANT_F16};
-    int r = segment_layout_init(&l->layout, s->h, SEGMENT_ATTN, l->types, err);
-    if (r == 0)
-        r = budget_take(&l->budget, BUDGET_WEIGHTS, l->layout.bytes, err);
-    if (r == 0)
-        r = kv_make_arena(&k, work_plan_attn_bytes(s->h, l->types, chunk_tokens, 1, THREADS), &l->arena, err);
-    k.arena = l->arena;
-    if (r == 0)
-        r = kv_open(&k, &l->kv, err);
-    if (r < 0)
-        return r;
-    fill(l);
-    l->x = calloc((size_t)chunk_tokens * s->h->hidden, sizeof(float));
-    l->h = calloc((size_t)chunk_tokens * s->h->hidden, sizeof(float));
-    for (size_t i = 0; i < (size_t)chunk_tokens * s->h->hidden; i++)
-        l->x[i] = random_value();
-    return 0;
-}
-
-static int open_layer(struct layer *l, const struct shape *s, const char *folder, uint32_t context, uint32_t chunk_tokens,
-                      struct err *err)
-{
-    int r = prepare(l, s, folder, context, chunk_tokens, err);
-    if (r == 0)
-        r = open_backend(l, chunk_tokens, 1, err);
-    return r < 0 ? r : attn_xrt.load_segment(l->attn, 0, &l->layout, l->data, err);
-}
-
-static int close_layer(struct layer *l)
-{
-    attn_xrt.close(l->attn);
-    kv_close(l->kv);
-    arena_close(l->arena);
-    budget_give(&l->budget, BUDGET_WEIGHTS, l->layout.bytes);
-    free(l->data);
-    free(l->x);
-    free(l->h);
-    CHECK(l->budget.total == 0);
-    return 0;
-}
-
-static int run_chunk(struct layer *l, uint32_t pos, uint32_t n, attn_dump_fn dump, struct err *err)
-{
-    struct chunk *c = &l->chunk;
-    memset(&c->h, 0, sizeof(c->h));
-    c->h.n_tokens = n;
-    c->h.n_seqs = 1;
-    c->seqs[0] = (struct chunk_seq){.committed_pos = pos};
-    for (uint32_t i = 0; i < n; i++)
-        c->tokens[i] = (struct chunk_token){.pos = pos + i};
-    return attn_xrt.run(l->attn, 0, c, l->x, l->h, dump, l, err);
-}
-
-/* A sequence from its beginning. */
-static int run_prompt(struct layer *l, uint32_t n, uint32_t chunk_tokens, attn_dump_fn dump, struct err *err)
-{
-    int r = 0;
-    kv_free(l->kv, 0);
-    for (uint32_t at = 0; r == 0 && at < n; at += chunk_tokens)
-        r = run_chunk(l, at, MIN(chunk_tokens, n - at), dump, err);
-    return r;
-}
+#define STEPS 10000
 
 /* ---- products beside sums in double ---- */
 
@@ -309,7 +90,7 @@ static void check_dump(void *ctx, const char *name, const float *rows, uint32_t 
 /* ---- the device's memory ---- */
 
 /* What the plan says for chunks of so many tokens; writes the operators into the test's folder. */
-static uint64_t planned(const struct shape *s, uint32_t chunk_tokens)
+static uint64_t planned(const struct layer_shape *s, uint32_t chunk_tokens)
 {
     struct manifest *m;
     struct xrt_products p;
@@ -328,19 +109,40 @@ static uint64_t runs_27b(uint32_t groups)
     return (4096 / 512 + 2 * (2048 / 512) + 5376 / 256) * (uint64_t)groups;
 }
 
-#define CHUNK_27B 128
+/* Root mean square of the difference between other and l->h, over that of what attention adds to the residual. */
+static double difference(const struct layer *l, const float *other, uint32_t n_tokens)
+{
+    double apart = 0, size = 0;
+    for (size_t i = 0; i < (size_t)n_tokens * l->s->h->hidden; i++) {
+        double d = (double)other[i] - (double)l->h[i], w = (double)l->h[i] - (double)l->x[i];
+        apart += d * d;
+        size += w * w;
+    }
+    double ret = sqrt(apart / size);
+    return isnan(ret) ? (double)INFINITY : ret;
+}
 
 static int exact_27b(const char *folder)
 {
     struct layer *l = calloc(1, sizeof(*l));
     uint64_t products, offloaded;
     sampled = (struct sample){23, 29};
-    CHECK_OK(open_layer(l, &big, folder, 256, CHUNK_27B, err));
-    CHECK_OK(run_prompt(l, 256, CHUNK_27B, check_dump, err));
+    CHECK_OK(layer_open(l, &layer_27b, folder, 256, LAYER_CHUNK_27B, err));
+    CHECK_OK(layer_prompt(l, 256, LAYER_CHUNK_27B, check_dump, err));
     CHECK(n_wrong == 0 && n_checked > 4000);
     attn_xrt.count(l->attn, &products, &offloaded);
     CHECK(products == 8 && offloaded == 8);
-    if (close_layer(l))
+    float *device = l->h;
+    l->h = calloc((size_t)LAYER_CHUNK_27B * l->s->h->hidden, sizeof(float));
+    layer_close_backend(l);
+    CHECK_OK(layer_open_backend(l, &attn_cpu, LAYER_CHUNK_27B, 0, err));
+    CHECK_OK(layer_load(l, err));
+    CHECK_OK(layer_prompt(l, 256, LAYER_CHUNK_27B, NULL, err));
+    double error = difference(l, device, LAYER_CHUNK_27B);
+    fprintf(stderr, "27B layer, 256 tokens: difference %.4f of what attention adds\n", error);
+    CHECK(error > 0 && error < 0.03);
+    free(device);
+    if (layer_close(l))
         return 1;
     CHECK(rig_report(folder, "runs") == (int64_t)(2 * runs_27b(1)));
     free(inputs);
@@ -351,25 +153,25 @@ static int exact_27b(const char *folder)
 /* Prompts one after the other: none takes more than the first, of the budget or of the device. */
 static int long_27b(const char *folder)
 {
-    static const uint32_t lengths[] = {256, 1024, 2048, TANDEM_LONGEST};
+    static const uint32_t prompts[] = {256, 1024, 2048, TANDEM_LONGEST};
     struct layer *l = calloc(1, sizeof(*l));
-    CHECK_OK(open_layer(l, &big, folder, 8192, CHUNK_27B, err));
+    CHECK_OK(layer_open(l, &layer_27b, folder, 8192, LAYER_CHUNK_27B, err));
     uint64_t opened = l->budget.total, tokens = 0;
-    for (size_t i = 0; i < ARRAY_LEN(lengths); i++) {
-        CHECK_OK(run_prompt(l, lengths[i], CHUNK_27B, NULL, err));
+    for (size_t i = 0; i < ARRAY_LEN(prompts); i++) {
+        CHECK_OK(layer_prompt(l, prompts[i], LAYER_CHUNK_27B, NULL, err));
         for (uint32_t j = 0; j < l->s->h->hidden; j++)
             CHECK(isfinite(l->h[j]));
-        CHECK(kv_pages_used(l->kv) <= (1024 + CHUNK_27B) / WORK_PLAN_PAGE_POSITIONS + 1); /* the window's, not the prompt's */
-        tokens += lengths[i];
+        CHECK(kv_pages_used(l->kv) <= (1024 + LAYER_CHUNK_27B) / WORK_PLAN_PAGE_POSITIONS + 1); /* the window's, not the prompt's */
+        tokens += prompts[i];
     }
     CHECK(l->budget.total_peak == opened && opened <= (UINT64_C(2) << 30) / 5 * 4);
     uint64_t device = l->budget.peak[BUDGET_DEVICE];
-    if (close_layer(l))
+    if (layer_close(l))
         return 1;
     int64_t peak = rig_report(folder, "peak_bytes");
     CHECK(peak > 0 && (uint64_t)peak <= device && device - (uint64_t)peak <= 16 * XRT_DEVICE_ALIGN);
     CHECK(rig_report(folder, "bytes") == 0);
-    CHECK(rig_report(folder, "runs") == (int64_t)(tokens / CHUNK_27B * runs_27b(1)));
+    CHECK(rig_report(folder, "runs") == (int64_t)(tokens / LAYER_CHUNK_27B * runs_27b(1)));
     CHECK(rig_report(folder, "buffers") == 2 * (1 + 1 + 2 + 2 + 1)); /* of each operator: instructions, a, two b, two c, a dummy */
     free(l);
     return 0;
@@ -379,11 +181,59 @@ static void test_27b(void **state)
 {
     (void)state;
     char faults[96];
-    uint64_t bytes = planned(&big, CHUNK_27B);
+    uint64_t bytes = planned(&layer_27b, LAYER_CHUNK_27B);
     snprintf(faults, sizeof(faults), "memory=%llu", (unsigned long long)bytes);
     rig_case(exact_27b, faults);
     snprintf(faults, sizeof(faults), "memory=%llu,gemm_corner=1", (unsigned long long)bytes);
     rig_case(long_27b, faults);
+}
+
+/* ---- decode ---- */
+
+static size_t resident(void)
+{
+    unsigned long total = 0, pages = 0;
+    FILE *f = fopen("/proc/self/statm", "r");
+    if (!f || fscanf(f, "%lu %lu", &total, &pages) != 2)
+        pages = 0;
+    if (f)
+        fclose(f);
+    return pages * (size_t)sysconf(_SC_PAGESIZE);
+}
+
+/* Nothing grows once the window is full: neither the process, nor the pool, nor what the device holds. */
+static int long_decode(const char *folder)
+{
+    struct layer *l = calloc(1, sizeof(*l));
+    uint64_t products = 0, offloaded = 0, peak = 0;
+    size_t before = 0;
+    struct arena_stats s;
+    CHECK_OK(layer_open(l, &layer_little, folder, STEPS, 8, err));
+    for (uint32_t pos = 0; pos < STEPS; pos++) {
+        CHECK_OK(layer_chunk(l, pos, 1, NULL, err));
+        if (pos != STEPS / 10)
+            continue;
+        before = resident();
+        arena_stats(l->arena, &s);
+        peak = s.all.peak;
+    }
+    arena_stats(l->arena, &s);
+    CHECK(peak > 0 && s.all.peak == peak);
+    CHECK(before > 0 && resident() <= before + (256 << 10));
+    attn_xrt.count(l->attn, &products, &offloaded);
+    CHECK(products == ATTN_PRODUCTS * STEPS && offloaded == products);
+    if (layer_close(l))
+        return 1;
+    CHECK(rig_report(folder, "bytes") == 0 && rig_report(folder, "runs") == rig_report(folder, "submits"));
+    free(l);
+    return 0;
+}
+
+static void test_decode(void **state)
+{
+    (void)state;
+    planned(&layer_little, 8);
+    rig_case(long_decode, "");
 }
 
 /* ---- refusals ---- */
@@ -393,31 +243,31 @@ static int refused(const char *folder)
 {
     struct layer *l = calloc(1, sizeof(*l));
     int attempts = 0, r = -ENOMEM;
-    CHECK_OK(prepare(l, &little, folder, 256, 32, err));
+    CHECK_OK(layer_prepare(l, &layer_little, folder, 256, 32, err));
     uint64_t before = l->budget.total;
     while (r < 0) {
         struct err err = {0};
         l->budget.fail_after = attempts++;
-        r = open_backend(l, 32, 1, &err);
+        r = layer_open_backend(l, &attn_xrt, 32, 1, &err);
         l->budget.fail_after = -1;
         CHECK(r == 0 || (r == -ENOMEM && err.text[0] && l->budget.total == before));
     }
     CHECK(attempts >= 4); /* device, working memory of the products, scratch of the rest; none */
-    CHECK_OK(attn_xrt.load_segment(l->attn, 0, &l->layout, l->data, err));
-    CHECK_OK(run_prompt(l, 100, 32, check_dump, err));
+    CHECK_OK(layer_load(l, err));
+    CHECK_OK(layer_prompt(l, 100, 32, check_dump, err));
     CHECK(n_wrong == 0 && n_checked > 10000);
     free(inputs);
-    return close_layer(l);
+    return layer_close(l);
 }
 
 /* A device with less memory than planned. */
 static int narrow(const char *folder)
 {
     struct layer *l = calloc(1, sizeof(*l));
-    CHECK_OK(prepare(l, &little, folder, 256, 32, err));
-    CHECK_ERR(open_backend(l, 32, 1, err), -ENOMEM, "out of NPU memory");
+    CHECK_OK(layer_prepare(l, &layer_little, folder, 256, 32, err));
+    CHECK_ERR(layer_open_backend(l, &attn_xrt, 32, 1, err), -ENOMEM, "out of NPU memory");
     CHECK(!l->attn);
-    if (close_layer(l))
+    if (layer_close(l))
         return 1;
     CHECK(rig_report(folder, "bytes") == 0);
     return 0;
@@ -426,7 +276,7 @@ static int narrow(const char *folder)
 static void test_refusals(void **state)
 {
     (void)state;
-    uint64_t bytes = planned(&little, 32);
+    uint64_t bytes = planned(&layer_little, 32);
     rig_case(refused, "");
     for (uint64_t room = 1; room < bytes / 2; room += bytes / 8) {
         char faults[64];
@@ -442,7 +292,7 @@ static int counts(struct layer *l, uint32_t n, uint64_t *ret_offloaded, struct e
     uint64_t before, products;
     attn_xrt.count(l->attn, &products, &before);
     kv_free(l->kv, 0);
-    int r = run_chunk(l, 0, n, NULL, err);
+    int r = layer_chunk(l, 0, n, NULL, err);
     attn_xrt.count(l->attn, &products, ret_offloaded);
     *ret_offloaded -= before;
     return r;
@@ -452,37 +302,22 @@ static int counts(struct layer *l, uint32_t n, uint64_t *ret_offloaded, struct e
 static int few(const char *folder)
 {
     struct layer *l = calloc(1, sizeof(*l));
-    void *cpu = NULL;
     float other[5 * 64];
     uint64_t n = 0;
-    CHECK_OK(prepare(l, &little, folder, 256, 32, err));
-    CHECK_OK(open_backend(l, 32, 6, err));
-    CHECK_OK(attn_xrt.load_segment(l->attn, 0, &l->layout, l->data, err));
+    CHECK_OK(layer_prepare(l, &layer_little, folder, 256, 32, err));
+    CHECK_OK(layer_open_backend(l, &attn_xrt, 32, 6, err));
+    CHECK_OK(layer_load(l, err));
     CHECK_OK(counts(l, 6, &n, err));
     CHECK(n == ATTN_PRODUCTS);
     CHECK_OK(counts(l, 5, &n, err));
     CHECK(n == 0);
     memcpy(other, l->h, sizeof(other));
-    attn_xrt.close(l->attn);
-    l->attn = NULL;
-    const struct attn_backend_options o = {.hparams = l->s->h,
-                                           .budget = &l->budget,
-                                           .arena = l->arena,
-                                           .kv = l->kv,
-                                           .types = l->types,
-                                           .n_threads = 1,
-                                           .chunk_tokens = 32,
-                                           .ring_slots = 1,
-                                           .kv_type = QUANT_F16,
-                                           .variant = "auto"};
-    CHECK_OK(attn_cpu.open(&o, &cpu, err));
-    CHECK_OK(attn_cpu.load_segment(cpu, 0, &l->layout, l->data, err));
-    kv_free(l->kv, 0);
-    struct chunk *c = &l->chunk; /* as `counts` left it */
-    CHECK_OK(attn_cpu.run(cpu, 0, c, l->x, l->h, NULL, NULL, err));
+    layer_close_backend(l);
+    CHECK_OK(layer_open_backend(l, &attn_cpu, 32, 0, err));
+    CHECK_OK(layer_load(l, err));
+    CHECK_OK(layer_prompt(l, 5, 32, NULL, err));
     CHECK(memcmp(other, l->h, sizeof(other)) == 0);
-    attn_cpu.close(cpu);
-    return close_layer(l);
+    return layer_close(l);
 }
 
 /* An operator whose k is too small for o: q, k and v on the device, o on the processor. */
@@ -492,10 +327,10 @@ static int some(const char *folder)
     struct layer *l = calloc(1, sizeof(*l));
     uint64_t n = 0;
     CHECK_OK(sim_files_write(folder, operators, 1, err));
-    CHECK_OK(open_layer(l, &little, folder, 256, 32, err));
+    CHECK_OK(layer_open(l, &layer_little, folder, 256, 32, err));
     CHECK_OK(counts(l, 32, &n, err));
     CHECK(n == 3);
-    return close_layer(l);
+    return layer_close(l);
 }
 
 /* Measured: a device that takes 20 ms for a run never pays, and what was tried for it is not counted. */
@@ -503,14 +338,14 @@ static int slow(const char *folder)
 {
     struct layer *l = calloc(1, sizeof(*l));
     uint64_t products = 1, n = 1;
-    CHECK_OK(prepare(l, &little, folder, 256, 32, err));
-    CHECK_OK(open_backend(l, 32, 0, err));
-    CHECK_OK(attn_xrt.load_segment(l->attn, 0, &l->layout, l->data, err));
+    CHECK_OK(layer_prepare(l, &layer_little, folder, 256, 32, err));
+    CHECK_OK(layer_open_backend(l, &attn_xrt, 32, 0, err));
+    CHECK_OK(layer_load(l, err));
     attn_xrt.count(l->attn, &products, &n);
     CHECK(products == 0 && n == 0);
     CHECK_OK(counts(l, 32, &n, err));
     CHECK(n == 0);
-    if (close_layer(l))
+    if (layer_close(l))
         return 1;
     CHECK(rig_report(folder, "runs") > 0); /* it was asked */
     return 0;
@@ -521,29 +356,90 @@ static int fast(const char *folder)
 {
     struct layer *l = calloc(1, sizeof(*l));
     uint64_t n = 0;
-    variant = "ref";
-    CHECK_OK(prepare(l, &medium, folder, 256, CHUNK_27B, err));
-    CHECK_OK(open_backend(l, CHUNK_27B, 0, err));
-    CHECK_OK(attn_xrt.load_segment(l->attn, 0, &l->layout, l->data, err));
-    CHECK_OK(counts(l, CHUNK_27B, &n, err));
+    CHECK_OK(layer_prepare(l, &layer_medium, folder, 256, LAYER_CHUNK_27B, err));
+    l->variant = "ref";
+    CHECK_OK(layer_open_backend(l, &attn_xrt, LAYER_CHUNK_27B, 0, err));
+    CHECK_OK(layer_load(l, err));
+    CHECK_OK(counts(l, LAYER_CHUNK_27B, &n, err));
     CHECK(n == ATTN_PRODUCTS);
-    return close_layer(l);
+    return layer_close(l);
 }
 
 static void test_where(void **state)
 {
     (void)state;
-    planned(&little, 32);
+    planned(&layer_little, 32);
     rig_case(few, "");
     rig_case(some, "");
-    planned(&little, 32);
+    planned(&layer_little, 32);
     rig_case(slow, "delay_us=20000");
-    planned(&medium, CHUNK_27B);
+    planned(&layer_medium, LAYER_CHUNK_27B);
     rig_case(fast, "gemm_corner=1");
 }
 
-int main(void)
+/* ---- figures ---- */
+
+static char **words;
+
+static int time_prompt(struct layer *l, const struct attn_backend *backend, uint32_t n, double *ret_ms, struct err *err)
 {
-    const struct CMUnitTest tests[] = {UNIT_TEST(test_27b), UNIT_TEST(test_refusals), UNIT_TEST(test_where)};
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    int r = layer_open_backend(l, backend, LAYER_CHUNK_27B, 1, err);
+    if (r == 0)
+        r = layer_load(l, err);
+    if (r == 0)
+        r = layer_prompt(l, LAYER_CHUNK_27B, LAYER_CHUNK_27B, NULL, err); /* pages that were never touched */
+    uint64_t begin = util_now_ns();
+    if (r == 0)
+        r = layer_prompt(l, n, LAYER_CHUNK_27B, NULL, err);
+    *ret_ms = (double)(util_now_ns() - begin) / 1e6 / n;
+    layer_close_backend(l);
+    return r;
+}
+
+/* The rows of the last chunk beside the processor's. */
+static int time_simulator(struct layer *l, const char *folder, uint32_t n, struct err *err)
+{
+    float *other = l->h;
+    double ms;
+    l->h = calloc((size_t)LAYER_CHUNK_27B * l->s->h->hidden, sizeof(float));
+    int r = time_prompt(l, &attn_xrt, n, &ms, err);
+    printf(", simulated NPU %.3f, difference %.4f, NPU memory at most %lld bytes", ms,
+           difference(l, other, (n - 1) % LAYER_CHUNK_27B + 1), (long long)rig_report(folder, "peak_bytes"));
+    free(other);
+    return r;
+}
+
+static int measure(const char *folder)
+{
+    struct layer *l = calloc(1, sizeof(*l));
+    bool alone = strcmp(words[0], "processor") == 0;
+    CHECK_OK(layer_prepare(l, &layer_27b, folder, 1 << 17, LAYER_CHUNK_27B, err));
+    for (char **word = words + alone; *word; word++) {
+        double ms;
+        uint32_t n = (uint32_t)atoi(*word);
+        CHECK(n > 0 && n <= 1 << 17);
+        CHECK_OK(time_prompt(l, &attn_cpu, n, &ms, err));
+        printf("%u tokens: processor %.3f ms a token", n, ms);
+        if (!alone)
+            CHECK_OK(time_simulator(l, folder, n, err));
+        putchar('\n');
+        fflush(stdout);
+    }
+    return layer_close(l);
+}
+
+static void measure_prompts(void **state)
+{
+    (void)state;
+    planned(&layer_27b, LAYER_CHUNK_27B);
+    rig_case(measure, "");
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {UNIT_TEST(test_27b), UNIT_TEST(test_decode), UNIT_TEST(test_refusals),
+                                       UNIT_TEST(test_where)};
+    const struct CMUnitTest figures[] = {UNIT_TEST(measure_prompts)};
+    words = argv + 1;
+    return argc == 1 ? cmocka_run_group_tests(tests, NULL, NULL) : cmocka_run_group_tests(figures, NULL, NULL);
 }

@@ -78,6 +78,10 @@ static void test_fill_and_wrap(void **state)
         }
         assert_int_equal(ring_fill(p.rings[0]), n);
         assert_int_equal(ring_fill(p.rings[1]), n);
+        uint32_t fill, slots;
+        assert_ok(ring_look(p.ring_fd, &fill, &slots, err));
+        assert_int_equal(fill, n);
+        assert_int_equal(slots, 4);
         if (n == 4)
             assert_null(ring_reserve(p.rings[RING_PRODUCER]));
         for (uint32_t i = 0; i < n; i++) {
@@ -91,6 +95,25 @@ static void test_fill_and_wrap(void **state)
         assert_null(ring_peek(p.rings[RING_CONSUMER]));
     }
     assert_int_equal(got, 23);
+    pair_close(&p);
+}
+
+/* An onlooker is told at most what a ring can hold, whatever a hostile peer writes into it. */
+static void test_look(void **state)
+{
+    (void)state;
+    struct pair p;
+    uint32_t fill, slots, *m;
+    pair_open(&p, 4, 100, NEAR_WRAP);
+    assert_ok(shm_map(p.ring_fd, 4096, true, (void **)&m, err));
+    m[16] += 1000; /* head */
+    assert_ok(ring_look(p.ring_fd, &fill, &slots, err));
+    assert_int_equal(fill, 4);
+    m[3] = UINT32_MAX; /* n_slots */
+    assert_ok(ring_look(p.ring_fd, &fill, &slots, err));
+    assert_int_equal(slots, RING_MAX_SLOTS);
+    shm_unmap(m, 4096);
+    assert_true(ring_look(p.bell_fds[0] + 1000, &fill, &slots, NULL) < 0);
     pair_close(&p);
 }
 
@@ -397,9 +420,9 @@ static void test_killed(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        FD_TEST(test_fill_and_wrap), FD_TEST(test_make_refused), FD_TEST(test_attach_refused),
-        FD_TEST(test_hostile_index), FD_TEST(test_bell_timeout), FD_TEST(test_threads),
-        FD_TEST(test_processes),     FD_TEST(test_ping_pong),    FD_TEST(test_killed),
+        FD_TEST(test_fill_and_wrap), FD_TEST(test_make_refused), FD_TEST(test_attach_refused), FD_TEST(test_hostile_index),
+        FD_TEST(test_bell_timeout),  FD_TEST(test_threads),      FD_TEST(test_processes),      FD_TEST(test_ping_pong),
+        FD_TEST(test_killed),        FD_TEST(test_look),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

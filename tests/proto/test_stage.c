@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  * The stage skeleton with a tiny stage behind it: this program runs itself again as the stage (argument --stage) and plays the
- * coordinator: handshake, segments, chunks through rings, failures, draining, and every way to end. */
+ * coordinator: handshake, segments, chunks through rings, failures, draining, pauses, and every way to end. */
 #include "tests/proto/proto_test.h"
 
 #include <errno.h>
@@ -21,6 +21,7 @@
 #include "proto/ring.h"
 #include "proto/shm.h"
 #include "proto/stage.h"
+#include "proto/status.h"
 #include "proto/util.h"
 
 #define EPOCH 5
@@ -35,6 +36,8 @@ enum { ID_FAIL = 1000, ID_SLEEP = 1001, ID_SILENT_FAIL = 1002 };
 
 struct tiny {
     uint64_t segment_sum;
+    const uint8_t *streamed[8]; /* by layer: where it lies */
+    uint32_t first_streamed;
     char backend[32];
 };
 
@@ -56,7 +59,9 @@ static int worker_configure(void *state, struct stage_io *io, const struct msg_c
 {
     int r = tiny_configure(state, io, c, err);
     for (uint32_t layer = 0; r == 0 && layer < c->n_layers; layer++)
-        r = stage_want_segment(io, 0, layer, SEGMENT_BYTES, err);
+        r = layer < c->n_layers - c->streamed ? stage_want_segment(io, 0, layer, SEGMENT_BYTES, err)
+                                              : stage_stream_segment(io, 0, layer, layer % c->stream_slots, SEGMENT_BYTES, err);
+    ((struct tiny *)state)->first_streamed = c->n_layers - c->streamed;
     return r;
 }
 
@@ -65,15 +70,18 @@ static int tiny_segment(void *state, uint32_t kind, uint32_t layer, const void *
     struct tiny *t = state;
     const uint8_t *p = data;
     (void)kind;
+    if (layer >= t->first_streamed)
+        t->streamed[layer] = p;
     for (uint64_t i = 0; i < bytes; i++)
         t->segment_sum += p[i];
     return p[0] == 255 ? err_set(err, -EILSEQ, "tiny: layer %u is not to its taste", layer) : 0;
 }
 
-static int tiny_fill(void *state, uint32_t kind, uint32_t layer, int fd, uint64_t bytes, struct err *err)
+static int tiny_fill(void *state, uint32_t kind, uint32_t layer, uint32_t slot, int fd, uint64_t bytes, struct err *err)
 {
     void *p;
     (void)state;
+    (void)slot;
     if (layer == 13)
         return err_set(err, -EIO, "tiny: 'layer 13' cannot be read");
     if (layer == 14)
@@ -88,7 +96,6 @@ static int tiny_fill(void *state, uint32_t kind, uint32_t layer, int fd, uint64_
 
 static int tiny_process(void *state, struct stage_io *io, uint32_t input, struct chunk *c, const void *payload, struct err *err)
 {
-    (void)state;
     if (c->h.id == ID_FAIL)
         return err_set(err, -ERANGE, "tiny: chunk %" PRIu64 " of input %u does not please", c->h.id, input);
     if (c->h.id == ID_SILENT_FAIL)
@@ -101,6 +108,9 @@ static int tiny_process(void *state, struct stage_io *io, uint32_t input, struct
         return -ECANCELED;
     for (uint32_t i = 0; i < c->h.n_tokens * HIDDEN; i++)
         y[i] = x[i] + 1 + (float)input;
+    const uint8_t *w = ((struct tiny *)state)->streamed[c->h.layer];
+    if (w)
+        y[0] = w[0] == w[SEGMENT_BYTES - 1] ? w[0] : -1;
     stage_commit(io, 0);
     return 0;
 }
@@ -129,6 +139,8 @@ static const struct stage_ops stages[MSG_ROLES] = {
 
 /* ---- the coordinator ---- */
 
+static uint32_t epoch; /* of rings and chunks */
+
 struct boss {
     uv_loop_t loop;
     struct conn *conn;
@@ -140,6 +152,7 @@ struct boss {
     int fds[64]; /* of segment_new */
     uint32_t n_queued, n_taken;
     int bell_fds[2]; /* ours, the stage's */
+    int page_fd;     /* status page */
     struct bell *bells[2];
     int ring_fds[2][2]; /* direction, index */
     struct ring *rings[2][2];
@@ -200,6 +213,8 @@ static void boss_open(struct boss *b, enum msg_role role)
     int fd;
     memset(b, 0, sizeof(*b));
     b->role = role;
+    epoch = EPOCH;
+    assert_true((b->page_fd = status_make(NULL)) >= 0);
     for (int i = 0; i < 2; i++) {
         assert_true((b->bell_fds[i] = bell_make(NULL)) >= 0);
         assert_ok(bell_map(b->bell_fds[i], &b->bells[i], err));
@@ -258,12 +273,12 @@ static struct msg configure_msg(void)
 
 static void attach(struct boss *b, uint32_t direction, uint32_t index, size_t slot_bytes)
 {
-    int fd = ring_make("test", SLOTS, slot_bytes, EPOCH, NULL);
+    int fd = ring_make("test", SLOTS, slot_bytes, epoch, NULL);
     assert_true(fd >= 0);
-    assert_ok(ring_attach(fd, direction ? RING_CONSUMER : RING_PRODUCER, EPOCH, b->bells[0], b->bells[1],
+    assert_ok(ring_attach(fd, direction ? RING_CONSUMER : RING_PRODUCER, epoch, b->bells[0], b->bells[1],
                           &b->rings[direction][index], err));
     b->ring_fds[direction][index] = fd;
-    struct msg m = {.type = MSG_TYPE_attach_ring, .attach_ring = {.direction = direction, .index = index, .epoch = EPOCH}};
+    struct msg m = {.type = MSG_TYPE_attach_ring, .attach_ring = {.direction = direction, .index = index, .epoch = epoch}};
     tell(b, &m, (int[]){fd, b->bell_fds[0]}, 2);
 }
 
@@ -278,7 +293,7 @@ static void attach_all(struct boss *b)
 static void configure(struct boss *b)
 {
     struct msg m = configure_msg();
-    tell(b, &m, &b->bell_fds[1], 1);
+    tell(b, &m, (int[]){b->bell_fds[1], b->page_fd}, 2);
 }
 
 /* What the loader would do with the segments that the stage announces. */
@@ -322,6 +337,17 @@ static int wait_exit(struct boss *b)
     return b->status;
 }
 
+static void drop_rings(struct boss *b)
+{
+    for (int i = 0; i < 2; i++) {
+        for (int k = 0; k < 2; k++) {
+            ring_detach(take_ptr(&b->rings[i][k]));
+            util_close_fd(&b->ring_fds[i][k]);
+            b->ring_fds[i][k] = -1;
+        }
+    }
+}
+
 /* Takes everything away; the stage must have been told to end, or ends because of it. */
 static void boss_close(struct boss *b)
 {
@@ -329,15 +355,12 @@ static void boss_close(struct boss *b)
     uv_run(&b->loop, UV_RUN_DEFAULT);
     assert_int_equal(uv_loop_close(&b->loop), 0);
     wait_exit(b);
+    drop_rings(b);
     for (int i = 0; i < 2; i++) {
-        for (int k = 0; k < 2; k++) {
-            ring_detach(b->rings[i][k]);
-            if (b->ring_fds[i][k] >= 0)
-                close(b->ring_fds[i][k]);
-        }
         bell_unmap(b->bells[i]);
         close(b->bell_fds[i]);
     }
+    close(b->page_fd);
     for (uint32_t i = 0; i < b->n_queued; i++) {
         if (b->fds[i] >= 0)
             close(b->fds[i]);
@@ -372,7 +395,7 @@ static struct chunk chunk_of(uint64_t id, float **ret_x)
     struct chunk c;
     memset(&c, 0, sizeof(c));
     c.h = (struct chunk_header){.magic = CHUNK_MAGIC,
-                                .epoch = EPOCH,
+                                .epoch = epoch,
                                 .id = id,
                                 .kind = CHUNK_HIDDEN,
                                 .layer = 1,
@@ -410,8 +433,8 @@ static void put(struct boss *b, uint32_t input, uint64_t id)
 /* The next chunk of an output; *ret_payload is valid until the caller releases. */
 static void get(struct boss *b, uint32_t output, struct chunk *ret, const void **ret_payload)
 {
-    static const struct chunk_limits limits = {
-        .epoch = EPOCH, .max_tokens = 8, .max_seqs = 4, .context = 100, .n_layers = 2, .vocab = 50, .hidden = HIDDEN};
+    const struct chunk_limits limits = {
+        .epoch = epoch, .max_tokens = 8, .max_seqs = 4, .context = 100, .n_layers = 6, .vocab = 50, .hidden = HIDDEN};
     struct ring *r = b->rings[1][output];
     void *slot;
     uint32_t seen;
@@ -477,6 +500,9 @@ static void test_life(void **state)
     assert_int_equal(s->weights, 2 * SEGMENT_BYTES);
     assert_int_equal(s->kv, 1000);
     assert_int_equal(s->total_peak, 2 * SEGMENT_BYTES + 1000);
+    assert_int_equal(s->weights_peak, 2 * SEGMENT_BYTES);
+    assert_int_equal(s->kv_peak, 1000);
+    assert_int_equal(s->scratch_peak, 0);
     assert_int_equal(s->bytes_read, SEGMENT_BYTES * (1 + 2)); /* the sum of what it saw in the segments */
     assert_int_equal(s->chunks, 0);
     for (uint64_t id = 1; id <= 20; id++) {
@@ -611,7 +637,7 @@ static void test_small_output_slots(void **state)
     boss_open(&b, MSG_ROLE_LOADER);
     struct msg m = configure_msg();
     m.configure.hidden = 512;
-    tell(&b, &m, &b.bell_fds[1], 1);
+    tell(&b, &m, (int[]){b.bell_fds[1], b.page_fd}, 2);
     attach(&b, 0, 0, 65536);
     attach(&b, 1, 0, 4096);
     expect(&b, MSG_TYPE_segment_end);
@@ -635,9 +661,11 @@ static void test_fill(void **state)
         struct msg m = {.type = MSG_TYPE_segment_fill, .segment_fill = {.kind = i, .layer = i + 1, .bytes = SEGMENT_BYTES}};
         tell(&b, &m, &fds[i], 1);
     }
-    for (uint32_t i = 0; i < 3; i++) {
+    for (uint32_t seen = 0, n = 0; n < 3; n++) { /* two are filled at a time, and the second may be ready first */
         const struct msg *m = expect(&b, MSG_TYPE_segment_filled);
-        assert_int_equal(m->segment_filled.kind, i);
+        uint32_t i = m->segment_filled.kind;
+        assert_true(i < 3 && !(seen >> i & 1));
+        seen |= 1u << i;
         assert_int_equal(m->segment_filled.layer, i + 1);
         assert_true(fcntl(fds[i], F_GET_SEALS) & F_SEAL_WRITE);
         void *p;
@@ -675,6 +703,164 @@ static void test_fill_fails(void **state)
     }
 }
 
+/* What the loader would do: whatever is wanted next must be `layer`; the slot then holds `value`. */
+static void fill_slot(struct boss *b, const int *slots, uint32_t layer, uint8_t value, uint64_t lag)
+{
+    const struct msg_slot_want w = expect(b, MSG_TYPE_slot_want)->slot_want;
+    void *p;
+    assert_int_equal(w.layer, layer);
+    assert_int_equal(w.slot, layer % 2);
+    assert_int_equal(w.bytes, SEGMENT_BYTES);
+    assert_ok(shm_map(slots[w.slot], SEGMENT_BYTES, true, &p, err));
+    memset(p, value, SEGMENT_BYTES);
+    shm_unmap(p, SEGMENT_BYTES);
+    struct msg m = {.type = MSG_TYPE_slot_filled,
+                    .slot_filled = {.kind = w.kind, .slot = w.slot, .layer = w.layer, .serial = w.serial - lag}};
+    tell(b, &m, NULL, 0);
+}
+
+static void start_streaming(struct boss *b, int *ret_slots)
+{
+    boss_open(b, MSG_ROLE_NPU);
+    struct msg m = configure_msg();
+    m.configure.n_layers = 6;
+    m.configure.streamed = 4; /* layers 2 to 5, in slots 0, 1, 0, 1 */
+    m.configure.stream_slots = 2;
+    tell(b, &m, (int[]){b->bell_fds[1], b->page_fd}, 2);
+    attach_all(b);
+    for (uint32_t i = 0; i < 2; i++) {
+        const struct msg *s = expect(b, MSG_TYPE_slot_new);
+        assert_int_equal(s->slot_new.slot, i);
+        assert_int_equal(s->slot_new.bytes, SEGMENT_BYTES);
+        ret_slots[i] = b->fds[b->n_taken - 1];
+    }
+    fill_segments(b, 1, true);
+    tell_type(b, MSG_TYPE_start);
+    expect(b, MSG_TYPE_ready);
+}
+
+static void put_layer(struct boss *b, uint32_t input, uint64_t id, uint32_t layer, uint32_t index, uint32_t count)
+{
+    float *x;
+    struct chunk c = chunk_of(id, &x);
+    c.h.layer = layer;
+    c.h.pass_index = index;
+    c.h.pass_count = count;
+    put_chunk(b, input, &c, x);
+}
+
+static void expect_layer(struct boss *b, uint64_t id, float value)
+{
+    struct chunk c;
+    const void *payload;
+    get(b, 0, &c, &payload);
+    assert_int_equal(c.h.id, id);
+    assert_true(((const float *)payload)[0] == value);
+    ring_release(b->rings[1][0]);
+}
+
+/* Layers come and go: the slot of one that a pass has left is asked for the one after the next, also into the next pass, and no
+ * chunk is processed before its layer is there. */
+static void test_streaming(void **state)
+{
+    (void)state;
+    struct boss b;
+    int slots[2];
+    start_streaming(&b, slots);
+    fill_slot(&b, slots, 2, 12, 0); /* before anybody needs them */
+    fill_slot(&b, slots, 3, 13, 0);
+    put_layer(&b, 0, 1, 2, 0, 2);
+    expect_layer(&b, 1, 12);
+    put_layer(&b, 0, 2, 2, 1, 2);
+    expect_layer(&b, 2, 12);
+    fill_slot(&b, slots, 4, 14, 0);
+    for (uint32_t layer = 3; layer < 6; layer++) {
+        put_layer(&b, 0, layer, layer, 0, 0);
+        if (layer == 5) /* waits for what is filled only then: layer 5 was wanted when layer 3 was left */
+            usleep(20000);
+        if (layer == 5)
+            fill_slot(&b, slots, 5, 15, 0);
+        expect_layer(&b, layer, 10 + (float)layer);
+    }
+    fill_slot(&b, slots, 2, 22, 0); /* of the next pass */
+    fill_slot(&b, slots, 3, 23, 0);
+    put_layer(&b, 0, 9, 0, 0, 1); /* pinned */
+    struct chunk c;
+    const void *payload;
+    get(&b, 0, &c, &payload);
+    ring_release(b.rings[1][0]);
+    put_layer(&b, 0, 10, 2, 0, 2);
+    expect_layer(&b, 10, 22);
+    /* the second chunk of this pass never comes (it failed elsewhere): the next layer's first one gives the slot away */
+    put_layer(&b, 0, 11, 3, 0, 2);
+    expect_layer(&b, 11, 23);
+    fill_slot(&b, slots, 4, 24, 0);
+    const struct msg_stats *s = stats(&b, 7);
+    assert_int_equal(s->stream_visits, 6);
+    assert_true(s->stream_hits >= 3 && s->stream_hits < 6);
+    assert_true(s->stream_wait_ns >= s->stream_wait_max_ns && s->stream_wait_max_ns > 0);
+    assert_int_equal(s->weights, 4 * SEGMENT_BYTES);
+    end(&b);
+}
+
+/* A layer out of turn, as after a restart, takes the place of what was wanted there; late answers to older requests are nothing. */
+static void test_streaming_out_of_turn(void **state)
+{
+    (void)state;
+    struct boss b;
+    int slots[2];
+    start_streaming(&b, slots);
+    fill_slot(&b, slots, 2, 12, 0);
+    expect(&b, MSG_TYPE_slot_want); /* layer 3: unanswered */
+    put_layer(&b, 0, 1, 4, 0, 1);
+    fill_slot(&b, slots, 4, 99, 2); /* an answer with the serial of an older request */
+    usleep(20000);
+    struct msg m = {.type = MSG_TYPE_slot_filled, .slot_filled = {.slot = 0, .layer = 4, .serial = 3}};
+    tell(&b, &m, NULL, 0);
+    expect_layer(&b, 1, 99);
+    end(&b);
+
+    start_streaming(&b, slots);
+    fill_slot(&b, slots, 2, 12, 0);
+    m.slot_filled.serial = 100;
+    tell(&b, &m, NULL, 0);
+    expect(&b, MSG_TYPE_slot_want);
+    expect_error(&b, -EPROTO, "unexpected SLOT_FILLED (kind 0, slot 0, layer 4)");
+
+    start_streaming(&b, slots);
+    expect(&b, MSG_TYPE_slot_want);
+    expect(&b, MSG_TYPE_slot_want);
+    put_layer(&b, 0, 1, 2, 0, 1); /* waits for its layer: the end of the process must not wait with it */
+    usleep(20000);
+    end(&b);
+}
+
+/* A pass that begins is taken whole before the chunks that come back for its second layer. */
+static void test_pass_begins_whole(void **state)
+{
+    (void)state;
+    struct boss b;
+    float *x;
+    start(&b, MSG_ROLE_NPU);
+    struct chunk c = chunk_of(1, &x);
+    c.h.layer = 0;
+    c.h.pass_count = 2;
+    put_chunk(&b, 1, &c, x);
+    expect_chunk(&b, 0, 1, 2);
+    put(&b, 0, 5); /* came back early */
+    usleep(20000);
+    assert_null(ring_peek(b.rings[1][0]));
+    c.h.id = 2;
+    c.h.pass_index = 1;
+    float *y;
+    chunk_of(2, &y);
+    put_chunk(&b, 1, &c, y);
+    expect_chunk(&b, 0, 2, 2);
+    chunk_of(5, &y);
+    expect_chunk(&b, 0, 5, 1);
+    end(&b);
+}
+
 static void test_unsealed_segment(void **state)
 {
     (void)state;
@@ -702,7 +888,7 @@ static void test_budget(void **state)
     boss_open(&b, MSG_ROLE_NPU);
     struct msg m = configure_msg();
     m.configure.budget = 1000 + SEGMENT_BYTES + 1;
-    tell(&b, &m, &b.bell_fds[1], 1);
+    tell(&b, &m, (int[]){b.bell_fds[1], b.page_fd}, 2);
     expect(&b, MSG_TYPE_segment_new);
     expect_error(&b, -ENOMEM,
                  "weights of layer 1: npu_worker: 8192 bytes for weights do not fit: 9192 bytes are used of 9193 allowed");
@@ -763,7 +949,7 @@ static void test_wrong_rings(void **state)
         int code;
         const char *part;
     } cases[] = {
-        {EPOCH, EPOCH + 1, -ESTALE, "CONFIGURE said 5"},
+        {EPOCH, EPOCH + 1, -ESTALE, "CONFIGURE or PAUSE said 5"},
         {EPOCH + 1, EPOCH, -ESTALE, "epoch 6; expected 5"},
     };
     for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
@@ -781,9 +967,168 @@ static void test_wrong_rings(void **state)
     boss_open(&b, MSG_ROLE_GPU);
     struct msg m = configure_msg();
     int fd = memfd_create("test", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    tell(&b, &m, &fd, 1);
-    close(fd);
+    tell(&b, &m, (int[]){fd, b.page_fd}, 2);
     expect_error(&b, -EPROTO, "bell: received memfd has seals");
+    boss_open(&b, MSG_ROLE_GPU);
+    tell(&b, &m, (int[]){b.bell_fds[1], fd}, 2);
+    close(fd);
+    expect_error(&b, -EPROTO, "status page: received memfd has seals");
+}
+
+/* New rings under another epoch, in every state of the data thread: idle, with chunks before it, waiting for space. */
+static void test_pause(void **state)
+{
+    (void)state;
+    for (int when = 0; when < 4; when++) {
+        struct boss b;
+        start(&b, MSG_ROLE_NPU);
+        for (uint64_t id = 1; when == 2 && id <= 2 * SLOTS; id++)
+            put(&b, 0, id);
+        for (uint32_t round = 0; round < 15; round++) {
+            if (when == 1) {
+                put(&b, 0, 1);
+                put(&b, 1, 2);
+            }
+            for (int twice = 0; twice <= (when == 3); twice++) { /* the second overtakes the first, or follows it */
+                struct msg m = {.type = MSG_TYPE_pause, .pause = {.epoch = ++epoch}};
+                tell(&b, &m, NULL, 0);
+            }
+            while (expect(&b, MSG_TYPE_paused)->paused.epoch != epoch)
+                assert_int_equal(when, 3);
+            drop_rings(&b);
+            attach_all(&b);
+            tell_type(&b, MSG_TYPE_start);
+            expect(&b, MSG_TYPE_ready);
+            put(&b, round % 2, 7);
+            expect_chunk(&b, 0, 7, 1 + (float)(round % 2));
+        }
+        assert_int_equal(stats(&b, 1)->weights, 2 * SEGMENT_BYTES);
+        end(&b);
+    }
+}
+
+static void test_pause_out_of_turn(void **state)
+{
+    (void)state;
+    struct boss b;
+    struct msg m = {.type = MSG_TYPE_pause, .pause = {.epoch = EPOCH + 1}};
+    boss_open(&b, MSG_ROLE_GPU);
+    tell(&b, &m, NULL, 0);
+    expect_error(&b, -EPROTO, "PAUSE before CONFIGURE");
+
+    boss_open(&b, MSG_ROLE_GPU); /* before it has rings, and with some of them */
+    configure(&b);
+    expect(&b, MSG_TYPE_segment_end);
+    tell(&b, &m, NULL, 0);
+    assert_int_equal(expect(&b, MSG_TYPE_paused)->paused.epoch, EPOCH + 1);
+    epoch = EPOCH + 1;
+    attach(&b, 0, 0, 4096);
+    m.pause.epoch = ++epoch;
+    tell(&b, &m, NULL, 0);
+    expect(&b, MSG_TYPE_paused);
+    drop_rings(&b);
+    attach_all(&b);
+    tell_type(&b, MSG_TYPE_start);
+    expect(&b, MSG_TYPE_ready);
+    drop_rings(&b);
+    attach(&b, 0, 0, 4096);
+    expect_error(&b, -EPROTO, "unexpected ATTACH_RING");
+
+    start(&b, MSG_ROLE_GPU); /* the old epoch is over */
+    m.pause.epoch = EPOCH + 1;
+    tell(&b, &m, NULL, 0);
+    expect(&b, MSG_TYPE_paused);
+    drop_rings(&b);
+    attach(&b, 0, 0, 4096);
+    expect_error(&b, -ESTALE, "ATTACH_RING of epoch 5; CONFIGURE or PAUSE said 6");
+
+    start(&b, MSG_ROLE_NPU); /* while it is paused, everything ends it as ever */
+    tell(&b, &m, NULL, 0);
+    expect(&b, MSG_TYPE_paused);
+    end(&b);
+    start(&b, MSG_ROLE_NPU);
+    put(&b, 0, ID_SLEEP);
+    tell(&b, &m, NULL, 0);
+    tell_type(&b, MSG_TYPE_shutdown); /* while it cannot answer */
+    assert_true(WIFEXITED(wait_exit(&b)));
+    boss_close(&b);
+}
+
+/* Segments of a predecessor: right ones are used, wrong ones made anew, superfluous ones closed. */
+static void test_held(void **state)
+{
+    (void)state;
+    for (int wrong = 0; wrong < 4; wrong++) { /* 1: not sealed, 2: of another size, 3: smaller than it says */
+        struct boss b;
+        boss_open(&b, MSG_ROLE_NPU);
+        for (uint32_t layer = 0; layer < 3; layer++) {
+            uint64_t bytes = wrong == 2 && layer == 1 ? 2 * SEGMENT_BYTES : SEGMENT_BYTES;
+            int fd = shm_make("test", wrong == 3 && layer == 1 ? SEGMENT_BYTES / 2 : bytes, true, NULL);
+            if (wrong != 1 || layer != 1)
+                assert_ok(shm_seal_write(fd, err));
+            struct msg m = {.type = MSG_TYPE_segment_held, .segment_held = {.layer = layer, .bytes = bytes}};
+            tell(&b, &m, &fd, 1);
+            close(fd);
+        }
+        configure(&b);
+        if (wrong) {
+            const struct msg *m = expect(&b, MSG_TYPE_segment_new);
+            assert_int_equal(m->segment_new.layer, 1);
+            assert_ok(shm_seal_write(b.fds[b.n_taken - 1], err));
+        }
+        assert_int_equal(expect(&b, MSG_TYPE_segment_end)->segment_end.count, 2);
+        if (wrong)
+            tell(&b, &(struct msg){.type = MSG_TYPE_segment_filled, .segment_filled = {.layer = 1}}, NULL, 0);
+        attach_all(&b);
+        tell_type(&b, MSG_TYPE_start);
+        expect(&b, MSG_TYPE_ready);
+        assert_int_equal(stats(&b, 1)->weights, 2 * SEGMENT_BYTES);
+        put(&b, 0, 1);
+        expect_chunk(&b, 0, 1, 1);
+        if (wrong)
+            end(&b);
+        else {
+            int fd = shm_make("test", SEGMENT_BYTES, true, NULL);
+            struct msg m = {.type = MSG_TYPE_segment_held, .segment_held = {.bytes = SEGMENT_BYTES}};
+            tell(&b, &m, &fd, 1);
+            close(fd);
+            expect_error(&b, -EPROTO, "SEGMENT_HELD after CONFIGURE");
+        }
+    }
+}
+
+/* What the page says of a chunk that takes for ever, and that the control thread answers meanwhile. */
+static void test_status_page(void **state)
+{
+    (void)state;
+    struct boss b;
+    struct status *page;
+    struct status_work w;
+    start(&b, MSG_ROLE_NPU);
+    assert_ok(status_map(b.page_fd, &page, err));
+    for (uint64_t id = 1; id <= 3; id++) {
+        put(&b, 0, id);
+        expect_chunk(&b, 0, id, 1);
+    }
+    tell_type(&b, MSG_TYPE_drain);
+    expect(&b, MSG_TYPE_drained);
+    status_read(page, &w);
+    assert_int_equal(w.since_ns, 0);
+    uint64_t before = util_now_ns();
+    put(&b, 0, ID_SLEEP);
+    do {
+        usleep(1000);
+        status_read(page, &w);
+    } while (w.since_ns == 0);
+    assert_in_range(w.since_ns, before, util_now_ns());
+    assert_int_equal(w.chunk, ID_SLEEP);
+    assert_int_equal(w.layer, 1);
+    assert_int_equal(w.n_tokens, 2);
+    assert_true(w.usual_ns > 0); /* there were others of its kind */
+    tell(&b, &(struct msg){.type = MSG_TYPE_ping, .ping = {.serial = 99}}, NULL, 0);
+    assert_int_equal(expect(&b, MSG_TYPE_pong)->pong.serial, 99);
+    status_unmap(page);
+    boss_close(&b);
 }
 
 /* The end of the socket ends the stage: before CONFIGURE, idle, and blocked on a full output. */
@@ -875,11 +1220,32 @@ int main(int argc, char **argv)
     if (uv_loop_init(&loop) == 0)
         uv_loop_close(&loop);
     const struct CMUnitTest tests[] = {
-        FD_TEST(test_life),    FD_TEST(test_priority),        FD_TEST(test_failed_chunks),      FD_TEST(test_stale_epoch),
-        FD_TEST(test_blocked), FD_TEST(test_broken_chunk),    FD_TEST(test_hostile_ring),       FD_TEST(test_small_output_slots),
-        FD_TEST(test_fill),    FD_TEST(test_fill_fails),      FD_TEST(test_unsealed_segment),   FD_TEST(test_segment_refused),
-        FD_TEST(test_budget),  FD_TEST(test_handshake_order), FD_TEST(test_wrong_rings),        FD_TEST(test_socket_end),
-        FD_TEST(test_stuck),   FD_TEST(test_signals),         FD_TEST(test_coordinator_killed),
+        FD_TEST(test_life),
+        FD_TEST(test_priority),
+        FD_TEST(test_failed_chunks),
+        FD_TEST(test_stale_epoch),
+        FD_TEST(test_blocked),
+        FD_TEST(test_broken_chunk),
+        FD_TEST(test_hostile_ring),
+        FD_TEST(test_small_output_slots),
+        FD_TEST(test_fill),
+        FD_TEST(test_fill_fails),
+        FD_TEST(test_unsealed_segment),
+        FD_TEST(test_segment_refused),
+        FD_TEST(test_budget),
+        FD_TEST(test_handshake_order),
+        FD_TEST(test_wrong_rings),
+        FD_TEST(test_socket_end),
+        FD_TEST(test_stuck),
+        FD_TEST(test_pause),
+        FD_TEST(test_pause_out_of_turn),
+        FD_TEST(test_held),
+        FD_TEST(test_status_page),
+        FD_TEST(test_signals),
+        FD_TEST(test_coordinator_killed),
+        FD_TEST(test_streaming),
+        FD_TEST(test_streaming_out_of_turn),
+        FD_TEST(test_pass_begins_whole),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

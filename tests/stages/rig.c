@@ -93,8 +93,7 @@ void rig_open(struct rig *r, const struct rig_options *o)
                            .chunk_tokens = o->chunk_tokens,
                            .ring_slots = o->ring_slots,
                            .kv_type = o->kv_type};
-    uint64_t scratch = work_plan_attn_bytes(&r->hparams, r->types, o->chunk_tokens, o->ring_slots, o->n_threads);
-    must(kv_make_arena(&k, scratch, &r->arena, &err), &err);
+    must(kv_make_arena(&k, 0, &r->arena, &err), &err);
     k.arena = r->arena;
     must(kv_open(&k, &r->kv, &err), &err);
     const struct attn_backend_options a = {.hparams = &r->hparams,

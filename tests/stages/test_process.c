@@ -77,6 +77,14 @@ int stage_want_segment(struct stage_io *io, uint32_t kind, uint32_t layer, uint6
     return 0;
 }
 
+int stage_stream_segment(struct stage_io *io, uint32_t kind, uint32_t layer, uint32_t slot, uint64_t bytes, struct err *err)
+{
+    (void)io;
+    (void)slot;
+    return err_set(err, -ENOTSUP, "kind %u, layer %u, %llu bytes: nothing is streamed here", kind, layer,
+                   (unsigned long long)bytes);
+}
+
 void stage_lease(struct stage_io *io, uint32_t n)
 {
     (void)io;
@@ -211,7 +219,7 @@ static int open_stages(void **state)
     for (int i = NPU; i <= GPU; i++) {
         for (uint32_t k = 0; k < stages[i].n_segments; k++) {
             struct segment *s = &stages[i].segments[k];
-            must(loader_ops.fill(stages[LOADER].state, s->kind, s->layer, s->fd, s->bytes, &err), &err);
+            must(loader_ops.fill(stages[LOADER].state, s->kind, s->layer, STAGE_NO_SLOT, s->fd, s->bytes, &err), &err);
             must(shm_seal_write(s->fd, &err), &err);
             must(shm_map(s->fd, s->bytes, false, &s->data, &err), &err);
             int r = stages[i].ops->segment(stages[i].state, s->kind, s->layer, s->data, s->bytes, &err);
@@ -412,9 +420,10 @@ static void test_bad_segments(void **state)
     assert_int_equal(gpu_ops.segment(gpu, SEGMENT_ATTN, 0, s->data, s->bytes, &err), -EPROTO);
     assert_int_equal(gpu_ops.segment(gpu, SEGMENT_FFN, 99, s->data, s->bytes, &err), -EPROTO);
     assert_int_equal(gpu_ops.segment(gpu, SEGMENT_HEAD, 0, s->data, 4096, &err), -EPROTO);
-    assert_int_equal(loader_ops.fill(loader, 3, 0, s->fd, s->bytes, &err), -EPROTO);
-    assert_int_equal(loader_ops.fill(loader, SEGMENT_ATTN, 99, s->fd, s->bytes, &err), -EPROTO);
-    assert_int_equal(loader_ops.fill(loader, SEGMENT_ATTN, 0, s->fd, s->bytes + 4096, &err), -EPROTO);
+    assert_int_equal(loader_ops.fill(loader, SEGMENT_ATTN, 0, STAGE_SLOTS_MAX, s->fd, s->bytes, &err), -EPROTO);
+    assert_int_equal(loader_ops.fill(loader, 3, 0, STAGE_NO_SLOT, s->fd, s->bytes, &err), -EPROTO);
+    assert_int_equal(loader_ops.fill(loader, SEGMENT_ATTN, 99, STAGE_NO_SLOT, s->fd, s->bytes, &err), -EPROTO);
+    assert_int_equal(loader_ops.fill(loader, SEGMENT_ATTN, 0, STAGE_NO_SLOT, s->fd, s->bytes + 4096, &err), -EPROTO);
 }
 
 static int configure(int i, uint64_t limit, int fail_after, const struct msg_configure *c, struct err *err)

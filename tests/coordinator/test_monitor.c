@@ -1,0 +1,209 @@
+/* SPDX-License-Identifier: MIT
+ * Rates of late, and a snapshot as JSON and back: every member arrives, and what is no snapshot is refused. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <errno.h>
+#include <jansson.h>
+#include <string.h>
+
+#include "coordinator/meter.h"
+#include "coordinator/monitor.h"
+#include "coordinator/monitor_json.h"
+#include "coordinator/screen.h"
+#include "proto/err.h"
+
+#define SECOND UINT64_C(1000000000)
+
+static void test_meter(void **state)
+{
+    (void)state;
+    struct meter m = {0};
+    uint64_t now = 1000 * SECOND;
+    assert_float_equal(meter_rate(&m, now), 0, 0);
+    for (int i = 0; i < 100; i++) /* 50 a second for two seconds */
+        meter_add(&m, now + (uint64_t)i * SECOND / 50, 1);
+    assert_float_equal(meter_rate(&m, now + 2 * SECOND - 1), 50, 0.5);
+    assert_float_equal(meter_rate(&m, now + 3 * SECOND), 25, 4);
+    assert_float_equal(meter_rate(&m, now + 4 * SECOND), 0, 0);
+    assert_int_equal(m.total, 100);
+    meter_add(&m, now + 100 * SECOND, 10); /* what was counted before the pause is forgotten */
+    assert_float_equal(meter_rate(&m, now + 100 * SECOND), 40, 0.01);
+    assert_int_equal(m.total, 110);
+}
+
+static uint64_t next(void)
+{
+    static uint64_t n;
+    return ++n;
+}
+
+/* Another value in every member. */
+static void fill(struct monitor_snapshot *s)
+{
+    *s = (struct monitor_snapshot){.state = MONITOR_FAILED, .uptime_ms = next(), .context = (uint32_t)next()};
+    s->counts = (struct schedule_counts){.in_flight = 11,
+                                         .in_flight_most = 12,
+                                         .queued = 13,
+                                         .running = 14,
+                                         .sequences = 15,
+                                         .finished = 16,
+                                         .failed = 17,
+                                         .prompt_tokens = UINT64_C(1) << 40,
+                                         .output_tokens = 19,
+                                         .prompt_per_second = 20.5,
+                                         .output_per_second = 21.25};
+    s->kv_pages = 22;
+    s->kv_pages_used = 23;
+    for (int i = 0; i < SUPERVISE_RINGS; i++)
+        s->rings[i] = (struct monitor_ring){.name = {(char)('a' + i)}, .fill = (uint32_t)i, .slots = (uint32_t)i + 4};
+    for (int i = 0; i < CONFIG_PROCESSES; i++) {
+        struct engine_process_stats *p = &s->process[i];
+        *p = (struct engine_process_stats){.name = plan_process_name((enum config_process)i),
+                                           .pid = (int)next(),
+                                           .backend = "cpu \"avx2\"",
+                                           .answered = i % 2,
+                                           .total_peak = next(),
+                                           .limit = next(),
+                                           .fixed = next(),
+                                           .rss = next(),
+                                           .pss = next(),
+                                           .anon = next(),
+                                           .usage = next(),
+                                           .peak_bytes = next(),
+                                           .cap = next(),
+                                           .kills = next(),
+                                           .cap_enforced = i % 3 == 0,
+                                           .restarts = next(),
+                                           .busy_ns = next() * 1000000,
+                                           .idle_ns = next() * 1000000,
+                                           .blocked_ns = next() * 1000000,
+                                           .chunks = next(),
+                                           .bytes_read = next(),
+                                           .products = next(),
+                                           .offloaded = next()};
+        for (int k = 0; k < BUDGET_CATEGORIES; k++) {
+            p->budget[k] = next();
+            p->peak[k] = next();
+            p->planned[k] = next();
+        }
+    }
+}
+
+static void test_there_and_back(void **state)
+{
+    (void)state;
+    struct monitor_snapshot there, back;
+    struct err err = {0};
+    fill(&there);
+    json_t *j = monitor_json_make(&there);
+    assert_non_null(j);
+    if (monitor_json_read(j, &back, &err) < 0)
+        fail_msg("%s", err.text);
+    json_t *again = monitor_json_make(&back);
+    assert_true(json_equal(j, again));
+    /* What the JSON holds is not all zero, so that equality says something. */
+    json_t *first = json_array_get(json_object_get(j, "processes"), 1);
+    assert_int_equal(json_integer_value(json_object_get(first, "restarts")), there.process[1].restarts);
+    assert_int_equal(back.process[3].planned[BUDGET_DEVICE], there.process[3].planned[BUDGET_DEVICE]);
+    assert_int_equal(back.process[2].blocked_ns, there.process[2].blocked_ns);
+    json_decref(again);
+    json_decref(j);
+}
+
+static void spoil(json_t *root, json_t *at);
+
+/* One key is taken away, then holds null, then a negative number: each is refused, and the snapshot as it was is not. */
+static void spoil_key(json_t *root, json_t *at, const char *key)
+{
+    struct monitor_snapshot s;
+    struct err err = {0};
+    json_t *held = json_incref(json_object_get(at, key));
+    spoil(root, held);
+    for (int i = 0; i < 3 && strcmp(key, "total") != 0; i++) { /* the sum is not read */
+        if (i == 0)
+            json_object_del(at, key);
+        else
+            json_object_set_new(at, key, i == 1 ? json_null() : json_integer(-1));
+        if (monitor_json_read(root, &s, &err) != -EPROTO || !strstr(err.text, "statistics: "))
+            fail_msg("'%s', %d: '%s'", key, i, err.text);
+    }
+    json_object_set_new(at, key, held);
+    assert_int_equal(monitor_json_read(root, &s, &err), 0);
+}
+
+static void spoil(json_t *root, json_t *at)
+{
+    char keys[48][40];
+    size_t n = 0;
+    const char *key;
+    json_t *v;
+    for (size_t i = 0; i < json_array_size(at); i++)
+        spoil(root, json_array_get(at, i));
+    json_object_foreach(at, key, v)
+    {
+        assert_true(n < 48);
+        snprintf(keys[n++], sizeof(keys[0]), "%s", key);
+    }
+    for (size_t i = 0; i < n; i++)
+        spoil_key(root, at, keys[i]);
+}
+
+static void test_refused(void **state)
+{
+    (void)state;
+    struct monitor_snapshot s;
+    struct err err = {0};
+    fill(&s);
+    json_t *j = monitor_json_make(&s);
+    spoil(j, j);
+    json_decref(j);
+    j = json_object();
+    assert_int_equal(monitor_json_read(j, &s, &err), -EPROTO);
+    assert_non_null(strstr(err.text, "'state'"));
+    json_decref(j);
+}
+
+/* Whatever the size of the terminal: rows no longer than it is wide, not more than it is high, and nothing but text. */
+static void test_screen(void **state)
+{
+    (void)state;
+    struct monitor_snapshot s, before;
+    fill(&s);
+    fill(&before);
+    strcpy(s.process[2].backend, "\033[31m\a\xc3\xa9");
+    before.process[1].busy_ns = 0;
+    before.uptime_ms = 0;
+    s.uptime_ms = 3723000;
+    s.process[3].cap = 1 << 20;
+    s.process[3].usage = 2 << 20; /* above its cap: the bar is full, not longer */
+    for (unsigned columns = 0; columns < 400; columns += 1 + columns / 8) {
+        for (unsigned rows = 0; rows < 30; rows += 7) {
+            char text[SCREEN_BYTES];
+            size_t n = screen_draw(&s, rows % 2 ? &before : NULL, "a title", columns, rows, text, sizeof(text));
+            unsigned seen = 0;
+            assert_int_equal(strlen(text), n);
+            for (char *row = text, *end; (end = strchr(row, '\n')); row = end + 1, seen++) {
+                assert_true((unsigned)(end - row) <= columns);
+                for (; row < end; row++)
+                    assert_in_range((unsigned char)*row, 0x20, 0x7e);
+            }
+            assert_true(seen <= rows);
+            assert_true(rows < 20 || columns < 80 || (strstr(text, "1:02:03") && strstr(text, "?[31m?") && strstr(text, " !\n")));
+        }
+    }
+    char small[100], line[1024];
+    assert_true(screen_draw(&s, NULL, "", 200, 50, small, sizeof(small)) < sizeof(small));
+    assert_true(screen_line(&s, line, sizeof(line)) < sizeof(line) && strstr(line, "chunks 11/12; KV pages 23/22; rings a 0/4"));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_meter), cmocka_unit_test(test_there_and_back),
+                                       cmocka_unit_test(test_refused), cmocka_unit_test(test_screen)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
