@@ -54,7 +54,10 @@ struct engine {
     struct watch *watch; /* of caps, without a cgroup */
     struct err failed;   /* code != 0: the pipeline is gone */
     struct monitor *monitor;
-    struct control *control;  /* may be NULL */
+    struct control *control; /* may be NULL */
+    bool was_ready;
+    void (*stopping)(void *ctx);
+    void *stopping_ctx;
     uint32_t collect_pending; /* bit per role */
     double *collected[2];     /* npu_worker's, gpu_worker's */
 };
@@ -167,7 +170,7 @@ static void on_ready(void *ctx, const struct supervise_recovery *r)
         schedule_attach(e->schedule, tokens, output, supervise_epoch(e->supervise));
     else
         schedule_restart(e->schedule, tokens, output, supervise_epoch(e->supervise), r->kv_lost);
-    e->ready = true;
+    e->ready = e->was_ready = true;
     if (start_waiter(e, &err) < 0) {
         pipeline_failed(e, &err);
         return;
@@ -346,6 +349,11 @@ int engine_open(const struct config *c, const struct gguf *g, const struct engin
         r = journal_open(runtime_dir_path(e->runtime), c->model, &e->journal, err);
         schedule_set_journal(e->schedule, e->journal);
     }
+    if (r == 0 && o && o->started) {
+        e->stopping = o->stopping;
+        e->stopping_ctx = o->ctx;
+        r = o->started(o->ctx, e, err);
+    }
     if (r == 0)
         r = open_pipeline(e, o, err);
     if (r < 0) {
@@ -369,6 +377,8 @@ void engine_close(struct engine *e)
 {
     if (!e)
         return;
+    if (e->stopping)
+        e->stopping(e->stopping_ctx);
     control_close(e->control);
     monitor_close(e->monitor);
     e->monitor = NULL;
@@ -399,6 +409,32 @@ void engine_close(struct engine *e)
 const struct plan *engine_plan(const struct engine *e)
 {
     return &e->plan;
+}
+
+struct uv_loop_s *engine_loop(struct engine *e)
+{
+    return &e->loop;
+}
+
+const char *engine_state_name(enum engine_state s)
+{
+    static const char *const names[] = {"loading", "ready", "recovering", "failed"};
+    return (unsigned)s < ARRAY_LEN(names) ? names[s] : "?";
+}
+
+enum engine_state engine_state(const struct engine *e, const char **ret_reason)
+{
+    if (e->failed.code || e->ready) {
+        *ret_reason = e->failed.code ? e->failed.text : "ready";
+        return e->failed.code ? ENGINE_FAILED : ENGINE_READY;
+    }
+    *ret_reason = e->was_ready ? "a stage ended and is started again" : "the stages start and load the model";
+    return e->was_ready ? ENGINE_RECOVERING : ENGINE_LOADING;
+}
+
+struct monitor *engine_monitor(const struct engine *e)
+{
+    return e->monitor;
 }
 
 const char *engine_finish_name(enum engine_finish f)
@@ -454,6 +490,21 @@ int engine_run(struct engine *e, struct err *err)
     while ((r = interrupted(e, err)) == 0 && schedule_active(e->schedule))
         uv_run(&e->loop, UV_RUN_ONCE);
     return r;
+}
+
+int engine_serve(struct engine *e, struct err *err)
+{
+    int r;
+    engine_pump(e);
+    while ((r = interrupted(e, err)) == 0)
+        uv_run(&e->loop, UV_RUN_ONCE);
+    return r;
+}
+
+void engine_pump(struct engine *e)
+{
+    if (!e->failed.code)
+        schedule_pump(e->schedule);
 }
 
 static void on_readable(uv_poll_t *p, int status, int events)

@@ -15,10 +15,12 @@
 
 struct config;
 struct engine;
+struct uv_loop_s;
 struct err;
 struct gguf;
 struct journal_file;
 struct journal_request;
+struct monitor;
 struct monitor_snapshot;
 struct request;
 
@@ -26,6 +28,11 @@ struct engine_options {
     const char *stage_dir;  /* where loader, npu_worker, gpu_worker lie; NULL = beside the coordinator */
     uint64_t command_bytes; /* what the command will hold in the coordinator beside the pipeline */
     int *ret_signal;        /* may be NULL: the signal that ended engine_open with -EINTR */
+    /* Both or none. started: the loop and the plan are there, the stages are not. stopping: first step of engine_close, also of an
+     * engine_open that fails; handles that `started` put into the loop are closed here, and requests cancelled. */
+    int (*started)(void *ctx, struct engine *e, struct err *err);
+    void (*stopping)(void *ctx);
+    void *ctx;
 };
 
 /* Plans, makes rings, starts the stages and waits until all are ready. SIGINT, SIGTERM and SIGHUP end engine_run with -EINTR.
@@ -33,6 +40,14 @@ struct engine_options {
 int engine_open(const struct config *c, const struct gguf *g, const struct engine_options *o, struct engine **ret, struct err *err);
 void engine_close(struct engine *e); /* stops the stages and waits for their exit; NULL is fine */
 const struct plan *engine_plan(const struct engine *e);
+struct uv_loop_s *engine_loop(struct engine *e);
+
+enum engine_state { ENGINE_LOADING, ENGINE_READY, ENGINE_RECOVERING, ENGINE_FAILED };
+const char *engine_state_name(enum engine_state s); /* "loading", "ready", "recovering", "failed" */
+/* ret_reason: a sentence for people, borrowed until the loop runs again; never NULL. */
+enum engine_state engine_state(const struct engine *e, const char **ret_reason);
+/* For those who wait for a snapshot inside callbacks of the loop. NULL before the stages are started. */
+struct monitor *engine_monitor(const struct engine *e);
 
 enum engine_finish {
     ENGINE_FINISH_STOP,
@@ -66,8 +81,10 @@ struct request_params {
     const uint32_t *done;
     uint32_t n_done;
     struct journal_file *journal;
-    /* May be NULL. token: every generated token, the end token excluded. logits: row for prompt position pos, borrowed for the
-     * call. */
+    bool no_journal; /* whom the answer is for goes with this process */
+    /* May be NULL. scored: before token, the row that the token was chosen from and a sampler to look at it with, borrowed for the
+     * call. token: every generated token, the end token excluded. logits: row for prompt position pos, borrowed for the call. */
+    void (*scored)(void *ctx, struct sampler *s, uint32_t id, const float *row);
     void (*token)(void *ctx, uint32_t id, uint32_t index);
     void (*logits)(void *ctx, uint32_t pos, const float *row, uint32_t vocab);
     void (*finished)(void *ctx, const struct request_result *r);
@@ -84,6 +101,9 @@ int engine_left_request(struct engine *e, struct journal_request *ret, struct jo
                         struct err *err);
 /* Until every request has finished (0), a signal came (-EINTR; requests stay), or the pipeline failed (they have finished). */
 int engine_run(struct engine *e, struct err *err);
+/* Until a signal came (-EINTR) or the pipeline failed. Callbacks of the loop submit and cancel, then call engine_pump. */
+int engine_serve(struct engine *e, struct err *err);
+void engine_pump(struct engine *e);
 
 /* Run the loop until fd can be read (0), a signal came (-EINTR) or the pipeline failed. */
 int engine_wait_readable(struct engine *e, int fd, struct err *err);

@@ -137,6 +137,14 @@ static int request_check(const struct schedule *s, const struct request_params *
     return p->max_tokens ? sample_params_check(&p->sample, err) : 0;
 }
 
+/* What the journal's file has no place for would be another request when it is resumed. */
+static bool may_be_noted(const struct request_params *p)
+{
+    const struct sample_params *q = &p->sample;
+    return p->max_tokens && !p->ignore_end && !p->no_journal && !q->mask && q->n_bias == 0 && q->presence_penalty == 0 &&
+           q->frequency_penalty == 0;
+}
+
 /* A request that cannot be noted goes on without. */
 static void note(struct schedule *s, struct request *q)
 {
@@ -145,7 +153,7 @@ static void note(struct schedule *s, struct request *q)
     const struct journal_request j = {
         .ids = p->ids, .n_prompt = p->n_ids, .max_tokens = p->max_tokens, .choice = p->choice, .sample = p->sample};
     q->journal = p->journal;
-    if (!q->journal && s->journal && p->max_tokens && !p->ignore_end && journal_begin(s->journal, &j, &q->journal, &err) < 0)
+    if (!q->journal && s->journal && may_be_noted(p) && journal_begin(s->journal, &j, &q->journal, &err) < 0)
         log_warn("schedule", "%s; this request cannot be resumed", err.text);
 }
 

@@ -34,6 +34,8 @@ static void take_token(struct schedule *s, struct slot *slot, const float *row)
         return;
     }
     r->n_output++;
+    if (r->p.scored)
+        r->p.scored(r->p.ctx, s->sampler, id, row);
     if (r->journal && !journal_token(r->journal, id))
         log_warn("schedule", "the journal of a request cannot be written; it cannot be resumed");
     if (r->p.token)

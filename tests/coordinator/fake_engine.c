@@ -226,3 +226,40 @@ int engine_stats(struct engine *e, struct monitor_snapshot *ret, struct err *err
     }
     return 0;
 }
+
+/* No command under test serves. */
+struct uv_loop_s *engine_loop(struct engine *e)
+{
+    (void)e;
+    return NULL;
+}
+
+enum engine_state engine_state(const struct engine *e, const char **ret_reason)
+{
+    (void)e;
+    *ret_reason = "ready";
+    return ENGINE_READY;
+}
+
+int engine_serve(struct engine *e, struct err *err)
+{
+    (void)e;
+    return err_set(err, -ENOTSUP, "the fake engine does not serve");
+}
+
+void engine_pump(struct engine *e)
+{
+    (void)e;
+}
+
+struct monitor *engine_monitor(const struct engine *e)
+{
+    (void)e;
+    return NULL;
+}
+
+const char *engine_state_name(enum engine_state s)
+{
+    (void)s;
+    return "ready";
+}
