@@ -15,6 +15,7 @@
 #include "coordinator/cgroup.h"
 #include "coordinator/control.h"
 #include "coordinator/monitor.h"
+#include "coordinator/process_memory.h"
 #include "coordinator/runtime_dir.h"
 #include "coordinator/schedule.h"
 #include "coordinator/supervise.h"
@@ -34,6 +35,7 @@ struct engine {
     struct plan plan;
     struct runtime_dir *runtime;
     struct cgroup *cgroup;
+    uint64_t outside; /* private bytes from before the cgroup */
     struct supervise *supervise;
     struct schedule *schedule;
     uv_async_t output;
@@ -146,6 +148,8 @@ static int open_caps(struct engine *e, struct err *err)
     }
     log_info("memory", "caps are enforced by the kernel (cgroup %s, '%s')", cgroup_version(e->cgroup), cgroup_path(e->cgroup));
     r = runtime_dir_note_cgroup(e->runtime, cgroup_path(e->cgroup), err);
+    if (process_memory_private((int)getpid(), &e->outside) < 0)
+        e->outside = 0;
     return r < 0 ? r : cgroup_add(e->cgroup, "coordinator", (int)getpid(), e->plan.process[CONFIG_COORDINATOR].cap, err);
 }
 
@@ -174,8 +178,12 @@ static int open_pipeline(struct engine *e, const struct engine_options *o, struc
     int r = supervise_open(&so, &e->supervise, err);
     if (r == 0 && !e->cgroup)
         r = watch_open(&e->loop, &e->plan, e->supervise, on_failed, e, &e->watch, err);
-    struct monitor_options mo = {
-        .loop = &e->loop, .plan = &e->plan, .supervise = e->supervise, .schedule = e->schedule, .cgroup = e->cgroup};
+    struct monitor_options mo = {.loop = &e->loop,
+                                 .plan = &e->plan,
+                                 .supervise = e->supervise,
+                                 .schedule = e->schedule,
+                                 .cgroup = e->cgroup,
+                                 .outside = e->outside};
     if (r == 0)
         r = monitor_open(&mo, &e->monitor, err);
     if (r < 0)
