@@ -68,10 +68,8 @@ static void give_text(struct answer *a, const char *s)
         stop(a, -errno, "standard output: cannot be written");
 }
 
-static void on_token(void *ctx, uint32_t id, uint32_t index)
+void answer_add(struct answer *a, uint32_t id)
 {
-    struct answer *a = ctx;
-    (void)index;
     if (a->n_ids == a->ids_room) {
         uint32_t room = a->ids_room ? 2 * a->ids_room : 64;
         uint32_t *p = realloc(a->ids, room * sizeof(*p));
@@ -84,6 +82,12 @@ static void on_token(void *ctx, uint32_t id, uint32_t index)
     }
     a->ids[a->n_ids++] = id;
     give_text(a, detokenizer_push(a->detokenizer, id));
+}
+
+static void on_token(void *ctx, uint32_t id, uint32_t index)
+{
+    (void)index;
+    answer_add(ctx, id);
 }
 
 static void on_finished(void *ctx, const struct request_result *r)

@@ -30,6 +30,8 @@ struct answer { /* caller's storage; all zero before answer_init */
 /* tokenizer and echo are borrowed. */
 int answer_init(struct answer *a, const struct tokenizer *t, FILE *echo, struct err *err);
 void answer_fini(struct answer *a); /* cancels the request if it still runs */
+/* A token that was generated elsewhere, before the request is submitted. */
+void answer_add(struct answer *a, uint32_t id);
 /* Submit p with the callbacks of this answer put in. `a` must stay where it is until done. */
 int answer_submit(struct answer *a, struct engine *e, const struct request_params *p, struct err *err);
 /* Of answers that are done: prompt tokens per second, and decode passes per second (0 when there was none). */

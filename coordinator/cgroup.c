@@ -302,20 +302,32 @@ bool cgroup_cap_device(struct cgroup *g, const char *name, uint64_t cap)
     return held;
 }
 
-int cgroup_add(struct cgroup *g, const char *name, int pid, uint64_t cap, struct err *err)
+static int add_child(struct cgroup *g, const char *name, const char *dir, uint64_t cap, struct err *err)
 {
-    char dir[PATH_MAX + 128], text[32];
     if (g->n_children == CHILDREN_MAX)
         return err_set(err, -ENOSPC, "cgroup '%s' has %d children already", g->path, CHILDREN_MAX);
-    snprintf(dir, sizeof(dir), "%s/%s", g->path, name);
     if (mkdir(dir, 0755) < 0 && errno != EEXIST)
         return err_set_errno(err, -errno, "cgroup '%s' cannot be made", dir);
     snprintf(g->children[g->n_children++], sizeof(g->children[0]), "%s", name);
     int r = set_caps(g, dir, cap);
+    return r < 0 ? err_set_errno(err, r, "cgroup '%s' refuses a cap of %" PRIu64 " bytes", dir, cap) : 0;
+}
+
+int cgroup_add(struct cgroup *g, const char *name, int pid, uint64_t cap, struct err *err)
+{
+    char dir[PATH_MAX + 128], text[32];
+    int r = 0, known = 0;
+    snprintf(dir, sizeof(dir), "%s/%s", g->path, name);
+    while (known < g->n_children && strcmp(g->children[known], name) != 0)
+        known++;
+    if (known == g->n_children)
+        r = add_child(g, name, dir, cap, err);
     if (r < 0)
-        return err_set_errno(err, r, "cgroup '%s' refuses a cap of %" PRIu64 " bytes", dir, cap);
+        return r;
     snprintf(text, sizeof(text), "%d", pid);
     r = write_file(dir, "cgroup.procs", text);
+    if (r == -ESRCH)
+        return 0; /* it ended at once, and will be told */
     if (r < 0)
         return err_set_errno(err, r, "process %d cannot be put into cgroup '%s'", pid, dir);
     g->has_self |= pid == (int)getpid();

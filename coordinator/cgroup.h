@@ -18,7 +18,8 @@ struct err;
 int cgroup_open(const char *proc, struct cgroup **ret, struct err *err);
 const char *cgroup_path(const struct cgroup *g);    /* of the parent folder, for the runtime directory */
 const char *cgroup_version(const struct cgroup *g); /* "v1" or "v2" */
-/* A child group with a cap, and the process in it. */
+/* A child group with a cap, and the process in it. A group that is there already keeps its cap, and what it is charged with: it
+ * outlives the process that was in it. */
 int cgroup_add(struct cgroup *g, const char *name, int pid, uint64_t cap, struct err *err);
 /* v2 with a dmem controller (Linux 6.14): the child's memory on devices, in each region that there is; elsewhere nothing. Best
  * effort: true where a limit holds. */

@@ -62,12 +62,13 @@ static json_t *answer_json(const struct answer *a)
     json_t *timings = json_pack("{s:f, s:f, s:f, s:f, s:f}", "queue_ms", (double)r->queue_ns / 1e6, "prefill_ms",
                                 (double)r->prefill_ns / 1e6, "decode_ms", (double)r->decode_ns / 1e6, "prefill_tokens_per_s",
                                 answer_prefill_rate(a), "decode_tokens_per_s", answer_decode_rate(a));
-    return json_pack("{s:o, s:s%, s:s, s:o}", "output_ids", ids_json(a->ids, a->n_ids), "text", a->text, a->n_text, "finish_reason",
-                     engine_finish_name(r->finish), "timings", timings);
+    return json_pack("{s:o, s:s%, s:s, s:b, s:o}", "output_ids", ids_json(a->ids, a->n_ids), "text", a->text, a->n_text,
+                     "finish_reason", engine_finish_name(r->finish), "numerics_changed", (int)r->numerics_changed, "timings",
+                     timings);
 }
 
 static int print_json(const struct prompt *p, const struct answer *a, uint32_t n, const struct monitor_snapshot *stats,
-                      struct err *err)
+                      const struct engine_recovery *recovery, struct err *err)
 {
     json_t *j = json_pack("{s:o}", "prompt_ids", ids_json(p->ids, p->n));
     if (n == 1) {
@@ -84,6 +85,7 @@ static int print_json(const struct prompt *p, const struct answer *a, uint32_t n
         json_object_set_new(j, "choices", list);
     }
     json_object_set_new(j, "processes", monitor_json_processes(stats));
+    json_object_set_new(j, "recoveries", report_recovery_json(recovery));
     return report_print_json(j, stdout, err);
 }
 
@@ -135,12 +137,13 @@ int cmd_generate_run(struct command *c, struct err *err)
     if (r == 0 && (o->json || o->report))
         r = engine_stats(c->engine, &stats, err);
     if (r == 0 && o->json)
-        r = print_json(&p, a, n, &stats, err);
+        r = print_json(&p, a, n, &stats, engine_last_recovery(c->engine), err);
     if (r == 0 && o->report && !o->json) {
         putchar('\n');
         report_answers(a, n, stdout);
         putchar('\n');
         report_processes(&stats, stdout);
+        report_recovery(engine_last_recovery(c->engine), stdout);
     }
     for (uint32_t i = 0; a && i < n; i++)
         answer_fini(&a[i]);

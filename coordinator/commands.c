@@ -145,7 +145,7 @@ static int dispatch(struct command *c, struct err *err)
 {
     switch (c->options->command) {
     case OPTIONS_CHAT:
-        return cmd_chat_run(c, err);
+        return c->options->resume ? cmd_resume_run(c, err) : cmd_chat_run(c, err);
     case OPTIONS_GENERATE:
         return cmd_generate_run(c, err);
     case OPTIONS_EVAL:
@@ -156,6 +156,8 @@ static int dispatch(struct command *c, struct err *err)
         return cmd_imatrix_run(c, err);
     case OPTIONS_BENCH:
         return cmd_bench_run(c, err);
+    case OPTIONS_SERVE:
+        return cmd_serve_run(c, err);
     case OPTIONS_PLAN:
         return run_plan(c, err);
     case OPTIONS_TOKENIZE:
@@ -205,7 +207,9 @@ int commands_run(const struct options *o, const struct config *config, const str
         c.ids = ids;
         bytes = command_bytes(&c);
     }
-    const struct engine_options eo = {.command_bytes = bytes, .ret_signal = ret_signal};
+    struct engine_options eo = {.command_bytes = bytes, .ret_signal = ret_signal};
+    if (r == 0 && o->command == OPTIONS_SERVE)
+        r = cmd_serve_prepare(&c, &eo, err);
     if (r == 0 && starts_stages(o->command))
         r = engine_open(config, g, &eo, &c.engine, err);
     if (r == 0)

@@ -8,8 +8,10 @@
 
 #include "coordinator/options.h"
 
+struct api;
 struct config;
 struct engine;
+struct engine_options;
 struct err;
 struct gguf;
 struct request_params;
@@ -25,6 +27,7 @@ struct command { /* all borrowed */
     size_t n_ids;
     struct tokenizer *tokenizer; /* NULL for eval, bench, plan */
     struct engine *engine;       /* NULL for plan, tokenize, detokenize */
+    struct api *api;             /* serve, as long as the engine's loop lives */
 };
 
 /* Opens what the command needs, runs it, closes everything. 0 or a negative errno; *ret_signal: what ended it, 0 = none. */
@@ -32,11 +35,14 @@ int commands_run(const struct options *o, const struct config *c, const struct g
 
 int cmd_generate_run(struct command *c, struct err *err);
 int cmd_chat_run(struct command *c, struct err *err);
+int cmd_resume_run(struct command *c, struct err *err);
 int cmd_eval_run(struct command *c, struct err *err);
 int cmd_perplexity_run(struct command *c, struct err *err);
 uint64_t cmd_perplexity_bytes(const struct options *o, size_t n_ids); /* memory beside the pipeline */
 int cmd_imatrix_run(struct command *c, struct err *err);
 int cmd_bench_run(struct command *c, struct err *err);
+int cmd_serve_run(struct command *c, struct err *err);
+int cmd_serve_prepare(struct command *c, struct engine_options *o, struct err *err); /* before engine_open */
 /* These ask a coordinator that runs; they need neither model nor engine. */
 int cmd_stats_run(const struct options *o, struct err *err);
 int cmd_top_run(const struct options *o, int *ret_signal, struct err *err);

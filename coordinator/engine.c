@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  * Owns the event loop of a running pipeline: runtime folder, cgroup, supervisor, schedule, signals, and the thread that waits on
  * the coordinator's bell and wakes the loop. Everything but that thread runs on the caller's thread, inside engine_* calls.
- * A stage that ends fails the pipeline: every request gets the reason and the commands return it. */
+ * When a stage ends, the supervisor says so before it takes the rings away and again when there are new ones; meanwhile no thread
+ * waits and nothing is sent. A pipeline that cannot go on fails: every request gets the reason and the commands return it. */
 #include "coordinator/engine.h"
 
 #include <errno.h>
@@ -14,6 +15,8 @@
 
 #include "coordinator/cgroup.h"
 #include "coordinator/control.h"
+#include "coordinator/fallback.h"
+#include "coordinator/journal.h"
 #include "coordinator/monitor.h"
 #include "coordinator/process_memory.h"
 #include "coordinator/runtime_dir.h"
@@ -32,8 +35,11 @@
 struct engine {
     uv_loop_t loop;
     const struct config *config;
+    const struct gguf *gguf;
+    uint64_t command_bytes;
     struct plan plan;
     struct runtime_dir *runtime;
+    struct journal *journal; /* NULL: off */
     struct cgroup *cgroup;
     uint64_t outside; /* private bytes from before the cgroup */
     struct supervise *supervise;
@@ -42,12 +48,18 @@ struct engine {
     uv_signal_t signals[3];
     pthread_t waiter;
     bool waiter_runs, handles_open, ready;
+    bool output_broken; /* what gpu_worker wrote made no sense: its end is to come */
+    struct engine_recovery recovery;
+    uint64_t ready_ns, progress; /* when the last recovery was over but for the work to be done again; progress then */
     _Atomic bool waiter_stop;
     int signal;
     struct watch *watch; /* of caps, without a cgroup */
     struct err failed;   /* code != 0: the pipeline is gone */
     struct monitor *monitor;
-    struct control *control;  /* may be NULL */
+    struct control *control; /* may be NULL */
+    bool was_ready;
+    void (*stopping)(void *ctx);
+    void *stopping_ctx;
     uint32_t collect_pending; /* bit per role */
     double *collected[2];     /* npu_worker's, gpu_worker's */
 };
@@ -58,8 +70,10 @@ static void *waiter_main(void *arg)
     struct engine *e = arg;
     struct bell *bell = supervise_bell(e->supervise);
     struct ring *output = supervise_output_ring(e->supervise);
-    while (!atomic_load(&e->waiter_stop)) {
-        uint32_t seen = bell_read(bell);
+    for (;;) {
+        uint32_t seen = bell_read(bell); /* before looking at anything: what comes later rings it */
+        if (atomic_load(&e->waiter_stop))
+            break;
         if (ring_fill(output) || ring_poisoned(output))
             uv_async_send(&e->output);
         bell_wait(bell, seen, 0, -1);
@@ -78,12 +92,57 @@ static void pipeline_failed(struct engine *e, const struct err *err)
         schedule_fail(e->schedule, &e->failed);
 }
 
+static int start_waiter(struct engine *e, struct err *err)
+{
+    sigset_t all, old;
+    sigfillset(&all);
+    atomic_store(&e->waiter_stop, false);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    int r = pthread_create(&e->waiter, NULL, waiter_main, e);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    if (r)
+        return err_set_errno(err, -r, "cannot start the ring waiter thread");
+    e->waiter_runs = true;
+    return 0;
+}
+
+static void stop_waiter(struct engine *e)
+{
+    if (!e->waiter_runs)
+        return;
+    atomic_store(&e->waiter_stop, true);
+    bell_ring(supervise_bell(e->supervise));
+    pthread_join(e->waiter, NULL);
+    e->waiter_runs = false;
+}
+
+/* After a recovery: the pause is over when a request is further than before, or none is there. */
+static void note_progress(struct engine *e)
+{
+    struct engine_recovery *r = &e->recovery;
+    if (!e->ready_ns || (schedule_active(e->schedule) && schedule_progress(e->schedule) == e->progress))
+        return;
+    r->reprefill_ns = schedule_progress(e->schedule) == e->progress ? 0 : util_now_ns() - e->ready_ns;
+    r->pause_ns = r->restart_ns + r->remap_ns + r->reprefill_ns;
+    e->ready_ns = 0;
+    log_info("engine",
+             "recovered from the end of %s: pause %.1f ms (detect %.1f before; restart %.1f, remap %.1f, re-prefill %.1f)",
+             r->stage, (double)r->pause_ns / 1e6, (double)r->detect_ns / 1e6, (double)r->restart_ns / 1e6,
+             (double)r->remap_ns / 1e6, (double)r->reprefill_ns / 1e6);
+}
+
 static void on_output(uv_async_t *a)
 {
     struct engine *e = a->data;
     struct err err = {0};
-    if (!e->failed.code && schedule_drain(e->schedule, &err) < 0)
-        pipeline_failed(e, &err);
+    if (e->failed.code || e->output_broken || !e->ready)
+        return;
+    if (schedule_drain(e->schedule, &err) < 0) {
+        e->output_broken = true;
+        supervise_kill(e->supervise, MSG_ROLE_GPU, &err);
+        return;
+    }
+    note_progress(e);
 }
 
 static void on_signal(uv_signal_t *s, int signum)
@@ -91,9 +150,73 @@ static void on_signal(uv_signal_t *s, int signum)
     ((struct engine *)s->data)->signal = signum;
 }
 
-static void on_ready(void *ctx)
+static void note_recovery(struct engine *e, const struct supervise_recovery *r)
 {
-    ((struct engine *)ctx)->ready = true;
+    e->recovery = (struct engine_recovery){.n = e->recovery.n + 1,
+                                           .stage = msg_role_name(r->role),
+                                           .detect_ns = r->detect_ns,
+                                           .restart_ns = r->restart_ns,
+                                           .remap_ns = r->remap_ns};
+    e->ready_ns = util_now_ns();
+    e->progress = schedule_progress(e->schedule);
+}
+
+static void on_ready(void *ctx, const struct supervise_recovery *r)
+{
+    struct engine *e = ctx;
+    struct ring *tokens = supervise_token_ring(e->supervise), *output = supervise_output_ring(e->supervise);
+    struct err err = {0};
+    if (r->backend_changed)
+        schedule_mark_numerics(e->schedule);
+    if (r->first)
+        schedule_attach(e->schedule, tokens, output, supervise_epoch(e->supervise));
+    else
+        schedule_restart(e->schedule, tokens, output, supervise_epoch(e->supervise), r->kv_lost);
+    e->ready = e->was_ready = true;
+    if (start_waiter(e, &err) < 0) {
+        pipeline_failed(e, &err);
+        return;
+    }
+    if (!r->first)
+        note_recovery(e, r);
+    if (e->monitor)
+        monitor_set_state(e->monitor, MONITOR_RUNNING);
+    schedule_pump(e->schedule);
+    note_progress(e);
+}
+
+static void on_lost(void *ctx)
+{
+    struct engine *e = ctx;
+    stop_waiter(e);
+    e->ready = e->output_broken = false;
+    if (e->monitor)
+        monitor_set_state(e->monitor, MONITOR_RECOVERING);
+    schedule_pause(e->schedule, true);
+}
+
+static uint64_t on_progress(void *ctx)
+{
+    return schedule_progress(((struct engine *)ctx)->schedule);
+}
+
+static bool on_fallback(void *ctx, enum msg_role role, const struct err *why)
+{
+    struct engine *e = ctx;
+    struct err err = {0};
+    int r = fallback_plan(e->config, e->gguf, role, e->command_bytes, &e->plan, &err);
+    if (r == -ENOENT)
+        return false;
+    if (r < 0)
+        log_warn("engine", "%s cannot go on with its next backend: %s", msg_role_name(role), err.text);
+    else
+        log_warn("engine", "%s; it goes on with the cpu backend", why->text);
+    return r == 0;
+}
+
+static bool on_give_up(void *ctx, const struct err *why)
+{
+    return schedule_give_up(((struct engine *)ctx)->schedule, why) > 0;
 }
 
 static void on_failed(void *ctx, const struct err *err)
@@ -171,6 +294,10 @@ static int open_pipeline(struct engine *e, const struct engine_options *o, struc
                                    .cgroup = e->cgroup,
                                    .stage_dir = o ? o->stage_dir : NULL,
                                    .ready = on_ready,
+                                   .lost = on_lost,
+                                   .progress = on_progress,
+                                   .fallback = on_fallback,
+                                   .give_up = on_give_up,
                                    .stats = on_stats,
                                    .collecting = on_collecting,
                                    .failed = on_failed,
@@ -195,17 +322,6 @@ static int open_pipeline(struct engine *e, const struct engine_options *o, struc
         return err_set(err, e->failed.code, "%s", e->failed.text);
     if (e->signal)
         return err_set(err, -EINTR, "interrupted by signal %d while starting", e->signal);
-    schedule_attach(e->schedule, supervise_token_ring(e->supervise), supervise_output_ring(e->supervise),
-                    supervise_epoch(e->supervise));
-    sigset_t all, old;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    r = pthread_create(&e->waiter, NULL, waiter_main, e);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
-    if (r)
-        return err_set_errno(err, -r, "cannot start the ring waiter thread");
-    e->waiter_runs = true;
-    monitor_set_state(e->monitor, MONITOR_RUNNING);
     return 0;
 }
 
@@ -215,6 +331,8 @@ int engine_open(const struct config *c, const struct gguf *g, const struct engin
     if (!e)
         return err_set(err, -ENOMEM, "engine: out of memory");
     e->config = c;
+    e->gguf = g;
+    e->command_bytes = o ? o->command_bytes : 0;
     struct gpu_device gpu;
     struct npu_device npu;
     struct plan_machine machine = {.gpu = &gpu, .npu = &npu};
@@ -223,7 +341,7 @@ int engine_open(const struct config *c, const struct gguf *g, const struct engin
     if (r == 0)
         r = npu_device_find(c, o ? o->stage_dir : NULL, &npu, err);
     if (r == 0)
-        r = plan_make(c, g, &machine, o ? o->command_bytes : 0, &e->plan, err);
+        r = plan_make(c, g, &machine, e->command_bytes, &e->plan, err);
     if (r == 0 && e->plan.npu.reason[0]) /* the config names a manifest: somebody wants the NPU */
         log_warn("engine", "npu_worker computes on the processor: %s", e->plan.npu.reason);
     if (r == 0 && e->plan.gpu.reason[0]) /* that there is none is no news; that one cannot be used is worth a warning */
@@ -235,6 +353,15 @@ int engine_open(const struct config *c, const struct gguf *g, const struct engin
         r = open_caps(e, err);
     if (r == 0)
         r = schedule_open(&e->plan, &e->schedule, err);
+    if (r == 0 && c->journal) {
+        r = journal_open(runtime_dir_path(e->runtime), c->model, &e->journal, err);
+        schedule_set_journal(e->schedule, e->journal);
+    }
+    if (r == 0 && o && o->started) {
+        e->stopping = o->stopping;
+        e->stopping_ctx = o->ctx;
+        r = o->started(o->ctx, e, err);
+    }
     if (r == 0)
         r = open_pipeline(e, o, err);
     if (r < 0) {
@@ -258,6 +385,8 @@ void engine_close(struct engine *e)
 {
     if (!e)
         return;
+    if (e->stopping)
+        e->stopping(e->stopping_ctx);
     control_close(e->control);
     monitor_close(e->monitor);
     e->monitor = NULL;
@@ -266,12 +395,9 @@ void engine_close(struct engine *e)
         supervise_stop(e->supervise);
     while (e->supervise && !supervise_stopped(e->supervise))
         uv_run(&e->loop, UV_RUN_ONCE);
-    if (e->waiter_runs) {
-        atomic_store(&e->waiter_stop, true);
-        bell_ring(supervise_bell(e->supervise));
-        pthread_join(e->waiter, NULL);
-    }
+    stop_waiter(e);
     schedule_close(e->schedule);
+    journal_close(e->journal);
     supervise_close(e->supervise);
     if (e->handles_open) {
         uv_run(&e->loop, UV_RUN_NOWAIT); /* connections close themselves */
@@ -291,6 +417,32 @@ void engine_close(struct engine *e)
 const struct plan *engine_plan(const struct engine *e)
 {
     return &e->plan;
+}
+
+struct uv_loop_s *engine_loop(struct engine *e)
+{
+    return &e->loop;
+}
+
+const char *engine_state_name(enum engine_state s)
+{
+    static const char *const names[] = {"loading", "ready", "recovering", "failed"};
+    return (unsigned)s < ARRAY_LEN(names) ? names[s] : "?";
+}
+
+enum engine_state engine_state(const struct engine *e, const char **ret_reason)
+{
+    if (e->failed.code || e->ready) {
+        *ret_reason = e->failed.code ? e->failed.text : "ready";
+        return e->failed.code ? ENGINE_FAILED : ENGINE_READY;
+    }
+    *ret_reason = e->was_ready ? "a stage ended and is started again" : "the stages start and load the model";
+    return e->was_ready ? ENGINE_RECOVERING : ENGINE_LOADING;
+}
+
+struct monitor *engine_monitor(const struct engine *e)
+{
+    return e->monitor;
 }
 
 const char *engine_finish_name(enum engine_finish f)
@@ -321,6 +473,14 @@ void engine_cancel(struct engine *e, struct request *r)
     schedule_cancel(e->schedule, r);
 }
 
+int engine_left_request(struct engine *e, struct journal_request *ret, struct journal_file **ret_file, uint32_t *ret_others,
+                        struct err *err)
+{
+    if (!e->journal)
+        return err_set(err, -EINVAL, "'journal' is off: requests are not noted, and not resumed");
+    return journal_claim(e->journal, runtime_dir_base(e->runtime), ret, ret_file, ret_others, err);
+}
+
 static int interrupted(struct engine *e, struct err *err)
 {
     if (e->failed.code)
@@ -338,6 +498,21 @@ int engine_run(struct engine *e, struct err *err)
     while ((r = interrupted(e, err)) == 0 && schedule_active(e->schedule))
         uv_run(&e->loop, UV_RUN_ONCE);
     return r;
+}
+
+int engine_serve(struct engine *e, struct err *err)
+{
+    int r;
+    engine_pump(e);
+    while ((r = interrupted(e, err)) == 0)
+        uv_run(&e->loop, UV_RUN_ONCE);
+    return r;
+}
+
+void engine_pump(struct engine *e)
+{
+    if (!e->failed.code)
+        schedule_pump(e->schedule);
 }
 
 static void on_readable(uv_poll_t *p, int status, int events)
@@ -383,10 +558,16 @@ int engine_collect(struct engine *e, double *ret_area[2], struct err *err)
             r = supervise_collect(e->supervise, roles[i], fd, bytes, err);
         e->collect_pending |= 1u << roles[i];
     }
+    supervise_no_restarts(e->supervise); /* its sums would lack what the stage had added */
     while (r == 0 && e->collect_pending && (r = interrupted(e, err)) == 0)
         uv_run(&e->loop, UV_RUN_ONCE);
     memcpy(ret_area, e->collected, sizeof(e->collected));
     return r;
+}
+
+const struct engine_recovery *engine_last_recovery(const struct engine *e)
+{
+    return &e->recovery;
 }
 
 struct stats_wait {
@@ -416,6 +597,8 @@ int engine_stats(struct engine *e, struct monitor_snapshot *ret, struct err *err
     struct stats_wait w = {.ret = ret};
     w.wait = (struct monitor_wait){.pss = true, .done = on_snapshot, .ctx = &w};
     int r = interrupted(e, err);
+    while (r == 0 && !e->ready && (r = interrupted(e, err)) == 0)
+        uv_run(&e->loop, UV_RUN_ONCE);
     for (int i = 0; r == 0 && i < STATS_TRIES && !(w.done && all_answered(ret)); i++) {
         w.done = false;
         monitor_ask(e->monitor, &w.wait);

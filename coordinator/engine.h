@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * The running pipeline as the commands see it: submit token ids, get tokens. Owns the stages (supervise.c), rings and the
- * schedule (schedule.c). Thread: the loop's; callbacks run inside engine_run. */
+ * schedule (schedule.c). A stage that ends or hangs is started again and requests go on where they were; they see a pause.
+ * Thread: the loop's; callbacks run inside engine_run. */
 #ifndef TANDEM_COORDINATOR_ENGINE_H
 #define TANDEM_COORDINATOR_ENGINE_H
 
@@ -14,8 +15,12 @@
 
 struct config;
 struct engine;
+struct uv_loop_s;
 struct err;
 struct gguf;
+struct journal_file;
+struct journal_request;
+struct monitor;
 struct monitor_snapshot;
 struct request;
 
@@ -23,6 +28,11 @@ struct engine_options {
     const char *stage_dir;  /* where loader, npu_worker, gpu_worker lie; NULL = beside the coordinator */
     uint64_t command_bytes; /* what the command will hold in the coordinator beside the pipeline */
     int *ret_signal;        /* may be NULL: the signal that ended engine_open with -EINTR */
+    /* Both or none. started: the loop and the plan are there, the stages are not. stopping: first step of engine_close, also of an
+     * engine_open that fails; handles that `started` put into the loop are closed here, and requests cancelled. */
+    int (*started)(void *ctx, struct engine *e, struct err *err);
+    void (*stopping)(void *ctx);
+    void *ctx;
 };
 
 /* Plans, makes rings, starts the stages and waits until all are ready. SIGINT, SIGTERM and SIGHUP end engine_run with -EINTR.
@@ -30,6 +40,14 @@ struct engine_options {
 int engine_open(const struct config *c, const struct gguf *g, const struct engine_options *o, struct engine **ret, struct err *err);
 void engine_close(struct engine *e); /* stops the stages and waits for their exit; NULL is fine */
 const struct plan *engine_plan(const struct engine *e);
+struct uv_loop_s *engine_loop(struct engine *e);
+
+enum engine_state { ENGINE_LOADING, ENGINE_READY, ENGINE_RECOVERING, ENGINE_FAILED };
+const char *engine_state_name(enum engine_state s); /* "loading", "ready", "recovering", "failed" */
+/* ret_reason: a sentence for people, borrowed until the loop runs again; never NULL. */
+enum engine_state engine_state(const struct engine *e, const char **ret_reason);
+/* For those who wait for a snapshot inside callbacks of the loop. NULL before the stages are started. */
+struct monitor *engine_monitor(const struct engine *e);
 
 enum engine_finish {
     ENGINE_FINISH_STOP,
@@ -47,6 +65,7 @@ struct request_result {
     uint64_t queue_ns, prefill_ns, decode_ns;       /* prefill: until the first token's logits are there */
     struct chunk_times prefill_times, decode_times; /* summed over the request's chunks */
     uint32_t prefill_chunks, decode_chunks;
+    bool numerics_changed; /* a worker went on with another backend meanwhile */
 };
 
 struct request_params {
@@ -57,8 +76,15 @@ struct request_params {
     bool ignore_end;     /* bench: go on after end tokens */
     struct sample_params sample;
     uint32_t choice;
-    /* May be NULL. token: every generated token, the end token excluded. logits: row for prompt position pos, borrowed for the
-     * call. */
+    /* A request that another process began (coordinator/journal.h): tokens it has generated; they count in max_tokens and are not
+     * told again. journal: taken; NULL: a new one. */
+    const uint32_t *done;
+    uint32_t n_done;
+    struct journal_file *journal;
+    bool no_journal; /* whom the answer is for goes with this process */
+    /* May be NULL. scored: before token, the row that the token was chosen from and a sampler to look at it with, borrowed for the
+     * call. token: every generated token, the end token excluded. logits: row for prompt position pos, borrowed for the call. */
+    void (*scored)(void *ctx, struct sampler *s, uint32_t id, const float *row);
     void (*token)(void *ctx, uint32_t id, uint32_t index);
     void (*logits)(void *ctx, uint32_t pos, const float *row, uint32_t vocab);
     void (*finished)(void *ctx, const struct request_result *r);
@@ -69,8 +95,15 @@ struct request_params {
 /* Queues; runs when a sequence slot is free, in order. The request frees itself after `finished`. */
 int engine_submit(struct engine *e, const struct request_params *p, struct request **ret, struct err *err);
 void engine_cancel(struct engine *e, struct request *r);
+/* The next request that a killed coordinator left unfinished (journal_claim, which says what is returned and to whom it belongs).
+ */
+int engine_left_request(struct engine *e, struct journal_request *ret, struct journal_file **ret_file, uint32_t *ret_others,
+                        struct err *err);
 /* Until every request has finished (0), a signal came (-EINTR; requests stay), or the pipeline failed (they have finished). */
 int engine_run(struct engine *e, struct err *err);
+/* Until a signal came (-EINTR) or the pipeline failed. Callbacks of the loop submit and cancel, then call engine_pump. */
+int engine_serve(struct engine *e, struct err *err);
+void engine_pump(struct engine *e);
 
 /* Run the loop until fd can be read (0), a signal came (-EINTR) or the pipeline failed. */
 int engine_wait_readable(struct engine *e, int fd, struct err *err);
@@ -105,7 +138,20 @@ struct engine_process_stats {
     uint64_t stream_visits, stream_hits, stream_wait_ns, stream_wait_max_ns; /* of streamed layers: see msg_stats */
     uint64_t products, offloaded; /* npu_worker with an NPU: matrix products, and those that it made */
     struct engine_pool pool;      /* npu_worker; bytes is 0 in others */
+    char last_reason[256];        /* of the last restart; "" */
 };
+/* What the last death of a stage cost, from when it was noticed on. */
+struct engine_recovery {
+    uint32_t n;            /* so far; 0: none, and nothing else means anything */
+    const char *stage;     /* the one that ended first */
+    uint64_t detect_ns;    /* before: how long it hung; 0: its end was told at once */
+    uint64_t restart_ns;   /* until it ran again and was configured, */
+    uint64_t remap_ns;     /* until all stages had their weights and new rings, */
+    uint64_t reprefill_ns; /* and until a request was further than before; 0: none ran */
+    uint64_t pause_ns;     /* the sum of these three */
+};
+const struct engine_recovery *engine_last_recovery(const struct engine *e);
+
 /* Asks every stage and waits for the answers. */
 int engine_stats(struct engine *e, struct monitor_snapshot *ret, struct err *err);
 

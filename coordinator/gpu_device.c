@@ -9,7 +9,7 @@
 #include <string.h>
 
 #include "coordinator/device_ask.h"
-#include "coordinator/supervise.h"
+#include "coordinator/child.h"
 #include "proto/config.h"
 #include "proto/err.h"
 #include "proto/util.h"
@@ -30,7 +30,7 @@ int gpu_device_find(const struct config *c, const char *stage_dir, struct gpu_de
     memset(ret, 0, sizeof(*ret));
     if (strcmp(c->gpu.backend, "cpu") == 0)
         return 0;
-    int r = supervise_stage_path(stage_dir, "gpu_worker", path, sizeof(path), err);
+    int r = child_path(stage_dir, "gpu_worker", path, sizeof(path), err);
     if (r < 0)
         return r;
     snprintf(device, sizeof(device), "gpu.device=%s", o->name);

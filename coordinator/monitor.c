@@ -29,7 +29,7 @@ struct monitor {
 
 const char *monitor_state_name(enum monitor_state s)
 {
-    static const char *const names[] = {"starting", "running", "failed"};
+    static const char *const names[] = {"starting", "running", "recovering", "failed"};
     return (unsigned)s < MONITOR_STATES ? names[s] : "?";
 }
 
@@ -116,6 +116,11 @@ static void take_process(const struct monitor *m, int i, bool pss, struct engine
                                        .cap_enforced = m->o.cgroup != NULL};
     memcpy(s->planned, p->process[i].bytes, sizeof(s->planned));
     snprintf(s->backend, sizeof(s->backend), "%s", role < 0 ? "-" : supervise_backend(m->o.supervise, (enum msg_role)role));
+    if (role >= 0) {
+        const struct supervise_stage_stats *st = supervise_stage_stats(m->o.supervise, (enum msg_role)role);
+        s->restarts = st->restarts;
+        memcpy(s->last_reason, st->reason, sizeof(s->last_reason));
+    }
     if (role < 0)
         s->budget[BUDGET_RING] = s->peak[BUDGET_RING] = s->total_peak = p->process[i].bytes[BUDGET_RING];
     else

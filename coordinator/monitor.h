@@ -13,8 +13,8 @@
 
 struct monitor;
 
-enum monitor_state { MONITOR_STARTING, MONITOR_RUNNING, MONITOR_FAILED, MONITOR_STATES };
-const char *monitor_state_name(enum monitor_state s); /* "starting", "running", "failed" */
+enum monitor_state { MONITOR_STARTING, MONITOR_RUNNING, MONITOR_RECOVERING, MONITOR_FAILED, MONITOR_STATES };
+const char *monitor_state_name(enum monitor_state s); /* "starting", "running", "recovering", "failed" */
 
 struct monitor_ring {
     char name[16];

@@ -164,8 +164,8 @@ static json_t *process_json(const struct engine_process_stats *s)
     json_t *budget = bytes_json(s->budget);
     int r = json_object_set_new(budget, "total_peak", json_integer((json_int_t)s->total_peak));
     r |= json_object_set_new(budget, "limit", json_integer((json_int_t)s->limit));
-    json_t *j = json_pack("{s:s, s:s, s:o, s:o, s:o}", "name", s->name, "backend", s->backend, "budget", budget, "peak",
-                          bytes_json(s->peak), "planned", bytes_json(s->planned));
+    json_t *j = json_pack("{s:s, s:s, s:o, s:o, s:o, s:s}", "name", s->name, "backend", s->backend, "budget", budget, "peak",
+                          bytes_json(s->peak), "planned", bytes_json(s->planned), "last_reason", s->last_reason);
     r |= put(j, process_fields, ARRAY_LEN(process_fields), s);
     if (s->pool.bytes)
         r |= json_object_set_new(j, "pool", pool_json(&s->pool));
@@ -284,6 +284,8 @@ static int get_process(const json_t *j, int i, struct engine_process_stats *s, s
         r = wrong("name", err);
     if (r == 0)
         r = get_text(j, "backend", s->backend, sizeof(s->backend), err);
+    if (r == 0)
+        r = get_text(j, "last_reason", s->last_reason, sizeof(s->last_reason), err);
     if (r == 0)
         r = get_bytes(j, "budget", s->budget, err);
     if (r == 0)

@@ -9,7 +9,7 @@
 #include <string.h>
 
 #include "coordinator/device_ask.h"
-#include "coordinator/supervise.h"
+#include "coordinator/child.h"
 #include "proto/config.h"
 #include "proto/err.h"
 #include "proto/util.h"
@@ -55,7 +55,7 @@ int npu_device_find(const struct config *c, const char *stage_dir, struct npu_de
         return err_set(
             err, -EINVAL,
             "'npu.backend' is xrt, but 'npu.manifest' is empty; expected the path of a manifest of operators (docs/NPU.md)");
-    int r = supervise_stage_path(stage_dir, "npu_worker", path, sizeof(path), err);
+    int r = child_path(stage_dir, "npu_worker", path, sizeof(path), err);
     if (r < 0)
         return r;
     snprintf(model, sizeof(model), "model=%s", c->model);

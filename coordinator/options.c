@@ -21,9 +21,10 @@
 #define BIT(c) (1u << (c))
 #define ALL (BIT(OPTIONS_COMMANDS) - 1)
 #define RUNS (BIT(OPTIONS_CHAT) | BIT(OPTIONS_GENERATE))
-#define PIPELINE                                                                                                    \
-    (RUNS | BIT(OPTIONS_EVAL) | BIT(OPTIONS_PERPLEXITY) | BIT(OPTIONS_IMATRIX) | BIT(OPTIONS_BENCH)) /* have stages \
-                                                                                                      */
+#define PIPELINE                                                                                      \
+    (RUNS | BIT(OPTIONS_EVAL) | BIT(OPTIONS_PERPLEXITY) | BIT(OPTIONS_IMATRIX) | BIT(OPTIONS_BENCH) | \
+     BIT(OPTIONS_SERVE)) /* have stages                                                               \
+                          */
 #define MAX_IDS 1048576u
 
 enum kind {
@@ -62,6 +63,7 @@ static const struct option_def defs[] = {
     OPTION("ids", "2,17,5", KIND_IDS, BIT(OPTIONS_GENERATE) | BIT(OPTIONS_EVAL) | BIT(OPTIONS_DETOKENIZE), has_ids, 0, 0, "token ids, used as they are: no <bos> is added"),
     OPTION("chat", NULL, KIND_FLAG, BIT(OPTIONS_GENERATE), chat, 0, 0, "--prompt is a user's message: put it into the chat template"),
     OPTION("system", "TEXT", KIND_STRING, RUNS, system, 0, 0, "a system message before the first message of a chat"),
+    OPTION("resume", NULL, KIND_FLAG, BIT(OPTIONS_CHAT), resume, 0, 0, "instead: finish the answers that a killed coordinator left, with this model; print them whole"),
     OPTION("max-tokens", "N", KIND_U32, RUNS, max_tokens, 1, 1048576, "tokens to generate at most (default 256)"),
     OPTION("temperature", "T", KIND_F32, RUNS, sample.temperature, 0, 100, "0 is greedy (default 1)"),
     OPTION("top-k", "K", KIND_U32, RUNS, sample.top_k, 0, 4194304, "sample among the K most probable; 0 is all (default 64)"),
@@ -84,7 +86,7 @@ static const struct option_def defs[] = {
     OPTION("model", "FILE", KIND_STRING, BIT(OPTIONS_SAMPLE_CONFIG), model, 0, 0, "the GGUF file to name in it (default model.gguf)"),
     OPTION("pid", "N", KIND_U32, BIT(OPTIONS_STATS) | BIT(OPTIONS_TOP), pid, 1, 2147483647, "which coordinator, where several run with this configuration"),
     OPTION("count", "N", KIND_U32, BIT(OPTIONS_TOP), count, 1, 4294967295.0, "end after N refreshes (default: go on)"),
-    OPTION("json", NULL, KIND_FLAG, ALL & ~BIT(OPTIONS_CHAT) & ~BIT(OPTIONS_EVAL) & ~BIT(OPTIONS_SAMPLE_CONFIG), json, 0, 0, "print one JSON object instead of text"),
+    OPTION("json", NULL, KIND_FLAG, ALL & ~BIT(OPTIONS_CHAT) & ~BIT(OPTIONS_EVAL) & ~BIT(OPTIONS_SERVE) & ~BIT(OPTIONS_SAMPLE_CONFIG), json, 0, 0, "print one JSON object instead of text"),
 #undef OPTION
 };
 #define N_DEFS ARRAY_LEN(defs)
@@ -100,6 +102,7 @@ static const struct {
     [OPTIONS_IMATRIX] = {"imatrix", "--file TEXT --out FILE.gguf [options]",
                          "what enters each matrix while the model reads a text, for quantizer --imatrix"},
     [OPTIONS_BENCH] = {"bench", "[options]", "tokens/s of prompt and generation, time per stage, ring waits, memory"},
+    [OPTIONS_SERVE] = {"serve", "[--set http.KEY=VALUE]...", "an OpenAI-compatible HTTP server on 'http.listen', until a signal ends it"},
     [OPTIONS_PLAN] = {"plan", "[--json]", "the memory of each process against its cap, before anything is loaded"},
     [OPTIONS_TOKENIZE] = {"tokenize", "(--text TEXT | --file FILE) [options]", "token ids of a text, without <bos>"},
     [OPTIONS_DETOKENIZE] = {"detokenize", "--ids LIST [--json]", "the text of token ids"},

@@ -19,6 +19,7 @@ enum options_command {
     OPTIONS_PERPLEXITY,
     OPTIONS_IMATRIX,
     OPTIONS_BENCH,
+    OPTIONS_SERVE,
     OPTIONS_PLAN,
     OPTIONS_TOKENIZE,
     OPTIONS_DETOKENIZE,
@@ -42,7 +43,7 @@ struct options {
     int n_sets;
     const char *faults[OPTIONS_MAX_FAULTS]; /* checked */
     int n_faults;
-    bool json, report, chat, no_markers;
+    bool json, report, chat, no_markers, resume;
     const char *prompt, *system, *text, *file, *logits, *model, *out;
     uint32_t *ids; /* owned */
     uint32_t n_ids;

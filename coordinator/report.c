@@ -77,7 +77,26 @@ void report_processes(const struct monitor_snapshot *m, FILE *f)
                     stats[i].products);
         if (stats[i].pool.bytes)
             print_pool(stats[i].name, &stats[i].pool, f);
+        if (stats[i].restarts)
+            fprintf(f, "%-12s started again %" PRIu64 " times; the last: %s\n", stats[i].name, stats[i].restarts,
+                    stats[i].last_reason);
     }
+}
+
+void report_recovery(const struct engine_recovery *r, FILE *f)
+{
+    if (r->n)
+        fprintf(f, "recoveries   %u; the last after the end of %s: pause %.1f ms (restart %.1f, remap %.1f, re-prefill %.1f)\n",
+                r->n, r->stage, (double)r->pause_ns / 1e6, (double)r->restart_ns / 1e6, (double)r->remap_ns / 1e6,
+                (double)r->reprefill_ns / 1e6);
+}
+
+json_t *report_recovery_json(const struct engine_recovery *r)
+{
+    return json_pack("{s:I, s:s, s:f, s:f, s:f, s:f, s:f}", "count", (json_int_t)r->n, "last_stage", r->n ? r->stage : "",
+                     "detect_ms", (double)r->detect_ns / 1e6, "restart_ms", (double)r->restart_ns / 1e6, "remap_ms",
+                     (double)r->remap_ns / 1e6, "reprefill_ms", (double)r->reprefill_ns / 1e6, "pause_ms",
+                     (double)r->pause_ns / 1e6);
 }
 
 static void report_memory(const struct monitor_snapshot *m, FILE *f)

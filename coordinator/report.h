@@ -13,6 +13,9 @@ struct json_t;
 void report_processes(const struct monitor_snapshot *m, FILE *f);
 /* Everything, as `stats` prints it. */
 void report_snapshot(const struct monitor_snapshot *m, FILE *f);
+/* What the last death of a stage cost; nothing where there was none. */
+void report_recovery(const struct engine_recovery *r, FILE *f);
+struct json_t *report_recovery_json(const struct engine_recovery *r);
 /* Tokens and tokens/s of prompt and answer; one line per answer when there are several. */
 void report_answers(const struct answer *a, size_t n, FILE *f);
 /* One line and its newline; -EIO when it cannot be written. Takes j; NULL is out of memory. */

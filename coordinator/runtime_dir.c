@@ -3,7 +3,8 @@
  * socket of control.c. Called by
  * engine.c on the loop's thread. A folder whose lock can be had belongs to nobody any more and is removed, with its cgroup; who
  * looks for such folders or makes its own holds a lock on the folder above meanwhile, so that none is taken for dead while young.
- * It never follows links and never removes anything but these files and the folder itself. */
+ * It never follows links and never removes anything but these files and the folder itself. A folder in which requests in
+ * progress are left is renamed instead. */
 #include "coordinator/runtime_dir.h"
 
 #include <dirent.h>
@@ -40,6 +41,22 @@ static int make_private(const char *path, struct err *err)
     return 0;
 }
 
+static void keep_requests(int base, const char *name)
+{
+    char kept[64];
+    for (int i = 0; i < 1000; i++) {
+        snprintf(kept, sizeof(kept), "journal-%.20s-%d", name, i);
+        if (renameat2(base, name, base, kept, RENAME_NOREPLACE) == 0) {
+            log_warn("runtime",
+                     "coordinator %s was killed with requests in progress; 'coordinator --config FILE --resume' finishes them",
+                     name);
+            return;
+        }
+        if (errno != EEXIST)
+            return;
+    }
+}
+
 static void remove_stale(int base, const char *name)
 {
     char cgroup[PATH_MAX] = "";
@@ -62,6 +79,8 @@ static void remove_stale(int base, const char *name)
         unlinkat(dir, files[i], 0);
     if (unlinkat(base, name, AT_REMOVEDIR) == 0)
         log_info("runtime", "removed the runtime folder of coordinator %s, which was killed", name);
+    else if (errno == ENOTEMPTY || errno == EEXIST)
+        keep_requests(base, name);
 }
 
 static void remove_all_stale(const char *path)
@@ -140,6 +159,11 @@ int runtime_dir_open(struct runtime_dir **ret, struct err *err)
 const char *runtime_dir_path(const struct runtime_dir *r)
 {
     return r->path;
+}
+
+const char *runtime_dir_base(const struct runtime_dir *r)
+{
+    return r->base;
 }
 
 static int note(const struct runtime_dir *r, const char *name, const char *text, struct err *err)

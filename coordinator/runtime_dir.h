@@ -12,9 +12,11 @@ struct runtime_dir;
 
 #define RUNTIME_DIR_SOCKET "control" /* the control socket in it */
 
-/* Base folder: TANDEM_RUNTIME_DIR, else /run/user/<uid>, else /run for root, else /tmp; below it "tandem-<uid>". */
+/* What a killed coordinator left of requests in progress (files request-*, coordinator/journal.h) is kept, in folders journal-*
+ * beside ours. Base folder: TANDEM_RUNTIME_DIR, else /run/user/<uid>, else /run for root, else /tmp; below it "tandem-<uid>". */
 int runtime_dir_open(struct runtime_dir **ret, struct err *err);
 const char *runtime_dir_path(const struct runtime_dir *r);
+const char *runtime_dir_base(const struct runtime_dir *r); /* "<...>/tandem-<uid>" */
 /* Note the cgroup folder, so that a later start can remove it, and the config, so that runtime_dir_find finds us. */
 int runtime_dir_note_cgroup(struct runtime_dir *r, const char *cgroup_path, struct err *err);
 int runtime_dir_note_config(struct runtime_dir *r, const char *config_path, struct err *err);

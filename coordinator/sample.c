@@ -2,10 +2,11 @@
  * From one row of logits to a token. Called by schedule.c on the loop's thread; it keeps no state between tokens, allocates
  * only in sampler_open, and never fails: a row of nothing but NaN and -inf gives id 0.
  *
- * Steps, in the order of llama.cpp's default chain: repetition penalty on the logits; the top_k highest; the shortest prefix of
- * these whose probability (softmax of what is left, temperature 1) reaches top_p; those at least min_p times as probable as the
- * best; softmax at the temperature; one uniform number decides. Candidates are ordered by logit, then by lower id, so the result
- * is a function of its arguments alone. NaN counts as -inf, +inf as the largest finite value.
+ * Steps, in the order of llama.cpp's default chain: repetition penalty on the logits, presence and frequency penalty, bias, mask;
+ * the top_k highest; the shortest prefix of these whose probability (softmax of what is left, temperature 1) reaches top_p; those
+ * at least min_p times as probable as the best; softmax at the temperature; one uniform number decides. Candidates are ordered by
+ * logit, then by lower id, so the result is a function of its arguments alone. NaN counts as -inf, +inf as the largest finite
+ * value.
  *
  * Random numbers: Philox 4x32-10 (J. Salmon, M. Moraes, R. Dror, D. Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC11),
  * key = seed, counter = (index, choice, 0, 0); the first two words give a double in [0, 1) of 53 bits. */
@@ -36,6 +37,7 @@ struct sampler {
     struct candidate *heap; /* [vocab] */
     union {
         double *weight;          /* [vocab] */
+        uint32_t *count;         /* [vocab]: while penalising */
         struct candidate *spare; /* [vocab]: while sorting */
     };
 };
@@ -61,6 +63,10 @@ int sample_params_check(const struct sample_params *p, struct err *err)
         return bad_value(err, "min_p", p->min_p, "a number from 0 (all) to 1");
     if (!(p->repeat_penalty >= 0.01f && p->repeat_penalty <= 100.0f))
         return bad_value(err, "repeat_penalty", p->repeat_penalty, "a number from 0.01 to 100; 1 is none");
+    if (!(p->presence_penalty >= -100.0f && p->presence_penalty <= 100.0f))
+        return bad_value(err, "presence_penalty", p->presence_penalty, "a number from -100 to 100; 0 is none");
+    if (!(p->frequency_penalty >= -100.0f && p->frequency_penalty <= 100.0f))
+        return bad_value(err, "frequency_penalty", p->frequency_penalty, "a number from -100 to 100; 0 is none");
     return 0;
 }
 
@@ -111,18 +117,50 @@ static uint32_t argmax(const float *logits, uint32_t vocab)
 }
 
 /* Each id that occurs in the window is penalised once, however often it occurs. */
-static const float *penalise(struct sampler *s, const struct sample_params *p, const float *logits, const uint32_t *history,
-                             size_t n)
+static void penalise_repeated(struct sampler *s, const struct sample_params *p, const float *logits, const uint32_t *history,
+                              size_t n)
 {
-    if (p->repeat_penalty == 1.0f || p->repeat_last == 0 || n == 0)
-        return logits;
-    memcpy(s->penalised, logits, s->vocab * sizeof(*logits));
     for (size_t i = n - MIN(n, (size_t)p->repeat_last); i < n; i++) {
         if (history[i] >= s->vocab)
             continue;
         float x = logits[history[i]];
         s->penalised[history[i]] = x > 0.0f ? x / p->repeat_penalty : x * p->repeat_penalty;
     }
+}
+
+/* Subtractions in the order of the output, so that the sum is the same at every step and machine. */
+static void penalise_output(struct sampler *s, const struct sample_params *p, const uint32_t *output, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (output[i] < s->vocab)
+            s->count[output[i]] = 0;
+    }
+    for (size_t i = 0; i < n; i++) {
+        if (output[i] >= s->vocab)
+            continue;
+        s->penalised[output[i]] -= p->frequency_penalty + (s->count[output[i]]++ ? 0.0f : p->presence_penalty);
+    }
+}
+
+/* The logits to choose by: the row itself, or a changed copy. */
+static const float *adjust(struct sampler *s, const struct sample_params *p, const float *logits, const uint32_t *history, size_t n,
+                           size_t n_output)
+{
+    bool repeated = p->repeat_penalty != 1.0f && p->repeat_last && n;
+    bool output = (p->presence_penalty != 0.0f || p->frequency_penalty != 0.0f) && MIN(n, n_output);
+    if (!repeated && !output && !p->n_bias && !p->mask)
+        return logits;
+    memcpy(s->penalised, logits, s->vocab * sizeof(*logits));
+    if (repeated)
+        penalise_repeated(s, p, logits, history, n);
+    if (output)
+        penalise_output(s, p, history + n - MIN(n, n_output), MIN(n, n_output));
+    for (uint32_t i = 0; i < p->n_bias; i++) {
+        if (p->bias[i].id < s->vocab)
+            s->penalised[p->bias[i].id] += p->bias[i].bias;
+    }
+    if (p->mask)
+        p->mask(p->mask_ctx, s->penalised, s->vocab);
     return s->penalised;
 }
 
@@ -264,7 +302,7 @@ static double philox_uniform(uint64_t seed, uint32_t choice, uint32_t index)
 uint32_t sampler_pick(struct sampler *s, const struct sample_params *p, const float *logits, const uint32_t *history,
                       size_t n_history, uint32_t choice, uint32_t index)
 {
-    logits = penalise(s, p, logits, history, n_history);
+    logits = adjust(s, p, logits, history, n_history, index);
     if (p->temperature == 0.0f || p->top_k == 1)
         return argmax(logits, s->vocab);
     uint32_t n = select_top(s, logits, p->top_k ? MIN(p->top_k, s->vocab) : s->vocab);
@@ -281,6 +319,20 @@ uint32_t sampler_pick(struct sampler *s, const struct sample_params *p, const fl
             return s->heap[i].id;
     }
     return s->heap[0].id;
+}
+
+double sampler_logprobs(struct sampler *s, const float *logits, uint32_t id, uint32_t n_top, struct sample_logprob *ret_top)
+{
+    double best = (double)clean(logits[0]), sum = 0.0;
+    for (uint32_t i = 1; i < s->vocab; i++)
+        best = MAX(best, (double)clean(logits[i]));
+    for (uint32_t i = 0; i < s->vocab; i++)
+        sum += exp((double)clean(logits[i]) - best);
+    double all = log(sum) + best;
+    n_top = n_top ? select_top(s, logits, MIN(n_top, s->vocab)) : 0;
+    for (uint32_t i = 0; i < n_top; i++)
+        ret_top[i] = (struct sample_logprob){s->heap[i].id, (float)((double)s->heap[i].logit - all)};
+    return (double)clean(logits[id]) - all;
 }
 
 bool sample_finite(const float *logits, uint32_t vocab)

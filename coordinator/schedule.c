@@ -9,72 +9,19 @@
  * A slot is reused when its request has ended and none of its chunks is in flight; its first chunk frees the old KV. */
 #include "coordinator/schedule.h"
 
-#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "coordinator/meter.h"
+#include "coordinator/journal.h"
+#include "coordinator/schedule_impl.h"
 #include "model/work_plan.h"
 #include "proto/err.h"
+#include "proto/log.h"
 #include "proto/ring.h"
 #include "proto/util.h"
 
 #define PASS_MAX 64u /* chunks; more than a plan has slots of rings */
-
-struct request {
-    struct request *next; /* in the queue */
-    struct request_params p;
-    uint32_t *ids; /* prompt and output, room for n_ids + max_tokens */
-    uint32_t n_ids, n_output;
-    uint64_t pages; /* of the KV cache, at most */
-    uint64_t submitted_ns, started_ns, first_ns;
-    struct request_result result;
-    bool cancelled;
-};
-
-struct slot {
-    struct request *req; /* NULL: free once in_flight is 0 */
-    uint32_t n_sent;     /* positions issued */
-    uint32_t committed;  /* positions whose chunk has come back */
-    uint32_t in_flight;  /* chunks */
-    uint64_t pages;      /* of the KV cache that its request may come to hold */
-    bool stale;          /* the KV cache holds what an earlier request left: the next chunk of all frees it */
-};
-
-struct span { /* tokens of one slot in a chunk */
-    uint32_t slot, pos, n;
-};
-
-struct flight {
-    uint64_t id; /* 0: unused */
-    bool decode;
-    struct chunk chunk; /* as it was sent */
-    uint32_t *ids;      /* [chunk_tokens], likewise */
-    uint32_t n_spans, n_logits, next_row;
-    struct span spans[CHUNK_MAX_SEQS];
-    struct {
-        uint32_t slot, pos;
-    } rows[CHUNK_MAX_TOKENS]; /* tokens that want logits */
-};
-
-struct schedule {
-    const struct plan *plan;
-    struct ring *tokens, *output;
-    uint32_t epoch;
-    uint64_t next_id;
-    uint32_t n_slots, n_flights, n_in_flight;
-    bool decode_in_flight;
-    struct slot *slots;
-    struct flight *flights;
-    uint32_t *flight_ids; /* memory of the flights' ids */
-    struct request *queue, **queue_end;
-    uint32_t n_active;
-    uint64_t n_finished, n_failed;
-    struct meter prompt_meter, output_meter; /* tokens */
-    struct sampler *sampler;
-    struct chunk chunk; /* scratch, of what comes back */
-};
 
 int schedule_open(const struct plan *plan, struct schedule **ret, struct err *err)
 {
@@ -86,6 +33,7 @@ int schedule_open(const struct plan *plan, struct schedule **ret, struct err *er
     s->n_slots = plan->sequences;
     s->n_flights = plan->ring_slots;
     s->queue_end = &s->queue;
+    s->suspect = SCHEDULE_NOBODY;
     s->slots = calloc(s->n_slots, sizeof(*s->slots));
     s->flights = calloc(s->n_flights, sizeof(*s->flights));
     s->flight_ids = calloc((size_t)s->n_flights * plan->chunk_tokens, sizeof(*s->flight_ids));
@@ -99,10 +47,16 @@ int schedule_open(const struct plan *plan, struct schedule **ret, struct err *er
     return 0;
 }
 
+void schedule_set_journal(struct schedule *s, struct journal *j)
+{
+    s->journal = j;
+}
+
 static void request_free(struct request *r)
 {
     if (!r)
         return;
+    journal_end(r->journal);
     free(r->ids);
     free(r);
 }
@@ -171,7 +125,36 @@ static int request_check(const struct schedule *s, const struct request_params *
             return err_set(err, -EINVAL, "token id %u at position %u; expected less than the vocabulary's %u", p->ids[i], i,
                            s->plan->hparams.vocab);
     }
+    for (uint32_t i = 0; i < p->n_done; i++) {
+        if (p->done[i] >= s->plan->hparams.vocab)
+            return err_set(err, -EINVAL, "generated token id %u; expected less than the vocabulary's %u", p->done[i],
+                           s->plan->hparams.vocab);
+    }
+    if (p->n_done && (p->n_done >= p->max_tokens || p->n_done > s->plan->context - p->n_ids))
+        return err_set(err, -EINVAL,
+                       "%u tokens are generated already; expected fewer than 'max_tokens' (%u) and room in the context", p->n_done,
+                       p->max_tokens);
     return p->max_tokens ? sample_params_check(&p->sample, err) : 0;
+}
+
+/* What the journal's file has no place for would be another request when it is resumed. */
+static bool may_be_noted(const struct request_params *p)
+{
+    const struct sample_params *q = &p->sample;
+    return p->max_tokens && !p->ignore_end && !p->no_journal && !q->mask && q->n_bias == 0 && q->presence_penalty == 0 &&
+           q->frequency_penalty == 0;
+}
+
+/* A request that cannot be noted goes on without. */
+static void note(struct schedule *s, struct request *q)
+{
+    struct err err = {0};
+    const struct request_params *p = &q->p;
+    const struct journal_request j = {
+        .ids = p->ids, .n_prompt = p->n_ids, .max_tokens = p->max_tokens, .choice = p->choice, .sample = p->sample};
+    q->journal = p->journal;
+    if (!q->journal && s->journal && may_be_noted(p) && journal_begin(s->journal, &j, &q->journal, &err) < 0)
+        log_warn("schedule", "%s; this request cannot be resumed", err.text);
 }
 
 int schedule_submit(struct schedule *s, const struct request_params *p, struct request **ret, struct err *err)
@@ -189,8 +172,13 @@ int schedule_submit(struct schedule *s, const struct request_params *p, struct r
     }
     q->p = *p;
     memcpy(q->ids, p->ids, p->n_ids * sizeof(*q->ids));
+    if (p->n_done)
+        memcpy(q->ids + p->n_ids, p->done, p->n_done * sizeof(*q->ids));
     q->p.ids = q->ids;
-    q->n_ids = q->result.n_prompt = p->n_ids;
+    q->result.n_prompt = p->n_ids;
+    q->n_ids = p->n_ids + p->n_done;
+    q->n_output = p->n_done;
+    note(s, q);
     q->submitted_ns = util_now_ns();
     q->pages = kv_pages(s, p->n_ids + room);
     *s->queue_end = q;
@@ -220,10 +208,12 @@ static void request_finish(struct schedule *s, struct request *r, enum engine_fi
     request_free(r);
 }
 
-static void slot_finish(struct schedule *s, struct slot *slot, enum engine_finish why, const struct err *err)
+void schedule_slot_finish(struct schedule *s, struct slot *slot, enum engine_finish why, const struct err *err)
 {
     struct request *r = slot->req;
     slot->req = NULL;
+    if (s->suspect == (uint32_t)(slot - s->slots))
+        schedule_next_suspect(s);
     request_finish(s, r, why, err);
 }
 
@@ -240,7 +230,7 @@ void schedule_cancel(struct schedule *s, struct request *r)
     }
     for (uint32_t i = 0; i < s->n_slots; i++) {
         if (s->slots[i].req == r)
-            slot_finish(s, &s->slots[i], ENGINE_FINISH_CANCELLED, NULL);
+            schedule_slot_finish(s, &s->slots[i], ENGINE_FINISH_CANCELLED, NULL);
     }
 }
 
@@ -248,7 +238,7 @@ void schedule_fail(struct schedule *s, const struct err *err)
 {
     for (uint32_t i = 0; i < s->n_slots; i++) {
         if (s->slots[i].req)
-            slot_finish(s, &s->slots[i], ENGINE_FINISH_ERROR, err);
+            schedule_slot_finish(s, &s->slots[i], ENGINE_FINISH_ERROR, err);
     }
     while (s->queue) {
         struct request *r = s->queue;
@@ -297,13 +287,13 @@ static uint32_t slot_ready(const struct slot *slot, bool decode)
     const struct request *r = slot->req;
     if (!r || slot->n_sent >= r->n_ids)
         return 0;
-    bool is_decode = slot->n_sent >= r->result.n_prompt;
+    bool is_decode = slot->n_sent >= r->result.n_prompt && slot->n_sent + 1 == r->n_ids; /* more: after a restart */
     return is_decode == decode ? r->n_ids - slot->n_sent : 0;
 }
 
 static bool wants_logits(const struct request *r, uint32_t pos)
 {
-    return (pos < r->result.n_prompt && r->p.all_logits) || (r->p.max_tokens && pos + 1 == r->n_ids);
+    return (pos < r->result.n_prompt && pos >= r->n_rows && r->p.all_logits) || (r->p.max_tokens && pos + 1 == r->n_ids);
 }
 
 static void chunk_add(struct schedule *s, struct flight *f, uint32_t slot_index, uint32_t n)
@@ -352,8 +342,10 @@ static struct flight *compose(struct schedule *s, bool decode)
         return NULL;
     struct chunk_header *h = &f->chunk.h;
     memset(h, 0, sizeof(*h));
-    f->n_spans = f->n_logits = f->next_row = 0;
+    f->n_spans = f->n_logits = f->next_row = f->n_taken = 0;
     for (uint32_t i = 0; i < s->n_slots && h->n_tokens < s->plan->chunk_tokens; i++) {
+        if (s->suspect != SCHEDULE_NOBODY && s->suspect != i)
+            continue;
         uint32_t n = MIN(slot_ready(&s->slots[i], decode), s->plan->chunk_tokens - h->n_tokens);
         if (n)
             chunk_add(s, f, i, n);
@@ -371,7 +363,7 @@ static struct flight *compose(struct schedule *s, bool decode)
 
 /* Writes a flight's chunk into the ring to the loader, which has room for all flights and for the one that came back while the
  * loader still held its slot. */
-static void issue(struct schedule *s, struct flight *f)
+void schedule_issue(struct schedule *s, struct flight *f)
 {
     struct chunk_header *h = &f->chunk.h;
     h->magic = CHUNK_MAGIC;
@@ -380,7 +372,8 @@ static void issue(struct schedule *s, struct flight *f)
     h->payload_bytes = h->n_tokens * (uint32_t)sizeof(uint32_t);
     h->times.committed_at_ns = util_now_ns();
     void *mem = ring_reserve(s->tokens);
-    assert(mem || ring_poisoned(s->tokens));
+    if (!mem)
+        ring_poison(s->tokens); /* it keeps more slots than it can be working on: its end, after which all is sent again */
     void *ids = mem ? chunk_write(mem, ring_slot_bytes(s->tokens), &f->chunk) : NULL;
     if (!ids)
         return; /* poisoned: the end of the pipeline is told elsewhere */
@@ -401,7 +394,7 @@ static void send_pass(struct schedule *s)
     for (uint32_t i = 0; i < n; i++) {
         pass[i]->chunk.h.pass_index = i;
         pass[i]->chunk.h.pass_count = n;
-        issue(s, pass[i]);
+        schedule_issue(s, pass[i]);
     }
 }
 
@@ -409,7 +402,7 @@ static bool send_chunk(struct schedule *s, bool decode)
 {
     struct flight *f = compose(s, decode);
     if (f)
-        issue(s, f);
+        schedule_issue(s, f);
     return f != NULL;
 }
 
@@ -427,159 +420,4 @@ void schedule_pump(struct schedule *s)
         send_chunk(s, true);
     while (s->n_in_flight < s->n_flights && send_chunk(s, false))
         ;
-}
-
-static struct flight *flight_find(struct schedule *s, uint64_t id)
-{
-    for (uint32_t i = 0; id && i < s->n_flights; i++) {
-        if (s->flights[i].id == id)
-            return &s->flights[i];
-    }
-    return NULL;
-}
-
-/* A row of logits for the last known position of a request: sample, and decide whether it goes on. */
-static void take_token(struct schedule *s, struct slot *slot, const float *row)
-{
-    struct request *r = slot->req;
-    if (!r->first_ns)
-        r->first_ns = util_now_ns();
-    meter_add(&s->output_meter, util_now_ns(), 1);
-    uint32_t id = sampler_pick(s->sampler, &r->p.sample, row, r->ids, r->n_ids, r->p.choice, r->n_output);
-    if (!r->p.ignore_end && r->p.is_end && r->p.is_end(r->p.ctx, id)) {
-        slot_finish(s, slot, ENGINE_FINISH_STOP, NULL);
-        return;
-    }
-    r->n_output++;
-    if (r->p.token)
-        r->p.token(r->p.ctx, id, r->n_output - 1);
-    if (slot->req != r) /* the callback cancelled it */
-        return;
-    if (r->n_output >= r->p.max_tokens)
-        slot_finish(s, slot, ENGINE_FINISH_LENGTH, NULL);
-    else if (r->n_ids >= s->plan->context)
-        slot_finish(s, slot, ENGINE_FINISH_CONTEXT, NULL);
-    else
-        r->ids[r->n_ids++] = id;
-}
-
-static int take_logits(struct schedule *s, const struct chunk *c, const float *rows, struct err *err)
-{
-    struct flight *f = flight_find(s, c->h.id);
-    if (!f || c->h.first_row != f->next_row || c->h.n_rows == 0 || c->h.n_rows > f->n_logits - f->next_row)
-        return err_set(
-            err, -EPROTO, "gpu_worker: logits of chunk %llu, rows %u..%u; expected rows from %u of %u of a chunk in flight",
-            (unsigned long long)c->h.id, c->h.first_row, c->h.first_row + c->h.n_rows, f ? f->next_row : 0, f ? f->n_logits : 0);
-    uint32_t vocab = s->plan->hparams.vocab;
-    for (uint32_t i = 0; i < c->h.n_rows; i++, rows += vocab) {
-        uint32_t pos = f->rows[f->next_row + i].pos;
-        struct slot *slot = &s->slots[f->rows[f->next_row + i].slot];
-        struct request *r = slot->req;
-        if (!r)
-            continue; /* finished or cancelled meanwhile */
-        if (!sample_finite(rows, vocab)) {
-            struct err e = {0};
-            err_set(&e, -EDOM,
-                    "the logits of position %u are not all finite numbers; expected a model whose weights are (a broken file?)",
-                    pos);
-            slot_finish(s, slot, ENGINE_FINISH_ERROR, &e);
-            continue;
-        }
-        if (r->p.all_logits && pos < r->result.n_prompt && r->p.logits)
-            r->p.logits(r->p.ctx, pos, rows, vocab);
-        if (slot->req == r && r->p.max_tokens && pos + 1 == r->n_ids)
-            take_token(s, slot, rows);
-    }
-    f->next_row += c->h.n_rows;
-    return 0;
-}
-
-static void add_times(struct chunk_times *to, const struct chunk_times *t)
-{
-    to->loader_ns += t->loader_ns;
-    to->npu_ns += t->npu_ns;
-    to->gpu_ns += t->gpu_ns;
-    to->npu_wait_ns += t->npu_wait_ns;
-    to->gpu_wait_ns += t->gpu_wait_ns;
-    to->hops += t->hops + 1; /* ours */
-}
-
-/* A chunk left the pipeline. failed: why, or NULL. */
-static int take_done(struct schedule *s, const struct chunk *c, const struct err *failed, struct err *err)
-{
-    struct flight *f = flight_find(s, c->h.id);
-    if (!f || (!failed && f->next_row != f->n_logits))
-        return err_set(err, -EPROTO,
-                       "gpu_worker: completion of chunk %llu after %u of %u logits rows; expected a chunk in flight with all rows",
-                       (unsigned long long)c->h.id, f ? f->next_row : 0, f ? f->n_logits : 0);
-    for (uint32_t i = 0; i < f->n_spans; i++) {
-        struct slot *slot = &s->slots[f->spans[i].slot];
-        struct request *r = slot->req;
-        slot->in_flight--;
-        slot->committed = MAX(slot->committed, f->spans[i].pos + f->spans[i].n);
-        if (!r)
-            continue;
-        add_times(f->decode ? &r->result.decode_times : &r->result.prefill_times, &c->h.times);
-        ++*(f->decode ? &r->result.decode_chunks : &r->result.prefill_chunks);
-        if (failed)
-            slot_finish(s, slot, ENGINE_FINISH_ERROR, failed);
-        else if (!r->p.max_tokens && slot->committed >= r->result.n_prompt)
-            slot_finish(s, slot, ENGINE_FINISH_LENGTH, NULL);
-    }
-    if (f->decode)
-        s->decode_in_flight = false;
-    else
-        meter_add(&s->prompt_meter, util_now_ns(), f->chunk.h.n_tokens);
-    f->id = 0;
-    s->n_in_flight--;
-    return 0;
-}
-
-static int take_slot(struct schedule *s, const void *mem, struct err *err)
-{
-    const struct plan *p = s->plan;
-    struct chunk_limits lim = {.epoch = s->epoch,
-                               .max_tokens = p->chunk_tokens,
-                               .max_seqs = p->sequences,
-                               .context = p->context,
-                               .n_layers = p->hparams.n_layers,
-                               .vocab = p->hparams.vocab,
-                               .hidden = p->hparams.hidden};
-    const void *payload;
-    struct err failed = {0};
-    struct chunk *c = &s->chunk;
-    int r = chunk_read(mem, ring_slot_bytes(s->output), &lim, c, &payload, err);
-    if (r == -ESTALE)
-        return 0;
-    if (r < 0)
-        return err_wrap(err, r, "gpu_worker");
-    switch ((enum chunk_kind)c->h.kind) {
-    case CHUNK_LOGITS:
-        return take_logits(s, c, payload, err);
-    case CHUNK_DONE:
-        return take_done(s, c, NULL, err);
-    case CHUNK_FAILED:
-        err_set(&failed, c->h.status < 0 ? c->h.status : -EIO, "%.*s", (int)strnlen(payload, c->h.payload_bytes),
-                (const char *)payload);
-        return take_done(s, c, &failed, err);
-    case CHUNK_TOKENS:
-    case CHUNK_HIDDEN:
-    default:
-        return err_set(err, -EPROTO, "gpu_worker: chunk kind %u on the output ring; expected logits or a completion", c->h.kind);
-    }
-}
-
-int schedule_drain(struct schedule *s, struct err *err)
-{
-    void *mem;
-    while (s->output && (mem = ring_peek(s->output))) {
-        int r = take_slot(s, mem, err);
-        ring_release(s->output);
-        if (r < 0)
-            return r;
-        schedule_pump(s);
-    }
-    if (s->output && ring_poisoned(s->output))
-        return err_set(err, -EPROTO, "gpu_worker: its output ring was poisoned; it wrote an impossible index or closed it");
-    return 0;
 }

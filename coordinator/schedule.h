@@ -8,13 +8,27 @@
 
 #include "coordinator/engine.h"
 
+struct journal;
 struct ring;
 struct schedule;
 
 int schedule_open(const struct plan *plan, struct schedule **ret, struct err *err);
 void schedule_close(struct schedule *s); /* drops requests without callbacks; NULL is fine */
+/* From now on requests that generate are noted there. Borrowed; NULL: nowhere. */
+void schedule_set_journal(struct schedule *s, struct journal *j);
 /* Rings of the current epoch; borrowed. */
 void schedule_attach(struct schedule *s, struct ring *tokens, struct ring *output, uint32_t epoch);
+/* The rings are gone: nothing is sent until schedule_restart. died: by the death of a stage, which what is under way may have
+ * caused. */
+void schedule_pause(struct schedule *s, bool died);
+/* As attach, and goes on where it was. kv_lost: npu_worker is a new one, whose KV cache is empty. */
+void schedule_restart(struct schedule *s, struct ring *tokens, struct ring *output, uint32_t epoch, bool kv_lost);
+/* Rises whenever a request gets further than it ever was. */
+uint64_t schedule_progress(const struct schedule *s);
+/* Ends the requests that were under way at most deaths since they last got further, and says how many; 0: none was. */
+uint32_t schedule_give_up(struct schedule *s, const struct err *why);
+/* The backend changed: answers that have begun say so. */
+void schedule_mark_numerics(struct schedule *s);
 int schedule_submit(struct schedule *s, const struct request_params *p, struct request **ret, struct err *err);
 void schedule_cancel(struct schedule *s, struct request *r);
 /* Send as many chunks as there are credits for. */

@@ -42,6 +42,12 @@ struct held_slot *slots_add(struct slots *s, const struct held_slot *h)
     return &s->all[s->n++];
 }
 
+void slots_remove(struct slots *s, struct held_slot *h)
+{
+    close(h->fd);
+    *h = s->all[--s->n];
+}
+
 uint64_t slots_serial(struct slots *s)
 {
     return ++s->serial;

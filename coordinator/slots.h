@@ -23,9 +23,10 @@ struct held_slot {
 
 struct slots *slots_open(void);    /* NULL: out of memory */
 void slots_close(struct slots *s); /* closes every fd; NULL is fine */
-/* Takes h->fd on success; NULL: the table is full, or the slot is there already. Valid until close. */
+/* Takes h->fd on success; NULL: the table is full, or the slot is there already. Valid until the next remove. */
 struct held_slot *slots_add(struct slots *s, const struct held_slot *h);
 struct held_slot *slots_find(struct slots *s, uint32_t kind, uint32_t slot); /* NULL: not held */
+void slots_remove(struct slots *s, struct held_slot *h);                     /* closes its fd */
 uint64_t slots_serial(struct slots *s);                                      /* the next one */
 uint32_t slots_count(const struct slots *s);
 struct held_slot *slots_at(struct slots *s, uint32_t i); /* i < count */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * Starts the three stages, performs the handshake with each, hands segments from workers to the loader and back, and notices
- * when one ends. Owns bells, rings and the processes. Thread: the loop's. */
+ * Starts the three stages, performs the handshake with each, hands segments from workers to the loader and back, notices when one
+ * ends or hangs, and starts it again under a new epoch. Owns bells, rings and the processes. Thread: the loop's. */
 #ifndef TANDEM_COORDINATOR_SUPERVISE_H
 #define TANDEM_COORDINATOR_SUPERVISE_H
 
@@ -16,34 +16,57 @@ struct err;
 struct ring;
 struct supervise;
 
+struct supervise_recovery {
+    enum msg_role role; /* the stage that ended first; the numbers are meaningless at the first start */
+    bool first;         /* not a recovery: the pipeline's first start */
+    bool kv_lost;       /* npu_worker is a new one */
+    bool backend_changed;
+    /* How long it took to notice (0: at once), until the last stage was started and configured again, and until all were ready. */
+    uint64_t detect_ns, restart_ns, remap_ns;
+};
+
+struct supervise_stage_stats {
+    uint32_t restarts;
+    char reason[256]; /* of the last one */
+};
+
 struct supervise_options {
     uv_loop_t *loop;
     const struct config *config; /* borrowed until close */
-    const struct plan *plan;     /* likewise */
+    struct plan *plan;           /* likewise; `fallback` may change it */
     struct cgroup *cgroup;       /* likewise; may be NULL: caps are not the kernel's */
     const char *stage_dir;       /* NULL: beside this program */
-    /* Every stage runs. */
-    void (*ready)(void *ctx);
+    /* Every stage runs, for the first time or again: rings of the present epoch may be used. */
+    void (*ready)(void *ctx, const struct supervise_recovery *r);
+    /* A stage ended and is to be started again: nobody may use the rings from now on. `ready` follows, or `failed`. */
+    void (*lost)(void *ctx);
+    /* How far requests got: a number that rises. */
+    uint64_t (*progress)(void *ctx);
+    /* A stage reached its limit of restarts. fallback: plan it for its next backend; false: there is none, or it does not fit.
+     * give_up: end the requests that may be the cause; false: there are none. Optional. */
+    bool (*fallback)(void *ctx, enum msg_role role, const struct err *why);
+    bool (*give_up)(void *ctx, const struct err *why);
     void (*stats)(void *ctx, enum msg_role role, const struct msg_stats *s);
     void (*collecting)(void *ctx, enum msg_role role);
-    /* At most once; nothing else is called afterwards. A stage ended, or broke the protocol, or could not do its work. */
+    /* At most once; nothing else is called afterwards. A stage ended and is not started again. */
     void (*failed)(void *ctx, const struct err *err);
     void *ctx;
 };
 
 /* Starts everything; the rest happens in the loop. */
 int supervise_open(const struct supervise_options *o, struct supervise **ret, struct err *err);
-/* Our ends: producer of the token ring, consumer of the gpu's ring, our bell. Valid until supervise_close. */
+/* Our ends: producer of the token ring, consumer of the gpu's ring; between `ready` and `lost`. Our bell: until supervise_close. */
 struct ring *supervise_token_ring(struct supervise *s);
 struct ring *supervise_output_ring(struct supervise *s);
 struct bell *supervise_bell(struct supervise *s);
 uint32_t supervise_epoch(const struct supervise *s);
-int supervise_pid(const struct supervise *s, enum msg_role role); /* 0 when not running */
-/* Path of a stage's program; stage_dir NULL: beside this program. */
-int supervise_stage_path(const char *stage_dir, const char *name, char *buf, size_t size, struct err *err);
+int supervise_pid(const struct supervise *s, enum msg_role role);             /* 0 when not running */
 const char *supervise_backend(const struct supervise *s, enum msg_role role); /* "" until ready */
+const struct supervise_stage_stats *supervise_stage_stats(const struct supervise *s, enum msg_role role);
 /* Borrows fd. `collecting` tells when the worker adds to it. */
 int supervise_collect(struct supervise *s, enum msg_role role, int fd, uint64_t bytes, struct err *err);
+/* From now on the death of a stage is the end: what it held beside the KV cache cannot be made again. */
+void supervise_no_restarts(struct supervise *s);
 /* SIGKILL to a stage; its end is told with this reason. */
 void supervise_kill(struct supervise *s, enum msg_role role, const struct err *why);
 /* Asks every stage that is there: a bit per role, or a negative errno. */

@@ -635,6 +635,26 @@ int tokenizer_chat(const struct tokenizer *t, const struct tokenizer_message *m,
     });
 }
 
+size_t tokenizer_trim(const char **text, size_t n)
+{
+    std::string_view s = trim(std::string_view(*text, n));
+    *text = s.data();
+    return s.size();
+}
+
+size_t tokenizer_bytes(const struct tokenizer *t, uint32_t id, char *buf, size_t room)
+{
+    size_t n = 0;
+    guarded(nullptr, [&] {
+        detokenizer d{t, {}, {}};
+        append_id(&d, id);
+        n = std::min(room, d.pending.size());
+        memcpy(buf, d.pending.data(), n);
+        return 0;
+    });
+    return n;
+}
+
 int detokenizer_open(const struct tokenizer *t, struct detokenizer **ret)
 {
     return guarded(nullptr, [&] {

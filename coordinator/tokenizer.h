@@ -42,6 +42,11 @@ struct tokenizer_message {
 int tokenizer_chat(const struct tokenizer *t, const struct tokenizer_message *m, size_t n, uint32_t **ret, size_t *ret_n,
                    struct err *err);
 
+/* What the template leaves of a message's n bytes: moves *text, returns the length. */
+size_t tokenizer_trim(const char **text, size_t n);
+/* The bytes that a token adds to a text, at most `room` of them; returns their number. */
+size_t tokenizer_bytes(const struct tokenizer *t, uint32_t id, char *buf, size_t room);
+
 /* Streaming detokenizer: bytes of ids, held back until they form whole UTF-8 characters; invalid bytes come out as U+FFFD.
  * Control pieces give nothing. */
 struct detokenizer;

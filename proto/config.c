@@ -21,6 +21,9 @@
 #define FILE_MAX_BYTES (64u << 10)
 #define VALUE_MAX_BYTES 4095u
 #define POOL_MIN_BYTES (1u << 20)
+#define FILE_NAME_BYTES sizeof(((struct config *)NULL)->xrt.manifest)
+#define SIZE_MIN_BYTES (1u << 10)
+#define SIZE_MAX_BYTES (64u << 20)
 
 struct raw_memory {
     char *total, *coordinator, *loader, *npu_worker, *gpu_worker;
@@ -32,11 +35,17 @@ struct raw_gpu {
 struct raw_npu {
     char *backend, *memory, *threads, *streamed, *manifest, *device, *many, *timeout_ms;
 };
+struct raw_http {
+    char *listen, *api_key_file, *tls_cert, *tls_key, *cors, *model_name, *insecure, *max_body, *max_connections, *max_queue,
+        *timeout, *request_timeout;
+};
 struct raw {
     char *model, *context, *sequences, *chunk_tokens, *kv_type, *pin_threads, *sandbox, *checksums, *stream_slots, *memory_word;
+    char *restarts, *restarts_per_minute, *deadlines, *heartbeat_s, *journal;
     struct raw_memory memory;
     struct raw_npu npu;
     struct raw_gpu gpu;
+    struct raw_http http;
 };
 
 enum kind {
@@ -51,6 +60,7 @@ enum kind {
     KIND_TEXT,
     KIND_FILE,
     KIND_BOOL,
+    KIND_SIZE,
     KIND_LAYERS
 };
 
@@ -111,6 +121,26 @@ static const struct key keys[] = {
     KEY("gpu.many", KIND_U32, true, 1, 4096, gpu.many, device.many, "auto or a number of tokens from 1 to 4096"),
     KEY("gpu.validate", KIND_BOOL, false, 0, 0, gpu.validate, device.validate, "true or false"),
     KEY("gpu.profile", KIND_BOOL, false, 0, 0, gpu.profile, device.profile, "true or false"),
+    KEY("restarts", KIND_U32, false, 0, 1000000, restarts, restarts, "a whole number from 0 to 1000000"),
+    KEY("restarts_per_minute", KIND_U32, false, 1, 1000000, restarts_per_minute, restarts_per_minute,
+        "a whole number from 1 to 1000000"),
+    KEY("deadlines", KIND_AUTO_OFF, false, 0, 0, deadlines, deadlines, "auto or off"),
+    KEY("journal", KIND_AUTO_OFF, false, 0, 0, journal, journal, "auto or off"),
+    KEY("heartbeat_s", KIND_U32, false, 1, 3600, heartbeat_s, heartbeat_s, "seconds from 1 to 3600"),
+    KEY("http.listen", KIND_TEXT, false, 1, 127, http.listen, http.listen, "none, or address and port such as 127.0.0.1:8080"),
+    KEY("http.api_key_file", KIND_FILE, false, 0, 0, http.api_key_file, http.api_key_file,
+        "the path of a file with a key per line"),
+    KEY("http.tls_cert", KIND_FILE, false, 0, 0, http.tls_cert, http.tls_cert, "the path of a PEM file"),
+    KEY("http.tls_key", KIND_FILE, false, 0, 0, http.tls_key, http.tls_key, "the path of a PEM file"),
+    KEY("http.cors", KIND_TEXT, false, 1, 255, http.cors, http.cors, "none, * or one origin such as https://chat.example.org"),
+    KEY("http.model_name", KIND_TEXT, false, 1, 127, http.model_name, http.model_name, "auto, or the name that clients ask for"),
+    KEY("http.insecure", KIND_BOOL, false, 0, 0, http.insecure, http.insecure, "true or false"),
+    KEY("http.max_body", KIND_SIZE, false, 0, 0, http.max_body, http.max_body, "a size from 1KiB to 64MiB"),
+    KEY("http.max_connections", KIND_U32, false, 1, 4096, http.max_connections, http.max_connections,
+        "a whole number from 1 to 4096"),
+    KEY("http.max_queue", KIND_U32, false, 1, 4096, http.max_queue, http.max_queue, "a whole number from 1 to 4096"),
+    KEY("http.timeout", KIND_U32, false, 1, 86400, http.timeout, http.timeout, "seconds from 1 to 86400"),
+    KEY("http.request_timeout", KIND_U32, false, 1, 86400, http.request_timeout, http.request_timeout, "seconds from 1 to 86400"),
 };
 #define N_KEYS ARRAY_LEN(keys)
 
@@ -118,7 +148,6 @@ static const struct key keys[] = {
 static const struct {
     const char *name, *remedy;
 } absent_keys[] = {
-    {"http", "it serves no HTTP; remove the key and use the command line"},
     {"loader", "the loader is always started by the coordinator; remove the key ('memory.loader' sets its cap)"},
     {"npu.spawn", "stages are always started by the coordinator; remove the key"},
     {"gpu.spawn", "stages are always started by the coordinator; remove the key"},
@@ -145,13 +174,22 @@ static const cyaml_schema_field_t gpu_fields[] = {
     LEAF(raw_gpu, "max_buffer", max_buffer), LEAF(raw_gpu, "subgroup", subgroup), LEAF(raw_gpu, "many", many),
     LEAF(raw_gpu, "validate", validate), LEAF(raw_gpu, "profile", profile), CYAML_FIELD_END,
 };
+static const cyaml_schema_field_t http_fields[] = {
+    LEAF(raw_http, "listen", listen), LEAF(raw_http, "api_key_file", api_key_file), LEAF(raw_http, "tls_cert", tls_cert),
+    LEAF(raw_http, "tls_key", tls_key), LEAF(raw_http, "cors", cors), LEAF(raw_http, "model_name", model_name),
+    LEAF(raw_http, "insecure", insecure), LEAF(raw_http, "max_body", max_body),
+    LEAF(raw_http, "max_connections", max_connections), LEAF(raw_http, "max_queue", max_queue),
+    LEAF(raw_http, "timeout", timeout), LEAF(raw_http, "request_timeout", request_timeout), CYAML_FIELD_END,
+};
 /* `memory` is a word or a mapping, which a schema cannot say: one schema for each. */
 #define TOP_FIELDS(memory_field) {                                                                                            \
     LEAF(raw, "model", model), LEAF(raw, "context", context), LEAF(raw, "sequences", sequences),                              \
     LEAF(raw, "chunk_tokens", chunk_tokens), LEAF(raw, "kv_type", kv_type), LEAF(raw, "pin_threads", pin_threads),            \
     LEAF(raw, "sandbox", sandbox), LEAF(raw, "checksums", checksums),                                                         \
     LEAF(raw, "stream_slots", stream_slots), memory_field,                                                                    \
-    GROUP("npu", npu, npu_fields), GROUP("gpu", gpu, gpu_fields), CYAML_FIELD_END                                       \
+    LEAF(raw, "restarts", restarts), LEAF(raw, "restarts_per_minute", restarts_per_minute),                                   \
+    LEAF(raw, "deadlines", deadlines), LEAF(raw, "heartbeat_s", heartbeat_s), LEAF(raw, "journal", journal),                                                 \
+    GROUP("npu", npu, npu_fields), GROUP("gpu", gpu, gpu_fields), GROUP("http", http, http_fields), CYAML_FIELD_END           \
 }
 static const cyaml_schema_field_t fields_memory_word[] = TOP_FIELDS(LEAF(raw, "memory", memory_word));
 static const cyaml_schema_field_t fields_memory_mapping[] = TOP_FIELDS(GROUP("memory", memory, memory_fields));
@@ -168,7 +206,7 @@ static int key_find(const char *name)
     return -1;
 }
 
-/* "npu", "gpu", "memory": keys that have keys below them. */
+/* "npu", "gpu", "memory", "http": keys that have keys below them. */
 static bool is_group(const char *name)
 {
     size_t n = strlen(name);
@@ -214,7 +252,7 @@ static const char *nearest(const char *name)
             best = keys[i].name;
         }
     }
-    static const char *const groups[] = {"npu", "gpu", "memory"};
+    static const char *const groups[] = {"npu", "gpu", "memory", "http"};
     for (size_t i = 0; i < ARRAY_LEN(groups); i++) {
         unsigned d = util_distance(name, groups[i]);
         if (d < best_distance && d < strlen(name)) {
@@ -232,7 +270,7 @@ static int unknown_key(const char *name, const char *place, struct err *err)
         if (strncmp(absent_keys[i].name, name, n) == 0 && (name[n] == '\0' || name[n] == '.'))
             return err_set(err, -EINVAL, "%s: key '%.80s' is not part of this version: %s", place, name, absent_keys[i].remedy);
     }
-    char prefix[16] = "", list[192];
+    char prefix[16] = "", list[256];
     const char *dot = strchr(name, '.');
     if (dot && (size_t)(dot - name) + 2 <= sizeof(prefix)) {
         char group[16];
@@ -251,7 +289,7 @@ struct walk {
     const char *path;
     yaml_parser_t parser;
     unsigned lines[N_KEYS]; /* 0 = not in the file */
-    unsigned group_lines[3];
+    unsigned group_lines[4];
     bool memory_is_mapping;
 };
 
@@ -317,7 +355,7 @@ static int walk_scalar(struct walk *w, const char *name, size_t line, struct err
 
 static int walk_group_start(struct walk *w, const char *name, size_t line, struct err *err)
 {
-    static const char *const groups[] = {"memory", "npu", "gpu"};
+    static const char *const groups[] = {"memory", "npu", "gpu", "http"};
     char place[160];
     place_of(place, w->path, line);
     for (size_t i = 0; i < ARRAY_LEN(groups); i++) {
@@ -498,14 +536,15 @@ static int set_model(struct config *c, const char *value)
     return 0;
 }
 
-static int set_manifest(struct config *c, const char *value)
+/* Every KIND_FILE is a char[FILE_NAME_BYTES]. */
+static int set_file(const struct config *c, const char *value, char *ret)
 {
     auto_free char *path = NULL;
     int r = *value ? resolve(c, value, &path) : 0;
-    if (r == 0 && path && strlen(path) >= sizeof(c->xrt.manifest))
+    if (r == 0 && path && strlen(path) >= FILE_NAME_BYTES)
         r = -ENAMETOOLONG;
     if (r == 0)
-        snprintf(c->xrt.manifest, sizeof(c->xrt.manifest), "%s", path ? path : "");
+        snprintf(ret, FILE_NAME_BYTES, "%s", path ? path : "");
     return r;
 }
 
@@ -550,6 +589,12 @@ static int apply(struct config *c, const struct key *k, const char *value, const
             return 0;
         }
         break;
+    case KIND_SIZE:
+        if (util_parse_bytes(value, &bytes) == 0 && bytes >= SIZE_MIN_BYTES && bytes <= SIZE_MAX_BYTES) {
+            memcpy(out, &bytes, sizeof(bytes));
+            return 0;
+        }
+        break;
     case KIND_BACKEND:
         if (strcmp(value, "auto") == 0 || strcmp(value, "xrt") == 0 || strcmp(value, "cpu") == 0) {
             snprintf(out, sizeof(c->npu.backend), "%s", value);
@@ -569,7 +614,7 @@ static int apply(struct config *c, const struct key *k, const char *value, const
         }
         break;
     case KIND_FILE:
-        r = set_manifest(c, value);
+        r = set_file(c, value, out);
         break;
     case KIND_BOOL:
         if (strcmp(value, "true") == 0 || strcmp(value, "false") == 0) {
@@ -687,6 +732,19 @@ int config_load(const char *path, const char *const *overrides, int n_overrides,
     c->gpu = (struct config_worker){.backend = "auto", .streamed = CONFIG_AUTO};
     c->xrt = (struct config_npu){.timeout_ms = 10000};
     c->device = (struct config_device){.name = "auto"};
+    c->restarts = 5;
+    c->restarts_per_minute = 20;
+    c->deadlines = true;
+    c->heartbeat_s = 5;
+    c->journal = true;
+    c->http = (struct config_http){.listen = "none",
+                                   .cors = "none",
+                                   .model_name = "auto",
+                                   .max_body = 1u << 20,
+                                   .max_connections = 256,
+                                   .max_queue = 128,
+                                   .timeout = 30,
+                                   .request_timeout = 600};
     int r = path ? load_file(c, err) : 0;
     for (int i = 0; r == 0 && i < n_overrides; i++)
         r = apply_override(c, overrides[i], err);
@@ -752,6 +810,19 @@ void config_sample(const char *model, char *buf, unsigned long buf_size)
         "128;\n"
         "# many: auto, or 1 to 4096\n"
         "gpu: {backend: auto, device: auto, memory: auto, threads: auto, streamed: auto, allow_cpu_device: false, without: '',\n"
-        "      max_buffer: auto, subgroup: auto, many: auto, validate: false, profile: false}\n",
+        "      max_buffer: auto, subgroup: auto, many: auto, validate: false, profile: false}\n"
+        "# When a stage dies or hangs (docs/OPERATIONS.md): how often it is started again without progress in between, 0: never\n"
+        "restarts: 5\n"
+        "restarts_per_minute: 20 # with or without progress\n"
+        "deadlines: auto         # off: a stage that hangs, or stands in a debugger, is waited for\n"
+        "heartbeat_s: 5          # a stage that does not answer for so many seconds hangs\n"
+        "journal: auto           # requests in progress are noted in the runtime folder, for --resume; or off\n"
+        "# `coordinator serve` (docs/HTTP.md). listen: none, or address and port such as 127.0.0.1:8080; api_key_file: one key per "
+        "line, needed\n"
+        "# beyond loopback unless insecure is true; tls_cert, tls_key: PEM files; cors: none, * or one origin; times in seconds\n"
+        "http: {listen: none, api_key_file: '', insecure: false, tls_cert: '', tls_key: '', cors: none, model_name: auto, "
+        "max_body: "
+        "1MiB,\n"
+        "       max_connections: 256, max_queue: 128, timeout: 30, request_timeout: 600}\n",
         quoted);
 }

@@ -38,6 +38,20 @@ struct config_device {   /* of a gpu backend that has one; what is said here of 
     uint64_t max_buffer; /* bytes of a buffer at most; 0 = as the device says */
 };
 
+struct config_http {
+    char listen[128];        /* "none", or address and port: 127.0.0.1:8080, [::1]:8080; port 0: any free one */
+    char api_key_file[1024]; /* absolute; "" = no key is asked for */
+    char tls_cert[1024], tls_key[1024];
+    char cors[256];       /* "none", "*" or one origin */
+    char model_name[128]; /* "auto" = the model's file without .gguf */
+    bool insecure;        /* may listen beyond loopback without a key */
+    uint64_t max_body;    /* bytes */
+    uint32_t max_connections;
+    uint32_t max_queue;       /* answers that wait for a sequence */
+    uint32_t timeout;         /* seconds: to read a request, and between two reads of an answer */
+    uint32_t request_timeout; /* seconds: from a request to the end of its answer */
+};
+
 struct config {
     char *path;                      /* of the file */
     char *model;                     /* absolute */
@@ -56,6 +70,12 @@ struct config {
     const char *const *faults; /* of the command line, not of the file; borrowed */
     int n_faults;
     struct config_device device; /* keys gpu.device, gpu.without, ... */
+    uint32_t restarts;           /* of a stage without progress in between, default 5; 0: its death is the end */
+    uint32_t restarts_per_minute;
+    bool deadlines;       /* stages that hang are killed; default true */
+    uint32_t heartbeat_s; /* without an answer a stage hangs */
+    bool journal;         /* requests in progress are noted, so that they can be resumed; default true */
+    struct config_http http;
 };
 
 /* path NULL: no file, all defaults, and `model` may be missing. overrides: "key=value" or "key.sub=value" strings as of --set,

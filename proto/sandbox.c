@@ -229,6 +229,21 @@ static const int driver_refused[] = {
     CALL(setuid), CALL(setgid), CALL(setreuid), CALL(setregid), CALL(setresuid), CALL(setresgid), CALL(setfsuid), CALL(setfsgid),
     CALL(setgroups), CALL(capset), CALL(chown), CALL(fchown), CALL(lchown), CALL(fchownat)};
 
+static struct scmp_arg_cmp equal(unsigned arg, scmp_datum_t value)
+{
+    return (struct scmp_arg_cmp){.arg = arg, .op = SCMP_CMP_EQ, .datum_a = value};
+}
+
+static struct scmp_arg_cmp unequal(unsigned arg, scmp_datum_t value)
+{
+    return (struct scmp_arg_cmp){.arg = arg, .op = SCMP_CMP_NE, .datum_a = value};
+}
+
+static struct scmp_arg_cmp masked(unsigned arg, scmp_datum_t mask, scmp_datum_t value)
+{
+    return (struct scmp_arg_cmp){.arg = arg, .op = SCMP_CMP_MASKED_EQ, .datum_a = mask, .datum_b = value};
+}
+
 static int add(scmp_filter_ctx f, uint32_t action, int call)
 {
     return seccomp_rule_add(f, action, call, 0);
@@ -248,32 +263,32 @@ static int strict_conditions(scmp_filter_ctx f)
     static const int fcntls[] = {F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC, F_GET_SEALS, F_ADD_SEALS};
     static const int prctls[] = {PR_SET_NAME, PR_GET_NAME, PR_SET_VMA};
     pid_t self = getpid();
-    int r = add_if(f, SCMP_ACT_ALLOW, CALL(mmap), SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0));
-    r = r ? r : add_if(f, SCMP_ACT_ALLOW, CALL(mprotect), SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0));
-    r = r ? r : add_if(f, SCMP_ACT_ALLOW, CALL(clone), SCMP_A0(SCMP_CMP_MASKED_EQ, CLONE_THREAD | CLONE_NEW, CLONE_THREAD));
-    r = r ? r : add_if(f, SCMP_ACT_ALLOW, CALL(tgkill), SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t)self));
-    r = r ? r : add_if(f, SCMP_ACT_ALLOW, CALL(kill), SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t)self));
-    r = r ? r : add_if(f, SCMP_ACT_ALLOW, CALL(newfstatat), SCMP_A3(SCMP_CMP_MASKED_EQ, AT_EMPTY_PATH, AT_EMPTY_PATH));
+    int r = add_if(f, SCMP_ACT_ALLOW, CALL(mmap), masked(2, PROT_EXEC, 0));
+    r = r ? r : add_if(f, SCMP_ACT_ALLOW, CALL(mprotect), masked(2, PROT_EXEC, 0));
+    r = r ? r : add_if(f, SCMP_ACT_ALLOW, CALL(clone), masked(0, CLONE_THREAD | CLONE_NEW, CLONE_THREAD));
+    r = r ? r : add_if(f, SCMP_ACT_ALLOW, CALL(tgkill), equal(0, (scmp_datum_t)self));
+    r = r ? r : add_if(f, SCMP_ACT_ALLOW, CALL(kill), equal(0, (scmp_datum_t)self));
+    r = r ? r : add_if(f, SCMP_ACT_ALLOW, CALL(newfstatat), masked(3, AT_EMPTY_PATH, AT_EMPTY_PATH));
     if (!ONLY_REPORTS)
-        r = r ? r : add_if(f, SCMP_ACT_ERRNO(EACCES), CALL(newfstatat), SCMP_A3(SCMP_CMP_MASKED_EQ, AT_EMPTY_PATH, 0));
+        r = r ? r : add_if(f, SCMP_ACT_ERRNO(EACCES), CALL(newfstatat), masked(3, AT_EMPTY_PATH, 0));
     /* a limit of its own is read, none is set */
-    r = r ? r : seccomp_rule_add(f, SCMP_ACT_ALLOW, CALL(prlimit64), 2, SCMP_A0(SCMP_CMP_EQ, 0), SCMP_A2(SCMP_CMP_EQ, 0));
+    r = r ? r : seccomp_rule_add(f, SCMP_ACT_ALLOW, CALL(prlimit64), 2, equal(0, 0), equal(2, 0));
     for (size_t i = 0; r == 0 && i < ARRAY_LEN(fcntls); i++)
-        r = add_if(f, SCMP_ACT_ALLOW, CALL(fcntl), SCMP_A1(SCMP_CMP_EQ, (scmp_datum_t)fcntls[i]));
+        r = add_if(f, SCMP_ACT_ALLOW, CALL(fcntl), equal(1, (scmp_datum_t)fcntls[i]));
     for (size_t i = 0; r == 0 && i < ARRAY_LEN(prctls); i++)
-        r = add_if(f, SCMP_ACT_ALLOW, CALL(prctl), SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t)prctls[i]));
+        r = add_if(f, SCMP_ACT_ALLOW, CALL(prctl), equal(0, (scmp_datum_t)prctls[i]));
     return r;
 }
 
 static int driver_conditions(scmp_filter_ctx f, uint32_t refuse)
 {
     pid_t self = getpid();
-    int r = add_if(f, refuse, CALL(clone), SCMP_A0(SCMP_CMP_MASKED_EQ, CLONE_THREAD, 0));
-    r = r ? r : add_if(f, refuse, CALL(tgkill), SCMP_A0(SCMP_CMP_NE, (scmp_datum_t)self));
-    r = r ? r : add_if(f, refuse, CALL(kill), SCMP_A0(SCMP_CMP_NE, (scmp_datum_t)self));
+    int r = add_if(f, refuse, CALL(clone), masked(0, CLONE_THREAD, 0));
+    r = r ? r : add_if(f, refuse, CALL(tgkill), unequal(0, (scmp_datum_t)self));
+    r = r ? r : add_if(f, refuse, CALL(kill), unequal(0, (scmp_datum_t)self));
     /* input put into the terminal would be read by a shell */
-    r = r ? r : add_if(f, refuse, CALL(ioctl), SCMP_A1(SCMP_CMP_MASKED_EQ, UINT32_MAX, TIOCSTI));
-    r = r ? r : add_if(f, refuse, CALL(ioctl), SCMP_A1(SCMP_CMP_MASKED_EQ, UINT32_MAX, TIOCLINUX));
+    r = r ? r : add_if(f, refuse, CALL(ioctl), masked(1, UINT32_MAX, TIOCSTI));
+    r = r ? r : add_if(f, refuse, CALL(ioctl), masked(1, UINT32_MAX, TIOCLINUX));
     return r;
 }
 

@@ -20,6 +20,7 @@
 #include "proto/sandbox.h"
 #include "proto/shm.h"
 #include "proto/stage_impl.h"
+#include "proto/status.h"
 #include "proto/util.h"
 
 #define CLOSE_MS 1000 /* a fill under way may take so long */
@@ -48,6 +49,39 @@ struct budget *stage_budget(struct stage_io *io)
     return &io->budget;
 }
 
+static void drop_rings(struct stage_io *io)
+{
+    for (int i = 0; i < STAGE_RINGS_MAX; i++) {
+        struct link *both[] = {&io->inputs[i], &io->outputs[i]};
+        for (size_t k = 0; k < ARRAY_LEN(both); k++) {
+            ring_detach(both[k]->ring);
+            bell_unmap(both[k]->peer);
+            *both[k] = (struct link){0};
+        }
+    }
+}
+
+/* No thread of ours looks at the rings. */
+static int paused(struct stage_io *io, struct err *err)
+{
+    struct msg m = {.type = MSG_TYPE_paused, .paused = {.epoch = io->pausing}};
+    drop_rings(io);
+    io->config.epoch = io->limits.epoch = io->pausing;
+    io->pausing = 0;
+    return conn_send(io->conn, &m, NULL, 0, err);
+}
+
+static int on_pause(struct stage_io *io, const struct msg_pause *m, struct err *err)
+{
+    if (!io->configured)
+        return err_set(err, -EPROTO, "PAUSE before CONFIGURE");
+    io->pausing = m->epoch;
+    if (!stage_data_runs(io))
+        return paused(io, err);
+    stage_data_park(io);
+    return 0;
+}
+
 static void on_report(uv_async_t *a)
 {
     struct stage_io *io = a->data;
@@ -62,9 +96,11 @@ static void on_report(uv_async_t *a)
         conn_send(io->conn, &(struct msg){.type = MSG_TYPE_drained}, NULL, 0, NULL);
     if (atomic_load(&io->broken))
         stage_fail(io, &io->data_err);
+    else if (io->pausing && !stage_data_runs(io) && paused(io, &err) < 0)
+        stage_fail(io, &err);
 }
 
-static int on_configure(struct stage_io *io, const struct msg_configure *c, int bell_fd, struct err *err)
+static int on_configure(struct stage_io *io, const struct msg_configure *c, const int *fds, struct err *err)
 {
     if (io->configured)
         return err_set(err, -EPROTO, "CONFIGURE came twice");
@@ -84,7 +120,9 @@ static int on_configure(struct stage_io *io, const struct msg_configure *c, int 
     io->sandbox.profile = loader || strcmp(c->backend, "cpu") == 0 ? SANDBOX_STRICT : SANDBOX_DRIVER;
     if (!loader)
         sandbox_begin(&io->sandbox, c->manifest);
-    int r = bell_map(bell_fd, &io->bell, err);
+    int r = bell_map(fds[0], &io->bell, err);
+    if (r == 0)
+        r = status_map(fds[1], &io->page, err);
     if (r == 0)
         r = fault_open(c->faults, io->control_fd, &io->faults, err);
     if (r == 0 && io->faults) {
@@ -104,10 +142,10 @@ static int on_attach(struct stage_io *io, const struct msg_attach_ring *m, const
 {
     uint32_t n = m->direction ? io->ops->n_outputs : io->ops->n_inputs;
     struct link *l = m->direction ? &io->outputs[m->index] : &io->inputs[m->index];
-    if (!io->configured || io->running || m->index >= n || m->index >= STAGE_RINGS_MAX || l->ring)
+    if (!io->configured || stage_data_runs(io) || io->pausing || m->index >= n || m->index >= STAGE_RINGS_MAX || l->ring)
         return err_set(err, -EPROTO, "unexpected ATTACH_RING (direction %u, index %u of %u)", m->direction, m->index, n);
     if (m->epoch != io->config.epoch)
-        return err_set(err, -ESTALE, "ATTACH_RING of epoch %u; CONFIGURE said %u", m->epoch, io->config.epoch);
+        return err_set(err, -ESTALE, "ATTACH_RING of epoch %u; CONFIGURE or PAUSE said %u", m->epoch, io->config.epoch);
     int r = bell_map(fds[1], &l->peer, err);
     if (r == 0)
         r = ring_attach(fds[0], m->direction ? RING_PRODUCER : RING_CONSUMER, m->epoch, io->bell, l->peer, &l->ring, err);
@@ -116,7 +154,7 @@ static int on_attach(struct stage_io *io, const struct msg_attach_ring *m, const
 
 static int on_start(struct stage_io *io, struct err *err)
 {
-    if (io->running || io->n_filled != io->n_segments)
+    if (stage_data_runs(io) || io->pausing || io->n_filled != io->n_segments)
         return err_set(err, -EPROTO, "START with %u of %u segments", io->n_filled, io->n_segments);
     for (uint32_t i = 0; i < io->ops->n_inputs + io->ops->n_outputs; i++) {
         const struct link *l = i < io->ops->n_inputs ? &io->inputs[i] : &io->outputs[i - io->ops->n_inputs];
@@ -182,7 +220,7 @@ static int handle(struct stage_io *io, const struct msg *m, int *fds, struct err
 {
     switch (m->type) {
     case MSG_TYPE_configure:
-        return on_configure(io, &m->configure, fds[0], err);
+        return on_configure(io, &m->configure, fds, err);
     case MSG_TYPE_attach_ring:
         return on_attach(io, &m->attach_ring, fds, err);
     case MSG_TYPE_segment_fill:
@@ -206,6 +244,14 @@ static int handle(struct stage_io *io, const struct msg *m, int *fds, struct err
         return stage_weights_filled(io, &m->segment_filled, err);
     case MSG_TYPE_start:
         return on_start(io, err);
+    case MSG_TYPE_segment_held:
+        return stage_weights_held(io, &m->segment_held, &fds[0], err);
+    case MSG_TYPE_slot_held:
+        return stage_stream_held(io, &m->slot_held, &fds[0], err);
+    case MSG_TYPE_pause:
+        return on_pause(io, &m->pause, err);
+    case MSG_TYPE_ping:
+        return conn_send(io->conn, &(struct msg){.type = MSG_TYPE_pong, .pong = {.serial = m->ping.serial}}, NULL, 0, err);
     case MSG_TYPE_stats_request:
         return on_stats(io, &m->stats_request, err);
     case MSG_TYPE_collect:
@@ -229,6 +275,8 @@ static int handle(struct stage_io *io, const struct msg *m, int *fds, struct err
     case MSG_TYPE_segment_released:
     case MSG_TYPE_segment_end:
     case MSG_TYPE_ready:
+    case MSG_TYPE_paused:
+    case MSG_TYPE_pong:
     case MSG_TYPE_stats:
     case MSG_TYPE_collecting:
     case MSG_TYPE_drained:
@@ -291,12 +339,7 @@ static void stage_close(struct stage_io *io)
         log_error("stage", "event loop still has handles");
     if (io->status)
         _exit(io->status); /* nothing is left to say; drivers of a lost device hang or crash when they are asked to tidy up */
-    for (int i = 0; i < STAGE_RINGS_MAX; i++) {
-        ring_detach(io->inputs[i].ring);
-        ring_detach(io->outputs[i].ring);
-        bell_unmap(io->inputs[i].peer);
-        bell_unmap(io->outputs[i].peer);
-    }
+    drop_rings(io);
     if (io->state)
         io->ops->close(io->state);
     shm_unmap(io->collected, io->collected_bytes);
@@ -305,6 +348,7 @@ static void stage_close(struct stage_io *io)
     stage_fill_close(io);
     bell_unmap(io->bell);
     fault_close(io->faults);
+    status_unmap(io->page);
     free(io);
 }
 
@@ -341,6 +385,7 @@ int stage_run(const struct stage_ops *ops, int fd)
         return 1;
     io->ops = ops;
     io->control_fd = fd;
+    memset(io->held_slots, 0xff, sizeof(io->held_slots)); /* -1 */
     io->segments_end = &io->segments;
     io->jobs_end = &io->jobs;
     setenv("UV_USE_IO_URING", "0", 0); /* some versions of libuv would; seccomp cannot see what a ring is asked for */

@@ -12,6 +12,7 @@
 #include "proto/fault.h"
 #include "proto/ring.h"
 #include "proto/stage_impl.h"
+#include "proto/status.h"
 #include "proto/util.h"
 
 #define JOIN_MS 1000
@@ -34,16 +35,18 @@ void *stage_reserve(struct stage_io *io, uint32_t output, struct chunk *c)
     uint64_t start = 0;
     for (;;) {
         uint32_t seen = bell_read(io->bell);
-        if (atomic_load_explicit(&io->stop, memory_order_acquire) || ring_poisoned(ring))
+        if (atomic_load_explicit(&io->stop, memory_order_acquire) || atomic_load(&io->hold) || ring_poisoned(ring))
             return NULL;
         slot = ring_reserve(ring);
         if (slot)
             break;
         if (!start)
             start = util_now_ns();
+        status_waits(io->page, true);
         bell_wait(io->bell, seen, 0, -1);
     }
     if (start) {
+        status_waits(io->page, false);
         uint64_t waited = util_now_ns() - start;
         io->process_blocked_ns += waited;
         atomic_fetch_add_explicit(&io->blocked_ns, waited, memory_order_relaxed);
@@ -92,6 +95,35 @@ static int pass_on(struct stage_io *io, const void *payload)
     return forward_failure(io, &e);
 }
 
+/* Chunks that cost about the same: by tokens, and in the last layer by rows of logits, in powers of two. */
+static uint32_t kind_of(const struct stage_io *io)
+{
+    const struct chunk *c = &io->chunk;
+    bool last = c->h.layer + 1 == io->config.n_layers;
+    uint32_t n = last ? chunk_n_logits(c) : c->h.n_tokens, kind = last ? STAGE_WORK_KINDS / 2 : 0;
+    for (; n > 1 && kind + 1 < (last ? STAGE_WORK_KINDS : STAGE_WORK_KINDS / 2); n /= 2)
+        kind++;
+    return kind;
+}
+
+static int process(struct stage_io *io, uint32_t input, const void *payload, struct err *err)
+{
+    struct chunk *c = &io->chunk;
+    uint64_t *usual = &io->usual_ns[kind_of(io)];
+    status_busy(io->page, &(struct status_work){.since_ns = io->process_blocked_ns ? util_now_ns() : io->process_start_ns,
+                                                .chunk = c->h.id,
+                                                .layer = c->h.layer,
+                                                .n_tokens = c->h.n_tokens,
+                                                .usual_ns = *usual});
+    int r = io->faults ? fault_chunk(io->faults, c->h.layer, err) : 0;
+    if (r == 0)
+        r = io->ops->process(io->state, io, input, c, payload, err);
+    status_waits(io->page, true);
+    uint64_t took = util_now_ns() - io->process_start_ns - io->process_blocked_ns;
+    *usual = *usual ? *usual + took / 8 - *usual / 8 : MAX(took, 1u);
+    return r;
+}
+
 static int take_chunk(struct stage_io *io, uint32_t input, const void *slot, struct err *err)
 {
     const void *payload;
@@ -112,14 +144,12 @@ static int take_chunk(struct stage_io *io, uint32_t input, const void *slot, str
     bool last_of_pass = c->h.pass_index + 1 >= c->h.pass_count;
     if (input && input + 1 == io->ops->n_inputs)
         io->pass_open = !last_of_pass;
-    if (io->faults && (r = fault_chunk(io->faults, c->h.layer, err)) < 0)
-        return r;
     if (c->h.kind == CHUNK_FAILED) {
         r = pass_on(io, payload);
     } else {
         r = stage_stream_enter(io, c->h.layer, &why);
         if (r == 0)
-            r = io->ops->process(io->state, io, input, c, payload, &why);
+            r = process(io, input, payload, &why);
     }
     stage_stream_leave(io, last_of_pass);
     if (r == -ENODEV)
@@ -156,12 +186,27 @@ static int step(struct stage_io *io, struct err *err)
     return 0;
 }
 
+/* Keeps away from the rings until the main thread lets go. */
+static void park(struct stage_io *io, uint32_t hold, uint32_t seen)
+{
+    if (atomic_exchange(&io->parked, hold) != hold)
+        uv_async_send(&io->report);
+    bell_wait(io->bell, seen, 0, -1);
+}
+
 static void *data_main(void *arg)
 {
     struct stage_io *io = arg;
     pthread_setname_np(pthread_self(), "data");
-    while (!atomic_load_explicit(&io->stop, memory_order_acquire)) {
-        uint32_t seen = bell_read(io->bell);
+    for (;;) {
+        uint32_t seen = bell_read(io->bell); /* before looking at anything: what comes later rings it */
+        if (atomic_load_explicit(&io->stop, memory_order_acquire))
+            break;
+        uint32_t hold = atomic_load(&io->hold);
+        if (hold) {
+            park(io, hold, seen);
+            continue;
+        }
         bool draining = atomic_load(&io->draining);
         int r = step(io, &io->data_err);
         if (r < 0) {
@@ -200,8 +245,27 @@ static void pin_to_first(pthread_t thread)
     }
 }
 
+void stage_data_park(struct stage_io *io)
+{
+    if (!atomic_load(&io->hold))
+        atomic_store(&io->hold, ++io->n_holds ? io->n_holds : ++io->n_holds);
+    bell_ring(io->bell);
+}
+
+bool stage_data_runs(struct stage_io *io)
+{
+    uint32_t hold = atomic_load(&io->hold);
+    return io->running && (hold == 0 || atomic_load(&io->parked) != hold);
+}
+
 int stage_data_start(struct stage_io *io, struct err *err)
 {
+    if (io->running) {
+        atomic_store(&io->draining, false);
+        atomic_store(&io->hold, 0);
+        bell_ring(io->bell);
+        return 0;
+    }
     sigset_t all, old;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old);

@@ -66,10 +66,20 @@ static void fill_after(uv_work_t *w, int status)
         fill_next(io);
 }
 
+/* A slot is filled by one at a time, in the order of the requests. */
+static bool has_its_turn(const struct stage_io *io, const struct fill_job *j)
+{
+    for (const struct fill_job *i = io->jobs; i != j; i = i->next) {
+        if (i->what.slot != STAGE_NO_SLOT && i->what.slot == j->what.slot && i->what.kind == j->what.kind)
+            return false;
+    }
+    return true;
+}
+
 static void fill_next(struct stage_io *io)
 {
     for (struct fill_job *j = io->jobs; j && io->n_filling < FILLING_MAX; j = j->next) {
-        if (j->begun)
+        if (j->begun || !has_its_turn(io, j))
             continue;
         j->begun = true;
         io->n_filling++;

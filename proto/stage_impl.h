@@ -20,11 +20,14 @@ struct bell;
 struct conn;
 struct faults;
 struct fill_job;
+struct held;
 struct ring;
 struct segment;
+struct status;
 struct stream;
 
 #define STAGE_RINGS_MAX 8
+#define STAGE_WORK_KINDS 24 /* of chunks, by what they cost */
 
 struct link {
     struct ring *ring;
@@ -37,7 +40,7 @@ struct stage_io {
     uv_loop_t loop;
     struct conn *conn;
     uv_signal_t term;
-    uv_async_t report;   /* data thread: look at `drained` and `broken` */
+    uv_async_t report;   /* data thread: look at `drained`, `parked` and `broken` */
     uv_timer_t deadline; /* of closing */
     struct budget budget;
     struct msg_configure config;
@@ -46,19 +49,26 @@ struct stage_io {
     int control_fd;
     bool configured, finished;
     int status;
+    uint32_t pausing; /* epoch to come, once the data thread is parked; 0: none */
     struct bell *bell;
+    struct status *page;
     struct link inputs[STAGE_RINGS_MAX], outputs[STAGE_RINGS_MAX];
     struct segment *segments, **segments_end;       /* in the order in which they are wanted */
     uint32_t n_segments, n_filled, n_coming, lease; /* n_coming: made, and not yet with the stage */
     bool all_announced;
-    struct stream *stream; /* NULL: nothing is streamed */
+    struct held *held;               /* segments of a predecessor that are not taken yet */
+    int held_slots[STAGE_SLOTS_MAX]; /* likewise; -1: none */
+    struct stream *stream;           /* NULL: nothing is streamed */
     struct fill_job *jobs, **jobs_end;
     uint32_t n_filling; /* jobs that worker threads have */
     void *collected;    /* mapping of COLLECT */
     uint64_t collected_bytes;
 
     pthread_t thread;
-    bool running;
+    bool running; /* there is a data thread */
+    /* hold: not 0: it shall keep away from rings, and says so by putting the same number into parked. */
+    uint32_t n_holds;
+    _Atomic uint32_t hold, parked;
     _Atomic bool stop, done, draining, drained, broken;
     struct err data_err; /* the data thread's until `broken` is set, then the main thread's */
     size_t misfit;       /* bytes of a chunk that its output slot did not take */
@@ -67,6 +77,7 @@ struct stage_io {
     bool pass_open; /* of a pass that begins, more is to come from the last input; the data thread's */
     void *out_slot[STAGE_RINGS_MAX];
     uint64_t process_start_ns, process_blocked_ns;
+    uint64_t usual_ns[STAGE_WORK_KINDS]; /* running means; the data thread's */
     _Atomic uint64_t chunks, tokens, busy_ns, idle_ns, blocked_ns;
 };
 
@@ -74,11 +85,13 @@ struct stage_io {
 void stage_fail(struct stage_io *io, const struct err *err);
 
 /* stage_weights.c */
+int stage_weights_held(struct stage_io *io, const struct msg_segment_held *m, int *fd, struct err *err);
 int stage_weights_make(struct stage_io *io, struct err *err);
 int stage_weights_filled(struct stage_io *io, const struct msg_segment_filled *m, struct err *err);
 void stage_weights_close(struct stage_io *io);
 
 /* stage_stream.c. Main thread: */
+int stage_stream_held(struct stage_io *io, const struct msg_slot_held *m, int *fd, struct err *err);
 int stage_stream_make(struct stage_io *io, struct err *err); /* slots, and segment() for the layers */
 void stage_stream_start(struct stage_io *io);                /* no data thread runs: slots shall hold the first layers */
 int stage_stream_ask(struct stage_io *io, struct err *err);  /* for what the data thread wants */
@@ -97,8 +110,11 @@ struct stage_fill {
 int stage_fill_add(struct stage_io *io, const struct stage_fill *what, int *fd, struct err *err);
 void stage_fill_close(struct stage_io *io);
 
-/* stage_data.c: the thread; stop gives up, and the process with it, when a computation does not come back in time. */
+/* stage_data.c: the thread. start: also lets a parked one go on. park: `report` tells when it keeps away from rings. stop gives up,
+ * and the process with it, when a computation does not come back in time. */
 int stage_data_start(struct stage_io *io, struct err *err);
+void stage_data_park(struct stage_io *io);
+bool stage_data_runs(struct stage_io *io); /* it may use the rings */
 void stage_data_stop(struct stage_io *io);
 
 #endif

@@ -63,6 +63,14 @@ int stage_stream_segment(struct stage_io *io, uint32_t kind, uint32_t layer, uin
     return 0;
 }
 
+static void drop_held(struct stage_io *io)
+{
+    for (uint32_t i = 0; i < STAGE_SLOTS_MAX; i++) {
+        auto_fd fd = take_fd(&io->held_slots[i]);
+        (void)fd;
+    }
+}
+
 static void link_layers(struct stream *s)
 {
     for (uint32_t i = 0; i < s->n_layers; i++) {
@@ -79,23 +87,39 @@ static int make_slot(struct stage_io *io, uint32_t i, struct err *err)
     int r = budget_take(&io->budget, BUDGET_WEIGHTS, t->bytes, err);
     if (r < 0)
         return err_wrap(err, r, "slot %u for streamed weights", i);
-    t->fd = shm_make("tandem-slot", t->bytes, false, err);
+    t->fd = take_fd(&io->held_slots[i]);
+    bool held = t->fd >= 0 && shm_check(t->fd, t->bytes, NULL) == 0;
+    if (!held) {
+        util_close_fd(&t->fd);
+        t->fd = shm_make("tandem-slot", t->bytes, false, err);
+    }
     r = t->fd < 0 ? t->fd : shm_map(t->fd, t->bytes, false, &t->data, err);
-    if (r < 0)
+    if (r < 0 || held)
         return r;
     struct msg m = {.type = MSG_TYPE_slot_new, .slot_new = {.kind = io->stream->layers[0].kind, .slot = i, .bytes = t->bytes}};
     return conn_send(io->conn, &m, &t->fd, 1, err);
+}
+
+int stage_stream_held(struct stage_io *io, const struct msg_slot_held *m, int *fd, struct err *err)
+{
+    if (io->configured || m->slot >= STAGE_SLOTS_MAX || io->held_slots[m->slot] >= 0)
+        return err_set(err, -EPROTO, "unexpected SLOT_HELD (slot %u)%s", m->slot, io->configured ? " after CONFIGURE" : "");
+    io->held_slots[m->slot] = take_fd(fd);
+    return 0;
 }
 
 int stage_stream_make(struct stage_io *io, struct err *err)
 {
     struct stream *s = io->stream;
     int r = 0;
-    if (!s)
+    if (!s) {
+        drop_held(io);
         return 0;
+    }
     link_layers(s);
     for (uint32_t i = 0; r == 0 && i < s->n_slots; i++)
         r = make_slot(io, i, err);
+    drop_held(io);
     for (uint32_t i = 0; r >= 0 && i < s->n_layers; i++) {
         const struct layer *l = &s->layers[i];
         if (io->ops->segment)
@@ -111,6 +135,7 @@ void stage_stream_start(struct stage_io *io)
         atomic_store(&s->slots[s->layers[i - 1].slot].want, i);
     if (s)
         s->current = 0;
+    io->pass_open = false;
 }
 
 int stage_stream_ask(struct stage_io *io, struct err *err)
@@ -164,6 +189,7 @@ void stage_stream_stats(struct stage_io *io, struct msg_stats *ret)
 void stage_stream_close(struct stage_io *io)
 {
     struct stream *s = io->stream;
+    drop_held(io);
     for (uint32_t i = 0; s && i < s->n_slots; i++) {
         shm_unmap(s->slots[i].data, s->slots[i].bytes);
         util_close_fd(&s->slots[i].fd);
@@ -197,7 +223,7 @@ static bool wait_for(struct stage_io *io, uint32_t index)
         } else if (atomic_load(&t->held) == index + 1) {
             return true;
         }
-        if (atomic_load_explicit(&io->stop, memory_order_acquire))
+        if (atomic_load_explicit(&io->stop, memory_order_acquire) || atomic_load(&io->hold))
             return false;
         bell_wait(io->bell, seen, 0, -1);
     }

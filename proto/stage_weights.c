@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * The segments that a worker wants: makes their memfds, tells the coordinator, maps what the loader has filled, and gives back what
- * the stage has copied. Main thread. */
+ * The segments that a worker wants: makes their memfds or takes those of a predecessor, tells the coordinator, maps what the loader
+ * has filled, and gives back what the stage has copied. Main thread. */
 #include <errno.h>
 #include <fcntl.h>
 
@@ -17,6 +17,60 @@ struct segment {
     void *data; /* read-only mapping once it is filled */
     bool made;
 };
+
+struct held {
+    struct held *next;
+    uint32_t kind, layer;
+    uint64_t bytes;
+    bool filled;
+    int fd;
+};
+
+int stage_weights_held(struct stage_io *io, const struct msg_segment_held *m, int *fd, struct err *err)
+{
+    if (io->configured)
+        return err_set(err, -EPROTO, "SEGMENT_HELD after CONFIGURE");
+    struct held *h = calloc(1, sizeof(*h));
+    if (!h)
+        return err_set(err, -ENOMEM, "SEGMENT_HELD: out of memory");
+    *h = (struct held){
+        .next = io->held, .kind = m->kind, .layer = m->layer, .bytes = m->bytes, .filled = m->filled, .fd = take_fd(fd)};
+    io->held = h;
+    return 0;
+}
+
+static void held_free(struct held *h)
+{
+    close(h->fd);
+    free(h);
+}
+
+static void drop_held(struct stage_io *io)
+{
+    while (io->held) {
+        struct held *h = io->held;
+        io->held = h->next;
+        held_free(h);
+    }
+}
+
+/* A predecessor's memfd for this segment, if there is one that is what its sender says; -1: none. */
+static int take_held(struct stage_io *io, const struct segment *s, bool *ret_filled)
+{
+    for (struct held **p = &io->held; *p; p = &(*p)->next) {
+        struct held *h = *p;
+        if (h->kind != s->kind || h->layer != s->layer)
+            continue;
+        int seals = fcntl(h->fd, F_GET_SEALS), fd = -1;
+        *ret_filled = h->filled;
+        if (h->bytes == s->bytes && seals >= 0 && (!h->filled || (seals & F_SEAL_WRITE)) && shm_check(h->fd, s->bytes, NULL) == 0)
+            fd = take_fd(&h->fd);
+        *p = h->next;
+        held_free(h);
+        return fd;
+    }
+    return -1;
+}
 
 int stage_want_segment(struct stage_io *io, uint32_t kind, uint32_t layer, uint64_t bytes, struct err *err)
 {
@@ -35,11 +89,39 @@ void stage_lease(struct stage_io *io, uint32_t n)
     io->lease = n;
 }
 
+static int release_segment(struct stage_io *io, struct segment *s, struct err *err)
+{
+    struct msg m = {.type = MSG_TYPE_segment_released, .segment_released = {.kind = s->kind, .layer = s->layer}};
+    shm_unmap(s->data, s->bytes);
+    s->data = NULL;
+    close(take_fd(&s->fd));
+    budget_give(&io->budget, BUDGET_WEIGHTS, s->bytes);
+    return conn_send(io->conn, &m, NULL, 0, err);
+}
+
+/* It is filled and sealed: the stage may have it. */
+static int hand_over(struct stage_io *io, struct segment *s, struct err *err)
+{
+    int r = shm_map(s->fd, s->bytes, false, &s->data, err);
+    io->n_filled++;
+    io->n_coming--;
+    if (r == 0 && io->ops->segment)
+        r = io->ops->segment(io->state, s->kind, s->layer, s->data, s->bytes, err);
+    return r == STAGE_SEGMENT_COPIED ? release_segment(io, s, err) : r;
+}
+
 static int make_segment(struct stage_io *io, struct segment *s, struct err *err)
 {
     int r = budget_take(&io->budget, BUDGET_WEIGHTS, s->bytes, err);
     if (r < 0)
         return err_wrap(err, r, "weights of layer %u", s->layer);
+    bool filled;
+    s->fd = take_held(io, s, &filled);
+    if (s->fd >= 0) {
+        s->made = true;
+        io->n_coming++;
+        return filled ? hand_over(io, s, err) : 0;
+    }
     s->fd = shm_make("tandem-weights", s->bytes, true, err);
     if (s->fd < 0)
         return s->fd;
@@ -66,17 +148,8 @@ int stage_weights_make(struct stage_io *io, struct err *err)
     if (r < 0 || left || io->all_announced || (io->lease && io->n_filled < io->n_segments))
         return r;
     io->all_announced = true;
+    drop_held(io);
     struct msg m = {.type = MSG_TYPE_segment_end, .segment_end = {.count = io->n_segments}};
-    return conn_send(io->conn, &m, NULL, 0, err);
-}
-
-static int release_segment(struct stage_io *io, struct segment *s, struct err *err)
-{
-    struct msg m = {.type = MSG_TYPE_segment_released, .segment_released = {.kind = s->kind, .layer = s->layer}};
-    shm_unmap(s->data, s->bytes);
-    s->data = NULL;
-    close(take_fd(&s->fd));
-    budget_give(&io->budget, BUDGET_WEIGHTS, s->bytes);
     return conn_send(io->conn, &m, NULL, 0, err);
 }
 
@@ -88,13 +161,7 @@ int stage_weights_filled(struct stage_io *io, const struct msg_segment_filled *m
         int seals = fcntl(s->fd, F_GET_SEALS);
         if (seals < 0 || !(seals & F_SEAL_WRITE))
             return err_set(err, -EPROTO, "segment kind %u layer %u is not sealed against writing", m->kind, m->layer);
-        int r = shm_map(s->fd, s->bytes, false, &s->data, err);
-        io->n_filled++;
-        io->n_coming--;
-        if (r == 0 && io->ops->segment)
-            r = io->ops->segment(io->state, s->kind, s->layer, s->data, s->bytes, err);
-        if (r == STAGE_SEGMENT_COPIED)
-            r = release_segment(io, s, err);
+        int r = hand_over(io, s, err);
         return r < 0 ? r : stage_weights_make(io, err);
     }
     return err_set(err, -EPROTO, "unexpected SEGMENT_FILLED (kind %u, layer %u)", m->kind, m->layer);
@@ -102,6 +169,7 @@ int stage_weights_filled(struct stage_io *io, const struct msg_segment_filled *m
 
 void stage_weights_close(struct stage_io *io)
 {
+    drop_held(io);
     while (io->segments) {
         struct segment *s = io->segments;
         io->segments = s->next;

@@ -195,6 +195,20 @@ int engine_collect(struct engine *e, double *ret_area[2], struct err *err)
     return err_set(err, -ENOTSUP, "the fake engine has no matrices");
 }
 
+const struct engine_recovery *engine_last_recovery(const struct engine *e)
+{
+    static const struct engine_recovery none;
+    (void)e;
+    return &none;
+}
+
+int engine_left_request(struct engine *e, struct journal_request *ret, struct journal_file **ret_file, uint32_t *ret_others,
+                        struct err *err)
+{
+    (void)e, (void)ret, (void)ret_file, (void)ret_others;
+    return err_set(err, -ENOTSUP, "the fake engine has no journal");
+}
+
 int engine_stats(struct engine *e, struct monitor_snapshot *ret, struct err *err)
 {
     (void)e, (void)err;
@@ -211,4 +225,41 @@ int engine_stats(struct engine *e, struct monitor_snapshot *ret, struct err *err
         s->peak_bytes = 900;
     }
     return 0;
+}
+
+/* No command under test serves. */
+struct uv_loop_s *engine_loop(struct engine *e)
+{
+    (void)e;
+    return NULL;
+}
+
+enum engine_state engine_state(const struct engine *e, const char **ret_reason)
+{
+    (void)e;
+    *ret_reason = "ready";
+    return ENGINE_READY;
+}
+
+int engine_serve(struct engine *e, struct err *err)
+{
+    (void)e;
+    return err_set(err, -ENOTSUP, "the fake engine does not serve");
+}
+
+void engine_pump(struct engine *e)
+{
+    (void)e;
+}
+
+struct monitor *engine_monitor(const struct engine *e)
+{
+    (void)e;
+    return NULL;
+}
+
+const char *engine_state_name(enum engine_state s)
+{
+    (void)s;
+    return "ready";
 }

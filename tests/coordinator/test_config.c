@@ -84,8 +84,22 @@ static void test_all_keys(void **state)
         load("# comment\nmodel: /m/a.gguf\ncontext: 1048576\nsequences: 64\nchunk_tokens: 1024\nkv_type: f32\npin_threads: "
              "off\nsandbox: off\n"
              "memory: {coordinator: 256MiB, loader: 512MiB, npu_worker: 2560MiB, gpu_worker: 1GiB}\n"
-             "npu: {backend: cpu, memory: 3GiB, threads: 7}\ngpu:\n  backend: auto\n  memory: auto\n  threads: auto\n",
+             "npu: {backend: cpu, memory: 3GiB, threads: 7}\ngpu:\n  backend: auto\n  memory: auto\n  threads: auto\n"
+             "http: {listen: '[::1]:0', api_key_file: /k, tls_cert: /c, tls_key: k, cors: '*', model_name: m, insecure: true, "
+             "max_body: 64MiB, max_connections: 4096, max_queue: 1, timeout: 1, request_timeout: 86400}\n",
              NULL);
+    assert_string_equal(c->http.listen, "[::1]:0");
+    assert_string_equal(c->http.api_key_file, "/k");
+    assert_string_equal(c->http.tls_cert, "/c");
+    assert_string_equal(strrchr(c->http.tls_key, '/'), "/k");
+    assert_string_equal(c->http.cors, "*");
+    assert_string_equal(c->http.model_name, "m");
+    assert_true(c->http.insecure);
+    assert_int_equal(c->http.max_body, 64u << 20);
+    assert_int_equal(c->http.max_connections, 4096);
+    assert_int_equal(c->http.max_queue, 1);
+    assert_int_equal(c->http.timeout, 1);
+    assert_int_equal(c->http.request_timeout, 86400);
     assert_string_equal(c->model, "/m/a.gguf");
     assert_int_equal(c->context, 1048576);
     assert_int_equal(c->sequences, 64);
@@ -153,6 +167,7 @@ static void test_sample_is_the_defaults(void **state)
     assert_memory_equal(s->caps, d->caps, sizeof(s->caps));
     assert_memory_equal(&s->npu, &d->npu, sizeof(s->npu));
     assert_memory_equal(&s->gpu, &d->gpu, sizeof(s->gpu));
+    assert_memory_equal(&s->http, &d->http, sizeof(s->http));
     config_free(s);
     config_free(d);
 }
@@ -201,7 +216,12 @@ static const struct bad {
     {"model: a\nnpu: {validate: true}\n", NULL, "unknown key 'npu.validate'; did you mean 'gpu.validate'"},
     {"model: a\nnpu: {spawn: true}\n", NULL, "key 'npu.spawn' is not part of this version"},
     {"model: a\nloader: {spawn: true}\n", NULL, "line 2: key 'loader' is not part of this version"},
-    {"model: a\nhttp: {listen: none}\n", NULL, "line 2: key 'http' is not part of this version"},
+    {"model: a\nhttp: {listen: ''}\n", NULL, "line 2: key 'http.listen': found ''; expected none, or address and port"},
+    {"model: a\nhttp: {max_body: 65MiB}\n", NULL, "key 'http.max_body': found '65MiB'; expected a size from 1KiB to 64MiB"},
+    {"model: a\nhttp: {max_body: 1023}\n", NULL, "key 'http.max_body': found '1023'; expected a size from 1KiB to 64MiB"},
+    {"model: a\nhttp: {timeout: 0}\n", NULL, "key 'http.timeout': found '0'; expected seconds from 1 to 86400"},
+    {"model: a\nhttp: {listn: none}\n", NULL, "did you mean 'http.listen'"},
+    {"model: a\nhttp: {cors: none}\nhttp: {cors: none}\n", NULL, "line 3: key 'http' is given twice, first in line 2"},
     {"model: a\nnpu: cpu\n", NULL, "key 'npu' has a single value; expected a mapping with any of backend, memory, threads"},
     {"model: a\nmemory: 2GiB\n", NULL, "key 'memory': found '2GiB'; expected auto, or a mapping"},
     {"model: a\nmemory: [1]\n", NULL, "key 'memory' has a list"},
@@ -230,7 +250,7 @@ static const struct bad {
     {"model: a\n", "=3", "expected key=value"},
     {"model: a\n", "context=0", "--set 'context=0': key 'context': found '0'; expected a whole number from 1 to 1048576"},
     {"model: a\n", "npu=3", "key 'npu' has keys below it"},
-    {"model: a\n", "http.listen=x", "key 'http.listen' is not part of this version"},
+    {"model: a\n", "http.max_queue=0", "key 'http.max_queue': found '0'; expected a whole number from 1 to 4096"},
     {"model: a\n", "gpu.bakend=cpu", "did you mean 'gpu.backend'"},
     {"model: a\n", "gpu.backend=metal", "found 'metal'; expected auto, vulkan or cpu"},
 };

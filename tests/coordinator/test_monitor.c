@@ -36,11 +36,16 @@ static void test_meter(void **state)
     assert_int_equal(m.total, 110);
 }
 
+static uint64_t next(void)
+{
+    static uint64_t n;
+    return ++n;
+}
+
 /* Another value in every member. */
 static void fill(struct monitor_snapshot *s)
 {
-    uint64_t n = 1;
-    *s = (struct monitor_snapshot){.state = MONITOR_FAILED, .uptime_ms = n++, .context = (uint32_t)n++};
+    *s = (struct monitor_snapshot){.state = MONITOR_FAILED, .uptime_ms = next(), .context = (uint32_t)next()};
     s->counts = (struct schedule_counts){.in_flight = 11,
                                          .in_flight_most = 12,
                                          .queued = 13,
@@ -59,32 +64,32 @@ static void fill(struct monitor_snapshot *s)
     for (int i = 0; i < CONFIG_PROCESSES; i++) {
         struct engine_process_stats *p = &s->process[i];
         *p = (struct engine_process_stats){.name = plan_process_name((enum config_process)i),
-                                           .pid = (int)n++,
+                                           .pid = (int)next(),
                                            .backend = "cpu \"avx2\"",
                                            .answered = i % 2,
-                                           .total_peak = n++,
-                                           .limit = n++,
-                                           .fixed = n++,
-                                           .rss = n++,
-                                           .pss = n++,
-                                           .anon = n++,
-                                           .usage = n++,
-                                           .peak_bytes = n++,
-                                           .cap = n++,
-                                           .kills = n++,
+                                           .total_peak = next(),
+                                           .limit = next(),
+                                           .fixed = next(),
+                                           .rss = next(),
+                                           .pss = next(),
+                                           .anon = next(),
+                                           .usage = next(),
+                                           .peak_bytes = next(),
+                                           .cap = next(),
+                                           .kills = next(),
                                            .cap_enforced = i % 3 == 0,
-                                           .restarts = n++,
-                                           .busy_ns = n++ * 1000000,
-                                           .idle_ns = n++ * 1000000,
-                                           .blocked_ns = n++ * 1000000,
-                                           .chunks = n++,
-                                           .bytes_read = n++,
-                                           .products = n++,
-                                           .offloaded = n++};
+                                           .restarts = next(),
+                                           .busy_ns = next() * 1000000,
+                                           .idle_ns = next() * 1000000,
+                                           .blocked_ns = next() * 1000000,
+                                           .chunks = next(),
+                                           .bytes_read = next(),
+                                           .products = next(),
+                                           .offloaded = next()};
         for (int k = 0; k < BUDGET_CATEGORIES; k++) {
-            p->budget[k] = n++;
-            p->peak[k] = n++;
-            p->planned[k] = n++;
+            p->budget[k] = next();
+            p->peak[k] = next();
+            p->planned[k] = next();
         }
     }
 }

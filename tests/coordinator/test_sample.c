@@ -238,6 +238,121 @@ static void test_penalty(void **state)
     sampler_close(s);
 }
 
+/* Presence and frequency count the output alone, which is the end of the history; the row itself stays. */
+static void test_output_penalties(void **state)
+{
+    (void)state;
+    struct sampler *s;
+    float row[VOCAB] = {0}, before[VOCAB];
+    struct sample_params p = plain;
+    const uint32_t history[] = {9, 9, 9, 9, 5, 6, 5, 4000000000u}; /* the last four are output */
+    row[9] = 4.0f;
+    row[5] = 5.0f;
+    row[6] = 4.5f;
+    memcpy(before, row, sizeof(row));
+    p.temperature = 0.0f;
+    assert_int_equal(sampler_open(VOCAB, &s), 0);
+    p.presence_penalty = 0.9f; /* 5: 4.1, 6: 3.6, 9: 4 */
+    assert_int_equal(sampler_pick(s, &p, row, history, 8, 0, 4), 5);
+    p.presence_penalty = 1.1f; /* 5: 3.9 */
+    assert_int_equal(sampler_pick(s, &p, row, history, 8, 0, 4), 9);
+    assert_int_equal(sampler_pick(s, &p, row, history, 8, 0, 8), 5); /* 9 is output, too: 5: 3.9, 9: 2.9 */
+    p.presence_penalty = 0.0f;
+    p.frequency_penalty = 0.45f; /* 5: 4.1, 6: 4.05 */
+    assert_int_equal(sampler_pick(s, &p, row, history, 8, 0, 4), 5);
+    p.frequency_penalty = 0.48f; /* 5: 4.04, 6: 4.02 */
+    assert_int_equal(sampler_pick(s, &p, row, history, 8, 0, 4), 5);
+    p.frequency_penalty = 0.52f; /* 5: 3.96, 6: 3.98, 9: 4 */
+    assert_int_equal(sampler_pick(s, &p, row, history, 8, 0, 4), 9);
+    p.frequency_penalty = -1.0f; /* a negative one favours: 5: 7 */
+    row[9] = 6.9f;
+    assert_int_equal(sampler_pick(s, &p, row, history, 8, 0, 4), 5);
+    row[9] = before[9];
+    assert_memory_equal(row, before, sizeof(row));
+    sampler_close(s);
+}
+
+static void test_bias(void **state)
+{
+    (void)state;
+    struct sampler *s;
+    float row[VOCAB];
+    unsigned counts[VOCAB];
+    struct sample_params p = plain;
+    const struct sample_bias bias[] = {{20, 100.0f}, {VOCAB, 100.0f}, {4000000000u, 100.0f}},
+                             ban[] = {{20, -100.0f}, {21, -100.0f}};
+    make_row(row);
+    p.bias = bias;
+    p.n_bias = 3;
+    draw(&p, row, counts);
+    assert_int_equal(counts[20], DRAWS);
+    p.bias = ban;
+    p.n_bias = 2;
+    draw(&p, row, counts);
+    assert_int_equal(counts[20] + counts[21], 0);
+    assert_true(counts[22] > 0);
+    p.temperature = 0.0f;
+    p.bias = bias;
+    assert_int_equal(sampler_open(VOCAB, &s), 0);
+    assert_int_equal(sampler_pick(s, &p, row, NULL, 0, 0, 0), 20);
+    sampler_close(s);
+}
+
+static void leave_even(void *ctx, float *logits, uint32_t vocab)
+{
+    ++*(unsigned *)ctx;
+    for (uint32_t i = 1; i < vocab; i += 2)
+        logits[i] = -INFINITY;
+}
+
+/* The mask has the last word, and the filters see what it leaves. */
+static void test_mask(void **state)
+{
+    (void)state;
+    float row[VOCAB], before[VOCAB];
+    unsigned counts[VOCAB], calls = 0, odd = 0, kinds = 0;
+    const struct sample_bias bias[] = {{21, 50.0f}};
+    struct sample_params p = plain;
+    make_row(row);
+    memcpy(before, row, sizeof(row));
+    p.top_k = 8;
+    p.bias = bias;
+    p.n_bias = 1;
+    p.mask = leave_even;
+    p.mask_ctx = &calls;
+    draw(&p, row, counts);
+    for (uint32_t i = 0; i < VOCAB; i++) {
+        odd += i % 2 ? counts[i] : 0;
+        kinds += counts[i] > 0;
+    }
+    assert_int_equal(odd, 0);
+    assert_int_equal(kinds, 8);
+    assert_int_equal(calls, DRAWS);
+    assert_memory_equal(row, before, sizeof(row));
+}
+
+/* Against sample_nll, which sums by itself. */
+static void test_logprobs(void **state)
+{
+    (void)state;
+    struct sampler *s;
+    float row[VOCAB];
+    struct sample_logprob top[VOCAB];
+    make_row(row);
+    row[40] = row[20] = 9.0f;
+    assert_int_equal(sampler_open(VOCAB, &s), 0);
+    for (uint32_t id = 0; id < VOCAB; id++)
+        assert_true(fabs(sampler_logprobs(s, row, id, 0, NULL) + sample_nll(row, VOCAB, id)) < 1e-12);
+    assert_true(fabs(sampler_logprobs(s, row, 3, VOCAB, top) + sample_nll(row, VOCAB, 3)) < 1e-12);
+    assert_int_equal(top[0].id, 20);
+    assert_int_equal(top[1].id, 40);
+    for (uint32_t i = 0; i < VOCAB; i++) {
+        assert_true(fabs((double)top[i].logprob + sample_nll(row, VOCAB, top[i].id)) < 1e-5);
+        assert_true(i == 0 || top[i].logprob <= top[i - 1].logprob);
+    }
+    sampler_close(s);
+}
+
 static void test_broken_rows(void **state)
 {
     (void)state;
@@ -307,6 +422,12 @@ static void test_check(void **state)
     sample_params_default(&p);
     p.repeat_penalty = 0.0f;
     assert_int_equal(sample_params_check(&p, &err), -EINVAL);
+    sample_params_default(&p);
+    p.presence_penalty = 101.0f;
+    assert_int_equal(sample_params_check(&p, &err), -EINVAL);
+    sample_params_default(&p);
+    p.frequency_penalty = NAN;
+    assert_int_equal(sample_params_check(&p, &err), -EINVAL);
 }
 
 int main(void)
@@ -319,6 +440,10 @@ int main(void)
         cmocka_unit_test(test_reproducible),
         cmocka_unit_test(test_known_answer),
         cmocka_unit_test(test_penalty),
+        cmocka_unit_test(test_output_penalties),
+        cmocka_unit_test(test_bias),
+        cmocka_unit_test(test_mask),
+        cmocka_unit_test(test_logprobs),
         cmocka_unit_test(test_broken_rows),
         cmocka_unit_test(test_nll),
         cmocka_unit_test(test_check),

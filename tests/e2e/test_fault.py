@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""Every event of --fault, through the coordinator. What a run makes of a failure is in `ends`, and nowhere else: today the run ends
-with an error that says which stage failed and how."""
+"""Every event of --fault, through the coordinator. What a run makes of a failure is in `ends`: without restarts it ends with an error
+that says which stage failed and how; with them, the default, the stage is started again for that reason and the text is the same."""
 import re
 import signal
 
@@ -11,9 +11,18 @@ from test_lifecycle import finish
 ASK = ("generate", "--prompt", "Once upon a time", "--temperature", "0", "--max-tokens", "40")
 
 
-def ask(*faults, status=None):
+UNDISTURBED = []
+
+
+def ask(*faults, status=None, **keys):
     words = [w for f in faults for w in ("--fault", f)]
-    return tandem.run("coordinator", "--config", config(model("demo", "q8_0"), npu__threads=2), *ASK, *words, status=status)
+    return tandem.run("coordinator", "--config", config(model("demo", "q8_0"), npu__threads=2, **keys), *ASK, *words, status=status)
+
+
+def undisturbed():
+    if not UNDISTURBED:
+        UNDISTURBED.append(ask(status=0).stdout)
+    return UNDISTURBED[0]
 
 
 def happened(result, fault):
@@ -22,14 +31,23 @@ def happened(result, fault):
     return [s[1] for s in said]
 
 
-def ends(fault, *words):
-    """The run, with what it says in the end."""
-    result = ask(fault)
+def ends(fault, *words, again=True):
+    """The run, with what it says in the end; and where the stage may be started again, nothing but time is lost. What fails at the
+    first start would fail again, unless a signal ended it; and a request whose reads fail has failed."""
+    result = ask(fault, restarts=0)
     happened(result, fault)
     last = result.stderr.splitlines()[-1]
     check(result.returncode == 1 and last.startswith("coordinator: error: "), fault, result.returncode, result.stderr)
     for word in words:
         check(word in last, f"{fault}: '{word}' is missing in:", last)
+    result = ask(fault)
+    happened(result, fault)
+    if not again or (fault.endswith("@start") and not any("signal" in w for w in words)):
+        check(result.returncode == 1, fault, result.returncode, result.stderr)
+        return
+    check(result.returncode == 0 and result.stdout == undisturbed(), fault, result.returncode, result.stdout, result.stderr)
+    again = [line for line in result.stderr.splitlines() if "it is started again" in line]
+    check(again and all(word in again[0] for word in words), fault, again)
 
 
 def test_ends_of_processes():
@@ -54,8 +72,8 @@ def test_corruption():
 
 
 def test_reads():
-    ends("loader:eio@3", "cannot read", "Input/output error")
-    ends("loader:short-read@3", "the file was cut while open")
+    ends("loader:eio@3", "cannot read", "Input/output error", again=False)
+    ends("loader:short-read@3", "the file was cut while open", again=False)
     ends("loader:eio@start", "loader (pid ", "cannot read", "Input/output error")
     ends("loader:short-read@start", "loader (pid ", "the file was cut while open")
 
@@ -78,7 +96,12 @@ def test_messages():
 
 
 def test_hang():
-    """Nothing notices yet; the run can be ended."""
+    """A chunk that takes 20 times as long as is usual; and before that is known, the run can be ended."""
+    for stage in tandem.STAGES:
+        fault = f"{stage}:hang@150" if stage != "loader" else "loader:hang@20"
+        result = ask(fault, status=0)
+        happened(result, fault)
+        check(result.stdout == undisturbed() and f"{stage} (pid " in result.stderr and "hangs: chunk" in result.stderr, result.stderr)
     for fault in ("loader:hang@2", "npu_worker:hang@start", "gpu_worker:hang@9", "loader:drop-message@start"):
         process = start("coordinator", "--config", config(model("demo", "q8_0")), *ASK, "--fault", fault)
         said = process.stderr.readline().decode("utf-8", "replace")

@@ -25,10 +25,12 @@ def shape(value, expected, where="top"):
 
 
 PROCESS = {"name": str, "pid": int, "backend": str, "cap_bytes": int, "cap_enforced": bool, "peak_bytes": int,
-           "budget": {"total": int}}
+           "budget": {"total": int}, "restarts": int, "last_reason": str}
+RECOVERIES = {"count": int, "last_stage": str, "detect_ms": NUMBER, "restart_ms": NUMBER, "remap_ms": NUMBER, "reprefill_ms": NUMBER,
+              "pause_ms": NUMBER}
 TIMINGS = {"queue_ms": NUMBER, "prefill_ms": NUMBER, "decode_ms": NUMBER, "prefill_tokens_per_s": NUMBER,
            "decode_tokens_per_s": NUMBER}
-ANSWER = {"output_ids": [int], "text": str, "finish_reason": str, "timings": TIMINGS}
+ANSWER = {"output_ids": [int], "text": str, "finish_reason": str, "numerics_changed": bool, "timings": TIMINGS}
 
 
 def processes(listed):
@@ -41,7 +43,7 @@ def processes(listed):
 def test_generate():
     cfg = config(model("demo", "q8_0"))
     r = run_json("coordinator", "--config", cfg, "generate", "--prompt", "Once", "--max-tokens", 20, "--temperature", 0, "--json")
-    shape(r, {"prompt_ids": [int], **ANSWER, "processes": [PROCESS]})
+    shape(r, {"prompt_ids": [int], **ANSWER, "processes": [PROCESS], "recoveries": RECOVERIES})
     check(r["timings"]["decode_tokens_per_s"] > 0 and r["timings"]["prefill_tokens_per_s"] > 0, r["timings"])
     processes(r["processes"])
 

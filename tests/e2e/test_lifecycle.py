@@ -96,9 +96,9 @@ def test_many_starts_at_once():
 
 
 def test_kill_of_a_stage():
-    """There is no recovery yet: one clear error, a non-zero status, nothing left."""
+    """Without restarts: one clear error, a non-zero status, nothing left. With them: test_recovery.py."""
     for victim in tandem.STAGES:
-        process = start("coordinator", "--config", config(model("demo", "f32")), *LONG)
+        process = start("coordinator", "--config", config(model("demo", "f32"), restarts=0), *LONG)
         wait_running(process)
         pid = next(p for p, c in processes(process.pid).items() if os.path.basename(c.split(" ")[0]) == victim)
         os.kill(pid, signal.SIGKILL)
@@ -116,7 +116,7 @@ def test_hungry_stage():
     for caps in (None, "watched"):
         for victim in ("npu_worker", "loader"):
             env = {"LD_PRELOAD": hungry, "HUNGRY": victim, "HUNGRY_AFTER_MS": "1000", "TANDEM_CAPS": caps}
-            process = start("coordinator", "--config", config(model("demo", "f32")), *LONG, env=env)
+            process = start("coordinator", "--config", config(model("demo", "f32"), restarts=0), *LONG, env=env)
             out, err = finish(process, 120)
             check(process.returncode == 1, f"{victim}: status {process.returncode}", err)
             check(f"{victim} (pid " in err and "it needed more than its cap of" in err and f"raise 'memory.{victim}'" in err, caps, err)
@@ -126,7 +126,7 @@ def test_hungry_stage():
 
 def test_kill_for_a_cap():
     """A stage that the kernel ends for its memory: the error says so, and which key to raise."""
-    process = start("coordinator", "--config", config(model("demo", "f32"), kv_type="f32"), *LONG)
+    process = start("coordinator", "--config", config(model("demo", "f32"), kv_type="f32", restarts=0), *LONG)
     wait_running(process)
     folders = tandem.cgroups([process.pid])
     if not folders:

@@ -112,7 +112,7 @@ def test_bytes_read():
     check(0.5 * os.path.getsize(path) < streamed < os.path.getsize(path), streamed)
     for parallel in (1, 4):
         few, many = (read(n, parallel, npu__streamed=ALL, gpu__streamed=ALL) for n in (10, 30))
-        check(abs(many - few - 20 * streamed) < 0.6 * streamed, parallel, (many - few) / streamed)  # and what is read ahead
+        check(abs(many - few - 20 * streamed) < streamed, parallel, (many - few) / streamed)  # less or more of what is read ahead
         check(read(30, parallel) < os.path.getsize(path) * 1.2, "resident weights are read once")
 
 

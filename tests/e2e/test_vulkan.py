@@ -10,6 +10,7 @@ import numpy as np
 
 import tandem
 import test_imatrix
+import test_recovery
 from tandem import check, close, config, evaluate, golden_json, model, run, st_load
 
 LOGITS = {"f32": 1e-3, "bf16": 1e-3}  # against Hugging Face, f32 K and V: as the CPU backend
@@ -276,13 +277,13 @@ def test_failing_calls():
     cpu = run("coordinator", "--config", config(model("demo", "q8_0"), gpu__backend="cpu"), *words).stdout
     want = json.loads(cpu)["text"]
 
-    def outcome(backend, fault):
+    def outcome(backend, fault, **more):
         cache = tandem.scratch("cache-" + fault.replace(":", "-") + backend)  # empty: kernels are compiled and timed while loading
         env = tandem.environment(VK_LAYER_PATH=layer, VK_INSTANCE_LAYERS="VK_LAYER_TANDEM_fault", TANDEM_FAULT=fault,
                                  XDG_CACHE_HOME=cache)
         many = "auto" if fault == "silent:1" else 16  # measured while loading
         cfg = config(model("demo", "q8_0"),
-                     **{**keys, "gpu__backend": backend, "gpu__without": "host_import", "gpu__many": many})
+                     **{**keys, "gpu__backend": backend, "gpu__without": "host_import", "gpu__many": many, **more})
         return run("coordinator", "--config", cfg, *words, env=env, status=None)
 
     for fault, reason, warnings in (("memory:2", "VK_ERROR_OUT_OF_DEVICE_MEMORY", 1),
@@ -300,9 +301,46 @@ def test_failing_calls():
         check(answer["text"] == want, fault, answer["text"])
     for fault, reason in (("lost:1", "was lost (vkQueueSubmit: VK_ERROR_DEVICE_LOST)"), ("lost:150", "was lost (vkQueueSubmit"),
                           ("silent:150", "does not answer"), ("pipeline:4", "vkCreateComputePipelines: VK_ERROR_OUT_OF_HOST_MEMORY")):
-        r = outcome("auto", fault)
+        r = outcome("auto", fault, restarts=0)
         check(r.returncode == 1 and "gpu_worker (pid " in r.stderr and reason in r.stderr, fault, r.returncode, r.stderr)
     check(not tandem.left_behind(), tandem.left_behind())
+
+
+def test_kills():
+    """With the KV cache intact the same chunks come again: the same bits. After a prefill of other chunks, the same text but for near
+    ties."""
+    keys = {**device(), "restarts": 100, "restarts_per_minute": 100}
+    cpu = config(model("demo", "q8_0"), gpu__backend="cpu")
+    ids = golden_json("demo_greedy.json")["prompts"][0]["prompt_ids"]
+    for less in ({}, {"gpu__without": "host_import"}):
+        cfg = config(model("demo", "q8_0"), **keys, **less)
+        want, _ = greedy(cfg, ids, 150)
+        for victims in (("gpu_worker",) * 3, ("loader", "npu_worker", "gpu_worker")):
+            got = test_recovery.kills(cfg, ids, 150, victims)
+            check(got["recoveries"]["count"] > 0 and not got["numerics_changed"], victims, got["recoveries"])
+            if "npu_worker" not in victims:
+                check(got["output_ids"] == want, less, victims, got["output_ids"], want)
+            same_text(cpu, got["output_ids"], want, ids, BESIDE_CPU["q8_0"], (less, victims))
+
+
+def test_next_backend():
+    """A device that is lost again and again: the processor goes on, and the answer says so."""
+    keys = device()
+    layer = os.path.join(os.path.dirname(tandem.BIN), "tests", "layer")
+    ids = golden_json("demo_greedy.json")["prompts"][0]["prompt_ids"]
+    cpu = config(model("demo", "q8_0"), gpu__backend="cpu")
+    want, _ = greedy(cpu, ids, 24)
+    env = {"VK_LAYER_PATH": layer, "VK_INSTANCE_LAYERS": "VK_LAYER_TANDEM_fault", "TANDEM_FAULT": "lost:8"}
+    for backend in ("auto", "vulkan"):
+        cfg = config(model("demo", "q8_0"), **{**keys, "gpu__backend": backend, "gpu__without": "host_import", "restarts": 2})
+        r = run("coordinator", "--config", cfg, "generate", "--ids", tandem.ids_text(ids), "--temperature", "0", "--max-tokens", 24,
+                "--json", env=env)
+        answer = json.loads(r.stdout)
+        worker = [p for p in answer["processes"] if p["name"] == "gpu_worker"][0]
+        check(worker["backend"].startswith("cpu ") and worker["restarts"] == 3 and answer["numerics_changed"], backend, worker)
+        check("was lost" in worker["last_reason"] and r.stderr.count("it goes on with the cpu backend") == 1, r.stderr)
+        check(worker["peak_bytes"] <= worker["cap_bytes"], worker)
+        same_text(cpu, answer["output_ids"], want, ids, BESIDE_CPU["q8_0"], backend)
 
 
 def test_no_driver():

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  * The stage skeleton with a tiny stage behind it: this program runs itself again as the stage (argument --stage) and plays the
- * coordinator: handshake, segments, chunks through rings, failures, draining, and every way to end. */
+ * coordinator: handshake, segments, chunks through rings, failures, draining, pauses, and every way to end. */
 #include "tests/proto/proto_test.h"
 
 #include <errno.h>
@@ -21,6 +21,7 @@
 #include "proto/ring.h"
 #include "proto/shm.h"
 #include "proto/stage.h"
+#include "proto/status.h"
 #include "proto/util.h"
 
 #define EPOCH 5
@@ -138,6 +139,8 @@ static const struct stage_ops stages[MSG_ROLES] = {
 
 /* ---- the coordinator ---- */
 
+static uint32_t epoch; /* of rings and chunks */
+
 struct boss {
     uv_loop_t loop;
     struct conn *conn;
@@ -149,6 +152,7 @@ struct boss {
     int fds[64]; /* of segment_new */
     uint32_t n_queued, n_taken;
     int bell_fds[2]; /* ours, the stage's */
+    int page_fd;     /* status page */
     struct bell *bells[2];
     int ring_fds[2][2]; /* direction, index */
     struct ring *rings[2][2];
@@ -209,6 +213,8 @@ static void boss_open(struct boss *b, enum msg_role role)
     int fd;
     memset(b, 0, sizeof(*b));
     b->role = role;
+    epoch = EPOCH;
+    assert_true((b->page_fd = status_make(NULL)) >= 0);
     for (int i = 0; i < 2; i++) {
         assert_true((b->bell_fds[i] = bell_make(NULL)) >= 0);
         assert_ok(bell_map(b->bell_fds[i], &b->bells[i], err));
@@ -267,12 +273,12 @@ static struct msg configure_msg(void)
 
 static void attach(struct boss *b, uint32_t direction, uint32_t index, size_t slot_bytes)
 {
-    int fd = ring_make("test", SLOTS, slot_bytes, EPOCH, NULL);
+    int fd = ring_make("test", SLOTS, slot_bytes, epoch, NULL);
     assert_true(fd >= 0);
-    assert_ok(ring_attach(fd, direction ? RING_CONSUMER : RING_PRODUCER, EPOCH, b->bells[0], b->bells[1],
+    assert_ok(ring_attach(fd, direction ? RING_CONSUMER : RING_PRODUCER, epoch, b->bells[0], b->bells[1],
                           &b->rings[direction][index], err));
     b->ring_fds[direction][index] = fd;
-    struct msg m = {.type = MSG_TYPE_attach_ring, .attach_ring = {.direction = direction, .index = index, .epoch = EPOCH}};
+    struct msg m = {.type = MSG_TYPE_attach_ring, .attach_ring = {.direction = direction, .index = index, .epoch = epoch}};
     tell(b, &m, (int[]){fd, b->bell_fds[0]}, 2);
 }
 
@@ -287,7 +293,7 @@ static void attach_all(struct boss *b)
 static void configure(struct boss *b)
 {
     struct msg m = configure_msg();
-    tell(b, &m, &b->bell_fds[1], 1);
+    tell(b, &m, (int[]){b->bell_fds[1], b->page_fd}, 2);
 }
 
 /* What the loader would do with the segments that the stage announces. */
@@ -331,6 +337,17 @@ static int wait_exit(struct boss *b)
     return b->status;
 }
 
+static void drop_rings(struct boss *b)
+{
+    for (int i = 0; i < 2; i++) {
+        for (int k = 0; k < 2; k++) {
+            ring_detach(take_ptr(&b->rings[i][k]));
+            util_close_fd(&b->ring_fds[i][k]);
+            b->ring_fds[i][k] = -1;
+        }
+    }
+}
+
 /* Takes everything away; the stage must have been told to end, or ends because of it. */
 static void boss_close(struct boss *b)
 {
@@ -338,15 +355,12 @@ static void boss_close(struct boss *b)
     uv_run(&b->loop, UV_RUN_DEFAULT);
     assert_int_equal(uv_loop_close(&b->loop), 0);
     wait_exit(b);
+    drop_rings(b);
     for (int i = 0; i < 2; i++) {
-        for (int k = 0; k < 2; k++) {
-            ring_detach(b->rings[i][k]);
-            if (b->ring_fds[i][k] >= 0)
-                close(b->ring_fds[i][k]);
-        }
         bell_unmap(b->bells[i]);
         close(b->bell_fds[i]);
     }
+    close(b->page_fd);
     for (uint32_t i = 0; i < b->n_queued; i++) {
         if (b->fds[i] >= 0)
             close(b->fds[i]);
@@ -381,7 +395,7 @@ static struct chunk chunk_of(uint64_t id, float **ret_x)
     struct chunk c;
     memset(&c, 0, sizeof(c));
     c.h = (struct chunk_header){.magic = CHUNK_MAGIC,
-                                .epoch = EPOCH,
+                                .epoch = epoch,
                                 .id = id,
                                 .kind = CHUNK_HIDDEN,
                                 .layer = 1,
@@ -419,8 +433,8 @@ static void put(struct boss *b, uint32_t input, uint64_t id)
 /* The next chunk of an output; *ret_payload is valid until the caller releases. */
 static void get(struct boss *b, uint32_t output, struct chunk *ret, const void **ret_payload)
 {
-    static const struct chunk_limits limits = {
-        .epoch = EPOCH, .max_tokens = 8, .max_seqs = 4, .context = 100, .n_layers = 6, .vocab = 50, .hidden = HIDDEN};
+    const struct chunk_limits limits = {
+        .epoch = epoch, .max_tokens = 8, .max_seqs = 4, .context = 100, .n_layers = 6, .vocab = 50, .hidden = HIDDEN};
     struct ring *r = b->rings[1][output];
     void *slot;
     uint32_t seen;
@@ -623,7 +637,7 @@ static void test_small_output_slots(void **state)
     boss_open(&b, MSG_ROLE_LOADER);
     struct msg m = configure_msg();
     m.configure.hidden = 512;
-    tell(&b, &m, &b.bell_fds[1], 1);
+    tell(&b, &m, (int[]){b.bell_fds[1], b.page_fd}, 2);
     attach(&b, 0, 0, 65536);
     attach(&b, 1, 0, 4096);
     expect(&b, MSG_TYPE_segment_end);
@@ -712,7 +726,7 @@ static void start_streaming(struct boss *b, int *ret_slots)
     m.configure.n_layers = 6;
     m.configure.streamed = 4; /* layers 2 to 5, in slots 0, 1, 0, 1 */
     m.configure.stream_slots = 2;
-    tell(b, &m, &b->bell_fds[1], 1);
+    tell(b, &m, (int[]){b->bell_fds[1], b->page_fd}, 2);
     attach_all(b);
     for (uint32_t i = 0; i < 2; i++) {
         const struct msg *s = expect(b, MSG_TYPE_slot_new);
@@ -874,7 +888,7 @@ static void test_budget(void **state)
     boss_open(&b, MSG_ROLE_NPU);
     struct msg m = configure_msg();
     m.configure.budget = 1000 + SEGMENT_BYTES + 1;
-    tell(&b, &m, &b.bell_fds[1], 1);
+    tell(&b, &m, (int[]){b.bell_fds[1], b.page_fd}, 2);
     expect(&b, MSG_TYPE_segment_new);
     expect_error(&b, -ENOMEM,
                  "weights of layer 1: npu_worker: 8192 bytes for weights do not fit: 9192 bytes are used of 9193 allowed");
@@ -935,7 +949,7 @@ static void test_wrong_rings(void **state)
         int code;
         const char *part;
     } cases[] = {
-        {EPOCH, EPOCH + 1, -ESTALE, "CONFIGURE said 5"},
+        {EPOCH, EPOCH + 1, -ESTALE, "CONFIGURE or PAUSE said 5"},
         {EPOCH + 1, EPOCH, -ESTALE, "epoch 6; expected 5"},
     };
     for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
@@ -953,9 +967,178 @@ static void test_wrong_rings(void **state)
     boss_open(&b, MSG_ROLE_GPU);
     struct msg m = configure_msg();
     int fd = memfd_create("test", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    tell(&b, &m, &fd, 1);
-    close(fd);
+    tell(&b, &m, (int[]){fd, b.page_fd}, 2);
     expect_error(&b, -EPROTO, "bell: received memfd has seals");
+    boss_open(&b, MSG_ROLE_GPU);
+    tell(&b, &m, (int[]){b.bell_fds[1], fd}, 2);
+    close(fd);
+    expect_error(&b, -EPROTO, "status page: received memfd has seals");
+}
+
+/* New rings under another epoch, in every state of the data thread: idle, with chunks before it, waiting for space. */
+static void test_pause(void **state)
+{
+    (void)state;
+    for (int when = 0; when < 4; when++) {
+        struct boss b;
+        start(&b, MSG_ROLE_NPU);
+        for (uint64_t id = 1; when == 2 && id <= 2 * SLOTS; id++)
+            put(&b, 0, id);
+        for (uint32_t round = 0; round < 15; round++) {
+            if (when == 1) {
+                put(&b, 0, 1);
+                put(&b, 1, 2);
+            }
+            for (int twice = 0; twice <= (when == 3); twice++) { /* the second overtakes the first, or follows it */
+                struct msg m = {.type = MSG_TYPE_pause, .pause = {.epoch = ++epoch}};
+                tell(&b, &m, NULL, 0);
+            }
+            while (expect(&b, MSG_TYPE_paused)->paused.epoch != epoch)
+                assert_int_equal(when, 3);
+            drop_rings(&b);
+            attach_all(&b);
+            tell_type(&b, MSG_TYPE_start);
+            expect(&b, MSG_TYPE_ready);
+            put(&b, round % 2, 7);
+            expect_chunk(&b, 0, 7, 1 + (float)(round % 2));
+        }
+        assert_int_equal(stats(&b, 1)->weights, 2 * SEGMENT_BYTES);
+        end(&b);
+    }
+}
+
+static void test_pause_out_of_turn(void **state)
+{
+    (void)state;
+    struct boss b;
+    struct msg m = {.type = MSG_TYPE_pause, .pause = {.epoch = EPOCH + 1}};
+    boss_open(&b, MSG_ROLE_GPU);
+    tell(&b, &m, NULL, 0);
+    expect_error(&b, -EPROTO, "PAUSE before CONFIGURE");
+
+    boss_open(&b, MSG_ROLE_GPU); /* before it has rings, and with some of them */
+    configure(&b);
+    expect(&b, MSG_TYPE_segment_end);
+    tell(&b, &m, NULL, 0);
+    assert_int_equal(expect(&b, MSG_TYPE_paused)->paused.epoch, EPOCH + 1);
+    epoch = EPOCH + 1;
+    attach(&b, 0, 0, 4096);
+    m.pause.epoch = ++epoch;
+    tell(&b, &m, NULL, 0);
+    expect(&b, MSG_TYPE_paused);
+    drop_rings(&b);
+    attach_all(&b);
+    tell_type(&b, MSG_TYPE_start);
+    expect(&b, MSG_TYPE_ready);
+    drop_rings(&b);
+    attach(&b, 0, 0, 4096);
+    expect_error(&b, -EPROTO, "unexpected ATTACH_RING");
+
+    start(&b, MSG_ROLE_GPU); /* the old epoch is over */
+    m.pause.epoch = EPOCH + 1;
+    tell(&b, &m, NULL, 0);
+    expect(&b, MSG_TYPE_paused);
+    drop_rings(&b);
+    attach(&b, 0, 0, 4096);
+    expect_error(&b, -ESTALE, "ATTACH_RING of epoch 5; CONFIGURE or PAUSE said 6");
+
+    start(&b, MSG_ROLE_NPU); /* while it is paused, everything ends it as ever */
+    tell(&b, &m, NULL, 0);
+    expect(&b, MSG_TYPE_paused);
+    end(&b);
+    start(&b, MSG_ROLE_NPU);
+    put(&b, 0, ID_SLEEP);
+    tell(&b, &m, NULL, 0);
+    tell_type(&b, MSG_TYPE_shutdown); /* while it cannot answer */
+    assert_true(WIFEXITED(wait_exit(&b)));
+    boss_close(&b);
+}
+
+/* Segments of a predecessor: right ones are used, wrong ones made anew, superfluous ones closed. */
+static void test_held(void **state)
+{
+    (void)state;
+    for (int wrong = 0; wrong < 5;
+         wrong++) { /* 1: not sealed, 2: of another size, 3: smaller than it says, 4: right, and not filled yet */
+        struct boss b;
+        int unfilled = -1;
+        boss_open(&b, MSG_ROLE_NPU);
+        for (uint32_t layer = 0; layer < 3; layer++) {
+            uint64_t bytes = wrong == 2 && layer == 1 ? 2 * SEGMENT_BYTES : SEGMENT_BYTES;
+            int fd = shm_make("test", wrong == 3 && layer == 1 ? SEGMENT_BYTES / 2 : bytes, true, NULL);
+            if ((wrong != 1 && wrong != 4) || layer != 1)
+                assert_ok(shm_seal_write(fd, err));
+            struct msg m = {.type = MSG_TYPE_segment_held,
+                            .segment_held = {.layer = layer, .bytes = bytes, .filled = wrong != 4 || layer != 1}};
+            tell(&b, &m, &fd, 1);
+            if (wrong == 4 && layer == 1)
+                unfilled = fd;
+            else
+                close(fd);
+        }
+        configure(&b);
+        if (wrong && wrong != 4) {
+            const struct msg *m = expect(&b, MSG_TYPE_segment_new);
+            assert_int_equal(m->segment_new.layer, 1);
+            assert_ok(shm_seal_write(b.fds[b.n_taken - 1], err));
+        }
+        assert_int_equal(expect(&b, MSG_TYPE_segment_end)->segment_end.count, 2);
+        if (unfilled >= 0) {
+            assert_ok(shm_seal_write(unfilled, err));
+            close(unfilled);
+        }
+        if (wrong)
+            tell(&b, &(struct msg){.type = MSG_TYPE_segment_filled, .segment_filled = {.layer = 1}}, NULL, 0);
+        attach_all(&b);
+        tell_type(&b, MSG_TYPE_start);
+        expect(&b, MSG_TYPE_ready);
+        assert_int_equal(stats(&b, 1)->weights, 2 * SEGMENT_BYTES);
+        put(&b, 0, 1);
+        expect_chunk(&b, 0, 1, 1);
+        if (wrong)
+            end(&b);
+        else {
+            int fd = shm_make("test", SEGMENT_BYTES, true, NULL);
+            struct msg m = {.type = MSG_TYPE_segment_held, .segment_held = {.bytes = SEGMENT_BYTES, .filled = 1}};
+            tell(&b, &m, &fd, 1);
+            close(fd);
+            expect_error(&b, -EPROTO, "SEGMENT_HELD after CONFIGURE");
+        }
+    }
+}
+
+/* What the page says of a chunk that takes for ever, and that the control thread answers meanwhile. */
+static void test_status_page(void **state)
+{
+    (void)state;
+    struct boss b;
+    struct status *page;
+    struct status_work w;
+    start(&b, MSG_ROLE_NPU);
+    assert_ok(status_map(b.page_fd, &page, err));
+    for (uint64_t id = 1; id <= 3; id++) {
+        put(&b, 0, id);
+        expect_chunk(&b, 0, id, 1);
+    }
+    tell_type(&b, MSG_TYPE_drain);
+    expect(&b, MSG_TYPE_drained);
+    status_read(page, &w);
+    assert_int_equal(w.since_ns, 0);
+    uint64_t before = util_now_ns();
+    put(&b, 0, ID_SLEEP);
+    do {
+        usleep(1000);
+        status_read(page, &w);
+    } while (w.since_ns == 0);
+    assert_in_range(w.since_ns, before, util_now_ns());
+    assert_int_equal(w.chunk, ID_SLEEP);
+    assert_int_equal(w.layer, 1);
+    assert_int_equal(w.n_tokens, 2);
+    assert_true(w.usual_ns > 0); /* there were others of its kind */
+    tell(&b, &(struct msg){.type = MSG_TYPE_ping, .ping = {.serial = 99}}, NULL, 0);
+    assert_int_equal(expect(&b, MSG_TYPE_pong)->pong.serial, 99);
+    status_unmap(page);
+    boss_close(&b);
 }
 
 /* The end of the socket ends the stage: before CONFIGURE, idle, and blocked on a full output. */
@@ -1064,6 +1247,10 @@ int main(int argc, char **argv)
         FD_TEST(test_wrong_rings),
         FD_TEST(test_socket_end),
         FD_TEST(test_stuck),
+        FD_TEST(test_pause),
+        FD_TEST(test_pause_out_of_turn),
+        FD_TEST(test_held),
+        FD_TEST(test_status_page),
         FD_TEST(test_signals),
         FD_TEST(test_coordinator_killed),
         FD_TEST(test_streaming),

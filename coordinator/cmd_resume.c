@@ -1,0 +1,106 @@
+/* SPDX-License-Identifier: MIT
+ * `--resume`: finishes the answers that coordinators which were killed left in the runtime folder, and prints each whole, from its
+ * first token on. What was left by another model stays where it is. Runs on the main thread. */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "coordinator/answer.h"
+#include "coordinator/commands.h"
+#include "coordinator/journal.h"
+#include "coordinator/tokenizer.h"
+#include "proto/config.h"
+#include "proto/util.h"
+
+struct resumed {
+    struct resumed *next;
+    struct answer answer;
+};
+
+/* What was generated already, and the rest. A kill between the last token and the end leaves nothing to do. */
+static int go_on(struct command *c, struct answer *a, const struct journal_request *q, struct journal_file *file, struct err *err)
+{
+    uint32_t context = engine_plan(c->engine)->context;
+    for (uint32_t i = 0; i < q->n_done; i++)
+        answer_add(a, q->ids[q->n_prompt + i]);
+    if (q->n_done >= q->max_tokens || (q->n_prompt <= context && q->n_done > context - q->n_prompt)) {
+        a->done = true;
+        a->result.finish = q->n_done >= q->max_tokens ? ENGINE_FINISH_LENGTH : ENGINE_FINISH_CONTEXT;
+        journal_end(file);
+        return 0;
+    }
+    const struct request_params p = {.ids = q->ids,
+                                     .n_ids = q->n_prompt,
+                                     .max_tokens = q->max_tokens,
+                                     .sample = q->sample,
+                                     .choice = q->choice,
+                                     .done = q->ids + q->n_prompt,
+                                     .n_done = q->n_done,
+                                     .journal = file};
+    int r = answer_submit(a, c->engine, &p, err);
+    if (r < 0)
+        journal_leave(file);
+    return r;
+}
+
+/* Takes all that there is. */
+static int take_all(struct command *c, struct resumed **ret, struct err *err)
+{
+    struct journal_request q;
+    struct journal_file *file;
+    uint32_t others = 0;
+    int r;
+    while ((r = engine_left_request(c->engine, &q, &file, &others, err)) > 0) {
+        struct resumed *one = calloc(1, sizeof(*one));
+        if (!one) {
+            journal_leave(file);
+            return err_set(err, -ENOMEM, "resume: out of memory");
+        }
+        *ret = one;
+        ret = &one->next;
+        r = answer_init(&one->answer, c->tokenizer, NULL, err);
+        if (r < 0)
+            journal_leave(file);
+        else
+            r = go_on(c, &one->answer, &q, file, err);
+        if (r < 0)
+            return r;
+    }
+    if (r == 0 && others)
+        fprintf(stderr, "%u requests of another model, or in files that cannot be read, are left\n", others);
+    return r;
+}
+
+static int print_all(const struct resumed *all)
+{
+    int failed = 0;
+    uint32_t n = 0;
+    for (const struct resumed *p = all; p; p = p->next) {
+        if (all->next)
+            printf("%s--- answer %u (%s)\n", n ? "\n" : "", n, engine_finish_name(p->answer.result.finish));
+        printf("%s\n", p->answer.text);
+        if (p->answer.error.code)
+            fprintf(stderr, "answer %u: %s\n", n, p->answer.error.text);
+        failed = p->answer.error.code ? p->answer.error.code : failed;
+        n++;
+    }
+    return failed;
+}
+
+int cmd_resume_run(struct command *c, struct err *err)
+{
+    struct resumed *all = NULL;
+    int r = take_all(c, &all, err);
+    if (r == 0 && !all)
+        fprintf(stderr, "nothing to resume: no coordinator was killed while it answered with '%s'\n", c->config->model);
+    if (r == 0)
+        r = engine_run(c->engine, err);
+    if (r == 0 && print_all(all) < 0)
+        r = err_set(err, -EIO, "not every answer could be finished");
+    while (all) {
+        struct resumed *p = all;
+        all = p->next;
+        answer_fini(&p->answer);
+        free(p);
+    }
+    return r;
+}

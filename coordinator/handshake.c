@@ -1,0 +1,342 @@
+/* SPDX-License-Identifier: MIT
+ * What stages say, and what is answered; called by the supervisor on the loop's thread. A negative return ends the stage.
+ *
+ * Life of a stage: started -> HELLO -> SEGMENT_HELD* + CONFIGURE -> SEGMENT_NEW* + SEGMENT_END -> SEGMENT_FILLED* -> ATTACH_RING*
+ * -> START -> READY. Segments are filled by the loader, whenever it is there: what was announced before is asked for when it is
+ * configured. PAUSE takes every stage back to where it needs ATTACH_RING and START. */
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+
+#include "coordinator/child.h"
+#include "coordinator/configure.h"
+#include "coordinator/rings.h"
+#include "coordinator/segments.h"
+#include "coordinator/slots.h"
+#include "coordinator/supervise_impl.h"
+#include "proto/log.h"
+#include "proto/status.h"
+#include "proto/util.h"
+
+bool handshake_is_sealed(const struct held_segment *g)
+{
+    int seals = fcntl(g->fd, F_GET_SEALS);
+    return seals >= 0 && (seals & F_SEAL_WRITE);
+}
+
+static int start_if_complete(struct stage *st, struct err *err)
+{
+    if (st->started || !st->attached || !st->segments_known || st->n_filled < st->n_segments)
+        return 0;
+    st->started = true;
+    st->asked_ns = util_now_ns();
+    return child_send(st->child, &(struct msg){.type = MSG_TYPE_start}, NULL, 0, err);
+}
+
+int handshake_attach(struct stage *st, struct err *err)
+{
+    const struct supervise *s = st->owner;
+    struct ring_end ends[RINGS_OF_STAGE_MAX];
+    uint32_t n = rings_of(s->rings, st->role, ends);
+    for (uint32_t i = 0; i < n; i++) {
+        struct msg m = {.type = MSG_TYPE_attach_ring};
+        m.attach_ring.direction = ends[i].direction;
+        m.attach_ring.index = ends[i].index;
+        m.attach_ring.epoch = s->epoch;
+        int r = child_send(st->child, &m, ends[i].fds, 2, err);
+        if (r < 0)
+            return r;
+    }
+    st->attached = true;
+    return start_if_complete(st, err);
+}
+
+static int ask_for(struct supervise *s, const struct held_segment *g, struct err *err)
+{
+    struct msg m = {.type = MSG_TYPE_segment_fill, .segment_fill = {.kind = g->kind, .layer = g->layer, .bytes = g->bytes}};
+    return child_send(s->stages[MSG_ROLE_LOADER].child, &m, &g->fd, 1, err);
+}
+
+static int ask_for_slot(struct supervise *s, const struct held_slot *h, struct err *err)
+{
+    struct msg m = {
+        .type = MSG_TYPE_slot_fill,
+        .slot_fill = {.kind = h->kind, .slot = h->slot, .layer = h->layer, .bytes = h->bytes_wanted, .serial = h->serial}};
+    return child_send(s->stages[MSG_ROLE_LOADER].child, &m, &h->fd, 1, err);
+}
+
+/* A new loader: what its predecessor did not fill. */
+static int ask_for_all(struct supervise *s, struct err *err)
+{
+    int r = 0;
+    for (uint32_t i = 0; r == 0 && i < slots_count(s->slots); i++) {
+        const struct held_slot *h = slots_at(s->slots, i);
+        r = h->serial ? ask_for_slot(s, h, err) : 0;
+    }
+    for (uint32_t i = 0; r == 0 && i < segments_count(s->segments); i++) {
+        const struct held_segment *g = segments_at(s->segments, i);
+        r = g->filled ? 0 : ask_for(s, g, err);
+    }
+    return r;
+}
+
+/* A new worker: what its predecessor had. */
+static int send_held(struct stage *st, struct err *err)
+{
+    struct segments *all = st->owner->segments;
+    int r = 0;
+    for (uint32_t i = 0; r == 0 && i < segments_count(all); i++) {
+        const struct held_segment *g = segments_at(all, i);
+        if (g->role != st->role)
+            continue;
+        struct msg m = {.type = MSG_TYPE_segment_held,
+                        .segment_held = {.kind = g->kind, .layer = g->layer, .bytes = g->bytes, .filled = g->filled}};
+        r = child_send(st->child, &m, &g->fd, 1, err);
+        st->n_segments++;
+        st->n_filled += g->filled;
+    }
+    for (uint32_t i = 0; r == 0 && i < slots_count(st->owner->slots); i++) {
+        struct held_slot *h = slots_at(st->owner->slots, i);
+        if (h->role != st->role)
+            continue;
+        struct msg m = {.type = MSG_TYPE_slot_held, .slot_held = {.kind = h->kind, .slot = h->slot, .bytes = h->bytes}};
+        h->serial = 0; /* what is asked for there has nobody who waits for it */
+        r = child_send(st->child, &m, &h->fd, 1, err);
+    }
+    return r;
+}
+
+static int send_configure(struct stage *st, struct err *err)
+{
+    const struct supervise *s = st->owner;
+    struct msg m = {.type = MSG_TYPE_configure};
+    int r = configure_fill(&m.configure, st->role, s->o.config, s->o.plan, s->epoch, st->stats.restarts == 0, err);
+    if (r < 0)
+        return r;
+    auto_fd page = status_make(err);
+    if (page < 0)
+        return page;
+    r = status_map(page, &st->page, err);
+    return r < 0 ? r : child_send(st->child, &m, (int[]){rings_bell_fd(s->rings, st->role), page}, 2, err);
+}
+
+static int on_hello(struct stage *st, const struct msg_hello *h, struct err *err)
+{
+    struct supervise *s = st->owner;
+    if (st->configured || h->role != (uint32_t)st->role)
+        return err_set(err, -EPROTO, "%s: HELLO with role %u%s; expected role %u once", msg_role_name(st->role), h->role,
+                       st->configured ? " again" : "", st->role);
+    if (strcmp(h->build, TANDEM_VERSION) != 0)
+        return err_set(err, -EPROTO, "%s is version '%s', the coordinator '%s'; install both from one build",
+                       msg_role_name(st->role), h->build, TANDEM_VERSION);
+    int r = send_held(st, err);
+    if (r == 0)
+        r = send_configure(st, err);
+    if (r < 0)
+        return r;
+    st->configured = true;
+    s->configured_ns = util_now_ns();
+    if (st->role == MSG_ROLE_LOADER && (r = ask_for_all(s, err)) < 0)
+        return r;
+    return rings_made(s->rings) ? handshake_attach(st, err) : 0;
+}
+
+static int on_segment_new(struct stage *st, const struct msg_segment_new *m, int *fd, struct err *err)
+{
+    struct supervise *s = st->owner;
+    struct held_segment h = {.role = st->role, .kind = m->kind, .layer = m->layer, .bytes = m->bytes, .fd = *fd};
+    struct held_segment *before = segments_find(s->segments, m->kind, m->layer);
+    if (before && before->role == st->role && !st->segments_known) { /* of its predecessor: not to its taste */
+        s->n_stale_fills += !before->filled && s->stages[MSG_ROLE_LOADER].configured;
+        st->n_segments--;
+        st->n_filled -= before->filled;
+        segments_remove(s->segments, before);
+    }
+    if (st->role == MSG_ROLE_LOADER || st->segments_known || !segments_add(s->segments, &h))
+        return err_set(err, -EPROTO, "%s: unexpected SEGMENT_NEW (kind %u, layer %u)", msg_role_name(st->role), m->kind, m->layer);
+    take_fd(fd);
+    st->n_segments++;
+    return s->stages[MSG_ROLE_LOADER].configured ? ask_for(s, &h, err) : 0;
+}
+
+static int on_segment_released(struct stage *st, const struct msg_segment_released *m, struct err *err)
+{
+    struct supervise *s = st->owner;
+    struct held_segment *g = segments_find(s->segments, m->kind, m->layer);
+    if (!g || g->role != st->role || !g->filled)
+        return err_set(err, -EPROTO, "%s: SEGMENT_RELEASED for kind %u layer %u, which it does not hold", msg_role_name(st->role),
+                       m->kind, m->layer);
+    segments_remove(s->segments, g);
+    return 0;
+}
+
+static int on_segment_filled(struct stage *st, const struct msg_segment_filled *m, struct err *err)
+{
+    struct supervise *s = st->owner;
+    if (st->role != MSG_ROLE_LOADER)
+        return err_set(err, -EPROTO, "%s: unexpected SEGMENT_FILLED", msg_role_name(st->role));
+    struct held_segment *g = segments_find(s->segments, m->kind, m->layer);
+    if (!g || g->filled || !handshake_is_sealed(g)) {
+        if (s->n_stale_fills == 0)
+            return err_set(err, -EPROTO, "loader: SEGMENT_FILLED for kind %u layer %u, %s", m->kind, m->layer,
+                           g && !g->filled ? "which is not sealed against writing" : "which nobody asked for");
+        s->n_stale_fills--; /* of a worker that ended meanwhile */
+        return 0;
+    }
+    return handshake_filled(s, g, err);
+}
+
+int handshake_filled(struct supervise *s, struct held_segment *g, struct err *err)
+{
+    struct stage *to = &s->stages[g->role];
+    struct msg m = {.type = MSG_TYPE_segment_filled, .segment_filled = {.kind = g->kind, .layer = g->layer}};
+    g->filled = true;
+    if (!to->configured)
+        return 0; /* the one that comes is told before it is configured */
+    to->n_filled++;
+    int r = child_send(to->child, &m, NULL, 0, err);
+    return r < 0 ? r : start_if_complete(to, err);
+}
+
+static int on_segment_end(struct stage *st, const struct msg_segment_end *m, struct err *err)
+{
+    if (m->count != st->n_segments)
+        return err_set(err, -EPROTO, "%s: SEGMENT_END with count %u; %u were announced", msg_role_name(st->role), m->count,
+                       st->n_segments);
+    st->segments_known = true;
+    return start_if_complete(st, err);
+}
+
+static int on_slot_new(struct stage *st, const struct msg_slot_new *m, int *fd, struct err *err)
+{
+    struct supervise *s = st->owner;
+    struct held_slot h = {.role = st->role, .kind = m->kind, .slot = m->slot, .bytes = m->bytes, .fd = *fd};
+    struct held_slot *before = slots_find(s->slots, m->kind, m->slot);
+    bool again = before && before->role == st->role && !st->segments_known; /* of its predecessor: not to its taste */
+    if (again)
+        slots_remove(s->slots, before);
+    if (st->role == MSG_ROLE_LOADER || st->segments_known || !slots_add(s->slots, &h))
+        return err_set(err, -EPROTO, "%s: unexpected SLOT_NEW (kind %u, slot %u)", msg_role_name(st->role), m->kind, m->slot);
+    take_fd(fd);
+    return 0;
+}
+
+static int on_slot_want(struct stage *st, const struct msg_slot_want *m, struct err *err)
+{
+    struct supervise *s = st->owner;
+    struct held_slot *h = slots_find(s->slots, m->kind, m->slot);
+    if (!h || h->role != st->role || m->bytes > h->bytes)
+        return err_set(err, -EPROTO, "%s: SLOT_WANT (kind %u, slot %u, layer %u) of a slot that it does not have",
+                       msg_role_name(st->role), m->kind, m->slot, m->layer);
+    h->layer = m->layer;
+    h->bytes_wanted = m->bytes;
+    h->worker_serial = m->serial;
+    h->serial = slots_serial(s->slots);
+    return s->stages[MSG_ROLE_LOADER].configured ? ask_for_slot(s, h, err) : 0;
+}
+
+static int on_slot_filled(struct stage *st, const struct msg_slot_filled *m, struct err *err)
+{
+    struct supervise *s = st->owner;
+    struct held_slot *h = st->role == MSG_ROLE_LOADER ? slots_find(s->slots, m->kind, m->slot) : NULL;
+    if (!h)
+        return err_set(err, -EPROTO, "%s: unexpected SLOT_FILLED (kind %u, slot %u)", msg_role_name(st->role), m->kind, m->slot);
+    if (m->serial != h->serial)
+        return 0; /* something else has been wanted there since */
+    h->serial = 0;
+    struct msg filled = {.type = MSG_TYPE_slot_filled, .slot_filled = *m};
+    filled.slot_filled.serial = h->worker_serial;
+    return child_send(s->stages[h->role].child, &filled, NULL, 0, err);
+}
+
+static int on_paused(struct stage *st, const struct msg_paused *m, struct err *err)
+{
+    if (!st->pausing && m->epoch >= st->owner->epoch)
+        return err_set(err, -EPROTO, "%s: unexpected PAUSED", msg_role_name(st->role));
+    if (m->epoch != st->owner->epoch)
+        return 0; /* there was another pause meanwhile */
+    st->pausing = false;
+    recovery_step(st->owner);
+    return 0;
+}
+
+static int on_ready(struct stage *st, const struct msg_ready *m, struct err *err)
+{
+    struct supervise *s = st->owner;
+    if (st->pausing)
+        return 0; /* it was, of an epoch that is over */
+    if (!st->started || st->ready)
+        return err_set(err, -EPROTO, "%s: unexpected READY", msg_role_name(st->role));
+    st->ready = st->lived = true;
+    if (st->backend[0] && strncmp(st->backend, m->backend, strcspn(st->backend, " ")) != 0) {
+        log_warn("supervise", "%s goes on with backend %s instead of %s; results may differ in their last bits",
+                 msg_role_name(st->role), m->backend, st->backend);
+        s->recovery.backend_changed = true;
+    }
+    snprintf(st->backend, sizeof(st->backend), "%s", m->backend);
+    log_info("supervise", "%s (pid %d) is ready: backend %s; sandbox %s", msg_role_name(st->role), child_pid(st->child),
+             st->backend, m->sandbox);
+    recovery_ready(s);
+    return 0;
+}
+
+int handshake_message(struct stage *st, const struct msg *m, int *fds, struct err *err)
+{
+    struct supervise *s = st->owner;
+    st->pinged_ns = 0;
+    if (!st->configured && m->type != MSG_TYPE_hello && m->type != MSG_TYPE_error)
+        return err_set(err, -EPROTO, "%s: sent a %s message before HELLO", msg_role_name(st->role), msg_name(m->type));
+    switch (m->type) {
+    case MSG_TYPE_hello:
+        return on_hello(st, &m->hello, err);
+    case MSG_TYPE_segment_new:
+        return on_segment_new(st, &m->segment_new, &fds[0], err);
+    case MSG_TYPE_segment_end:
+        return on_segment_end(st, &m->segment_end, err);
+    case MSG_TYPE_segment_released:
+        return on_segment_released(st, &m->segment_released, err);
+    case MSG_TYPE_segment_filled:
+        return on_segment_filled(st, &m->segment_filled, err);
+    case MSG_TYPE_slot_new:
+        return on_slot_new(st, &m->slot_new, &fds[0], err);
+    case MSG_TYPE_slot_want:
+        return on_slot_want(st, &m->slot_want, err);
+    case MSG_TYPE_slot_filled:
+        return on_slot_filled(st, &m->slot_filled, err);
+    case MSG_TYPE_paused:
+        return on_paused(st, &m->paused, err);
+    case MSG_TYPE_ready:
+        return on_ready(st, &m->ready, err);
+    case MSG_TYPE_stats:
+        if (s->o.stats)
+            s->o.stats(s->o.ctx, st->role, &m->stats);
+        return 0;
+    case MSG_TYPE_error:
+        return err_set(err, m->error.code < 0 ? m->error.code : -EIO, "%s (pid %d): %s", msg_role_name(st->role),
+                       child_pid(st->child), m->error.text);
+    case MSG_TYPE_collecting:
+        if (s->o.collecting)
+            s->o.collecting(s->o.ctx, st->role);
+        return 0;
+    case MSG_TYPE_pong:
+    case MSG_TYPE_drained:
+        return 0;
+    case MSG_NONE:
+    case MSG_TYPE_configure:
+    case MSG_TYPE_attach_ring:
+    case MSG_TYPE_segment_fill:
+    case MSG_TYPE_segment_held:
+    case MSG_TYPE_slot_held:
+    case MSG_TYPE_slot_fill:
+    case MSG_TYPE_start:
+    case MSG_TYPE_pause:
+    case MSG_TYPE_ping:
+    case MSG_TYPE_stats_request:
+    case MSG_TYPE_collect:
+    case MSG_TYPE_drain:
+    case MSG_TYPE_shutdown:
+    default:
+        return err_set(err, -EPROTO, "%s: sent a %s message, which only the coordinator may send", msg_role_name(st->role),
+                       msg_name(m->type));
+    }
+}

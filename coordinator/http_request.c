@@ -1,0 +1,264 @@
+/* SPDX-License-Identifier: MIT
+ * Reads one request and refuses what no handler should see: framing that two readers could understand differently, pages of other
+ * origins, missing keys, bodies beyond the limits. Called by libmicrohttpd inside MHD_run, on the loop's thread.
+ *
+ * A refusal is sent when the body was read and dropped: who is still sending may never see an answer. Where the body's end is not
+ * certain, is far away or waits for a "100 Continue", it is sent at once and ends the connection. */
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+
+#include "coordinator/http_auth.h"
+#include "coordinator/http_impl.h"
+#include "proto/log.h"
+#include "proto/util.h"
+
+#define DROP_FACTOR 4u /* a body is read up to so many times max_body for the sake of an answer that arrives */
+
+struct connection *http_connection_of(struct MHD_Connection *mhd)
+{
+    const union MHD_ConnectionInfo *info = MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
+    return info ? info->socket_context : NULL;
+}
+
+static const char *header(const struct http_exchange *x, const char *name)
+{
+    return MHD_lookup_connection_value(x->c->mhd, MHD_HEADER_KIND, name);
+}
+
+struct framing {
+    unsigned n_length, n_encoding, n_host, n_authorization;
+    bool bad_name;
+};
+
+static enum MHD_Result look_at_header(void *cls, enum MHD_ValueKind kind, const char *name, const char *value)
+{
+    static const char token[] = "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
+    struct framing *f = cls;
+    (void)kind, (void)value;
+    f->n_length += strcasecmp(name, "Content-Length") == 0;
+    f->n_encoding += strcasecmp(name, "Transfer-Encoding") == 0;
+    f->n_host += strcasecmp(name, "Host") == 0;
+    f->n_authorization += strcasecmp(name, "Authorization") == 0;
+    f->bad_name = f->bad_name || !*name || name[strspn(name, token)];
+    return MHD_YES;
+}
+
+/* Where the body ends must be beyond doubt. */
+static bool check_framing(struct http_exchange *x, uint64_t *ret_length)
+{
+    struct framing f = {0};
+    const char *length = header(x, "Content-Length"), *encoding = header(x, "Transfer-Encoding");
+    MHD_get_connection_values(x->c->mhd, MHD_HEADER_KIND, look_at_header, &f);
+    if (f.bad_name)
+        http_error(x, 400, NULL, "bad_request", "a header's name has characters that names do not have");
+    else if (f.n_length > 1 || f.n_encoding > 1 || f.n_host > 1 || f.n_authorization > 1)
+        http_error(x, 400, NULL, "bad_request", "Content-Length, Transfer-Encoding, Host or Authorization is given twice");
+    else if (length && encoding)
+        http_error(x, 400, NULL, "bad_request", "both Content-Length and Transfer-Encoding are given; expected one of them");
+    else if (encoding && strcasecmp(encoding, "chunked") != 0)
+        http_error(x, 501, NULL, "bad_request", "Transfer-Encoding: found '%.40s'; expected chunked", encoding);
+    else if (length && (!*length || length[strspn(length, "0123456789")] || strlen(length) > 18))
+        http_error(x, 400, NULL, "bad_request", "Content-Length: found '%.40s'; expected a number of bytes", length);
+    bool good = x->state == HTTP_READING;
+    *ret_length = good && length ? strtoull(length, NULL, 10) : 0;
+    x->close = !good || header(x, "Expect") || *ret_length > DROP_FACTOR * x->c->h->config->max_body;
+    return good;
+}
+
+/* "127.0.0.1", "[::1]" or "localhost", with or without a port: not a name that somebody else has pointed here. */
+static bool host_is_local(const char *host)
+{
+    size_t n = host[0] == '[' ? strcspn(host, "]") + (strchr(host, ']') != NULL) : strcspn(host, ":");
+    return strspn(host, "0123456789.") == n || (host[0] == '[' && host[n - 1] == ']') ||
+           (n == 9 && strncasecmp(host, "localhost", 9) == 0);
+}
+
+/* A page in somebody's browser may reach this port, too: those of other origins are refused unless 'http.cors' names them. */
+static bool check_origin(struct http_exchange *x)
+{
+    const struct http *h = x->c->h;
+    const char *origin = header(x, "Origin"), *host = header(x, "Host"), *cors = h->config->cors;
+    if (h->loopback && !h->auth && host && !host_is_local(host)) {
+        http_error(x, 403, NULL, "bad_host", "Host: found '%.80s'; expected localhost or an address, where no API key is asked for",
+                   host);
+        return false;
+    }
+    if (!origin)
+        return true;
+    const char *own = strstr(origin, "://");
+    if (own && host && strcasecmp(own + 3, host) == 0)
+        return true;
+    if (strlen(origin) < sizeof(x->origin) && (strcmp(cors, "*") == 0 || strcmp(cors, origin) == 0)) {
+        snprintf(x->origin, sizeof(x->origin), "%s", strcmp(cors, "*") == 0 ? "*" : origin);
+        return true;
+    }
+    http_error(x, 403, NULL, "bad_origin", "pages of '%.80s' may not use this server; 'http.cors' can name them", origin);
+    return false;
+}
+
+static bool check_key(struct http_exchange *x)
+{
+    const struct http *h = x->c->h;
+    if (!h->auth || strcmp(x->path, "/health") == 0 || http_auth_check(h->auth, header(x, "Authorization")))
+        return true;
+    http_error(x, 401, NULL, "invalid_api_key", "no valid API key; expected the header 'Authorization: Bearer KEY'");
+    return false;
+}
+
+static bool check_body(struct http_exchange *x, uint64_t length)
+{
+    const struct http *h = x->c->h;
+    const char *type = header(x, "Content-Type");
+    if (length > h->config->max_body)
+        http_error(x, 413, NULL, "body_too_large", "the body has %llu bytes; 'http.max_body' allows %llu",
+                   (unsigned long long)length, (unsigned long long)h->config->max_body);
+    else if (x->method == HTTP_POST &&
+             (!type || strncasecmp(type, "application/json", 16) != 0 || (type[16] && !strchr("; \t", type[16]))))
+        http_error(x, 415, NULL, "unsupported_media_type", "Content-Type: found '%.80s'; expected application/json",
+                   type ? type : "none");
+    return x->state == HTTP_READING;
+}
+
+static enum http_method method_of(const char *name)
+{
+    if (strcmp(name, "GET") == 0 || strcmp(name, "HEAD") == 0)
+        return HTTP_GET;
+    return strcmp(name, "POST") == 0 ? HTTP_POST : HTTP_OTHER;
+}
+
+/* The head of a request is there. False: it was answered. */
+static bool begin(struct http_exchange *x, const char *url, const char *method)
+{
+    struct http *h = x->c->h;
+    uint64_t length = 0;
+    x->method = method_of(method);
+    snprintf(x->path, sizeof(x->path), "%.*s", (int)MIN(strcspn(url, "?"), sizeof(x->path) - 1), url);
+    if (!check_framing(x, &length))
+        return false;
+    if (h->n_connections > h->config->max_connections) {
+        x->close = true;
+        http_error(x, 503, NULL, "too_many_connections", "%u connections are open; 'http.max_connections' allows %u",
+                   h->n_connections, h->config->max_connections);
+        return false;
+    }
+    if (strlen(url) >= sizeof(x->path)) {
+        http_error(x, 414, NULL, "bad_request", "the path has %zu bytes; expected at most %zu", strlen(url), sizeof(x->path) - 1);
+        return false;
+    }
+    if (!check_origin(x))
+        return false;
+    if (strcmp(method, "OPTIONS") == 0) {
+        http_reply(x, 204, strdup(""), 0, 0);
+        return false;
+    }
+    return check_key(x) && check_body(x, length);
+}
+
+static enum MHD_Result begin_exchange(struct MHD_Connection *mhd, const char *url, const char *method, void **con_cls)
+{
+    struct connection *c = http_connection_of(mhd);
+    struct http_exchange *x = c && !c->x ? calloc(1, sizeof(*x)) : NULL;
+    if (!x)
+        return MHD_NO;
+    x->c = c;
+    c->x = x;
+    c->h->n_exchanges++;
+    *con_cls = x;
+    if (!begin(x, url, method) && x->close)
+        return http_send(x);
+    x->close = false;
+    return MHD_YES;
+}
+
+/* The rest of the body is not kept, nor what came before it. */
+static void drop_body(struct http_exchange *x, size_t n)
+{
+    x->dropped += x->n_body + n;
+    http_drop_body(x);
+}
+
+static void add_body(struct http_exchange *x, const char *data, size_t n)
+{
+    struct http *h = x->c->h;
+    size_t limit = h->config->max_body;
+    if (x->dropped || n > limit - x->n_body) {
+        drop_body(x, n);
+        return;
+    }
+    if (x->n_body + n + 1 > x->room) {
+        size_t room = MIN(MAX(2 * x->room, MAX(x->n_body + n + 1, (size_t)4096)), limit + 1);
+        char *p = h->body_bytes + room - x->room <= HTTP_BODIES * (limit + 1) ? realloc(x->body, room) : NULL;
+        if (!p) {
+            x->overloaded = true;
+            drop_body(x, n);
+            return;
+        }
+        h->body_bytes += room - x->room;
+        x->body = p;
+        x->room = room;
+    }
+    memcpy(x->body + x->n_body, data, n);
+    x->n_body += n;
+    x->body[x->n_body] = '\0';
+}
+
+static void handle(struct http_exchange *x)
+{
+    struct http *h = x->c->h;
+    x->state = HTTP_HANDLING;
+    if (x->dropped && (!x->overloaded || x->dropped > h->config->max_body)) {
+        http_error(x, 413, NULL, "body_too_large", "the body has more bytes than the %llu that 'http.max_body' allows",
+                   (unsigned long long)h->config->max_body);
+    } else if (x->dropped) {
+        http_error(x, 503, NULL, "overloaded", "other requests hold the memory for bodies; try again");
+    } else {
+        h->n_requests++;
+        h->handle(h->ctx, x);
+    }
+    if (x->state == HTTP_HANDLING)
+        http_error(x, 500, NULL, NULL, "the request was not answered");
+}
+
+enum MHD_Result http_on_request(void *cls, struct MHD_Connection *mhd, const char *url, const char *method, const char *version,
+                                const char *upload, size_t *upload_size, void **con_cls)
+{
+    struct http_exchange *x = *con_cls;
+    (void)cls, (void)version;
+    if (!x)
+        return begin_exchange(mhd, url, method, con_cls);
+    if (x->cut)
+        return MHD_NO;
+    if (*upload_size) {
+        if (x->state == HTTP_READING)
+            add_body(x, upload, *upload_size);
+        else
+            x->dropped += *upload_size;
+        *upload_size = 0;
+        return x->dropped > DROP_FACTOR * x->c->h->config->max_body ? MHD_NO : MHD_YES;
+    }
+    if (x->state == HTTP_READING)
+        handle(x);
+    return http_send(x);
+}
+
+void http_on_completed(void *cls, struct MHD_Connection *mhd, void **con_cls, enum MHD_RequestTerminationCode how)
+{
+    struct http *h = cls;
+    struct http_exchange *x = *con_cls;
+    (void)mhd;
+    if (!x)
+        return;
+    log_debug("http", "%s %s: %u%s", x->method == HTTP_POST ? "POST" : "GET", x->path, x->status,
+              how == MHD_REQUEST_TERMINATED_COMPLETED_OK ? "" : ", cut off");
+    *con_cls = NULL;
+    x->c->x = NULL;
+    x->c->since_ns = util_now_ns();
+    h->n_exchanges--;
+    h->body_bytes -= x->room;
+    if (x->work.ended)
+        x->work.ended(x->work.ctx);
+    free(x->body);
+    free(x->answer);
+    free(x);
+}

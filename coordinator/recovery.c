@@ -1,0 +1,203 @@
+/* SPDX-License-Identifier: MIT
+ * A stage ended: the others are paused, rings are made anew under the next epoch, the stage is started again and gets the segments
+ * of its predecessor. Called by the supervisor on the loop's thread; whom the death costs what is the schedule's matter.
+ *
+ * Order. (1) `lost`: nobody here uses the rings any more; they are closed, the epoch rises, PAUSE goes to all configured stages.
+ * (2) The stage is started, at once or after a while. (3) When all have answered PAUSED, so that the old rings are gone and their
+ * memory is free, new ones are made and sent to every stage that is configured, and to the others when they are. (4) All are READY.
+ * Another death on the way starts again at (1), under another epoch where new rings may have been sent already. */
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+
+#include "coordinator/cgroup.h"
+#include "coordinator/child.h"
+#include "coordinator/configure.h"
+#include "coordinator/plan.h"
+#include "coordinator/rings.h"
+#include "coordinator/segments.h"
+#include "coordinator/supervise_impl.h"
+#include "proto/log.h"
+#include "proto/status.h"
+#include "proto/util.h"
+
+static void fail(struct supervise *s, const struct err *why, const char *then)
+{
+    struct err err = {0};
+    err_set(&err, why->code, "%s%s", why->text, then);
+    supervise_fail(s, &err);
+}
+
+/* A kill by the kernel for memory is told apart from any other. */
+static bool passed_cap(struct stage *st, struct err *why)
+{
+    const struct supervise *s = st->owner;
+    const char *name = msg_role_name(st->role);
+    uint64_t kills = s->o.cgroup ? cgroup_kills(s->o.cgroup, name) : 0;
+    char cap[32];
+    bool more = kills > st->cap_kills;
+    st->cap_kills = kills;
+    if (more)
+        err_set(why, -ECHILD, "%s (pid %d) was killed by the kernel: it needed more than its cap of %s; raise 'memory.%s'", name,
+                st->pid, util_format_bytes(cap, sizeof(cap), s->o.plan->process[configure_process(st->role)].cap), name);
+    return more;
+}
+
+/* What a loader filled and did not come to say. What it did not fill is asked for again when its successor comes; the segments of a
+ * worker stay for its successor, also those that are still being filled: their memory is the worker's, and there is no room for
+ * them twice. */
+static int settle_segments(struct supervise *s, struct err *err)
+{
+    int r = 0;
+    s->n_stale_fills = 0;
+    for (uint32_t i = 0; r == 0 && i < segments_count(s->segments); i++) {
+        struct held_segment *g = segments_at(s->segments, i);
+        if (!g->filled && handshake_is_sealed(g))
+            r = handshake_filled(s, g, err);
+    }
+    return r;
+}
+
+static void forget(struct stage *st)
+{
+    status_unmap(take_ptr(&st->page));
+    st->configured = st->attached = st->started = st->ready = st->pausing = st->lived = st->segments_known = false;
+    st->n_segments = st->n_filled = 0;
+}
+
+static int pause_others(struct supervise *s, struct err *err)
+{
+    struct msg m = {.type = MSG_TYPE_pause, .pause = {.epoch = s->epoch}};
+    int r = 0;
+    for (int i = 0; r == 0 && i < MSG_ROLES; i++) {
+        struct stage *st = &s->stages[i];
+        if (!st->configured)
+            continue;
+        st->pausing = true;
+        st->attached = st->started = st->ready = false;
+        st->asked_ns = util_now_ns();
+        r = child_send(st->child, &m, NULL, 0, err);
+    }
+    return r;
+}
+
+static void on_delay(uv_timer_t *t)
+{
+    struct stage *st = t->data;
+    struct err err = {0};
+    if (supervise_start_stage(st, &err) < 0)
+        supervise_fail(st->owner, &err);
+}
+
+/* Whether, and when, it is started again. False: told to the owner. */
+static bool decide(struct stage *st, const struct err *why, int signal, bool at_work, uint64_t *ret_delay_ms)
+{
+    struct supervise *s = st->owner;
+    const struct config *c = s->o.config;
+    const struct restart_limits limits = {.in_a_row = c->restarts, .per_minute = c->restarts_per_minute};
+    char then[160];
+    if (c->restarts == 0 || s->no_restarts || (!s->was_ready && signal == 0) ||
+        why->code == -EBADMSG) { /* a damaged file stays one */
+        fail(s, why, s->no_restarts ? "; what it had collected is lost" : "");
+        return false;
+    }
+    s->random = s->random * 1664525u + 1013904223u;
+    if (restart_decide(&st->restart, &limits, util_now_ns(), s->o.progress(s->o.ctx), s->random >> 8, ret_delay_ms))
+        return true;
+    *ret_delay_ms = 0;
+    if ((s->o.fallback && s->o.fallback(s->o.ctx, st->role, why)) || (at_work && s->o.give_up && s->o.give_up(s->o.ctx, why))) {
+        restart_forget(&st->restart);
+        return true;
+    }
+    if (st->restart.in_a_row >= limits.in_a_row)
+        snprintf(then, sizeof(then), "; it is not started again after %u restarts without progress ('restarts')", limits.in_a_row);
+    else
+        snprintf(then, sizeof(then), "; it is not started again after %u restarts within a minute ('restarts_per_minute')",
+                 limits.per_minute);
+    fail(s, why, then);
+    return false;
+}
+
+static int let_go(struct stage *st, struct err *err)
+{
+    struct supervise *s = st->owner;
+    int r = st->role == MSG_ROLE_LOADER ? settle_segments(s, err) : 0;
+    if (r == 0 && rings_made(s->rings)) {
+        rings_drop(s->rings);
+        s->epoch++;
+        r = pause_others(s, err);
+    }
+    return r < 0 ? r : rings_renew_bell(s->rings, st->role, err);
+}
+
+void recovery_lost(struct stage *st, const struct err *ended, int signal)
+{
+    struct supervise *s = st->owner;
+    struct err why = *ended, err = {0};
+    uint64_t delay_ms = 0;
+    forget(st);
+    if (s->stopping || s->failed)
+        return;
+    if (signal == SIGKILL && passed_cap(st, &why))
+        signal = 0;
+    bool at_work = !s->recovering;
+    if (at_work) {
+        s->recovering = true;
+        s->lost_ns = util_now_ns();
+        s->recovery = (struct supervise_recovery){.role = st->role, .detect_ns = st->silent_ns};
+        s->o.lost(s->o.ctx);
+    }
+    st->silent_ns = 0;
+    if (!decide(st, &why, signal, at_work, &delay_ms))
+        return;
+    st->stats.restarts++;
+    snprintf(st->stats.reason, sizeof(st->stats.reason), "%.255s", why.text);
+    log_warn("supervise", "%s; it is started again (restart %u)", why.text, st->stats.restarts);
+    s->recovery.kv_lost |= st->role == MSG_ROLE_NPU;
+    int r = let_go(st, &err);
+    if (r == 0 && delay_ms)
+        uv_timer_start(&st->delay, on_delay, delay_ms, 0);
+    else if (r == 0)
+        r = supervise_start_stage(st, &err);
+    if (r < 0)
+        supervise_fail(s, &err);
+    else
+        recovery_step(s);
+}
+
+void recovery_step(struct supervise *s)
+{
+    struct err err = {0};
+    int r = 0;
+    if (!s->recovering || s->failed || s->stopping)
+        return;
+    for (int i = 0; !rings_made(s->rings) && i < MSG_ROLES; i++) {
+        if (s->stages[i].pausing)
+            return;
+    }
+    if (!rings_made(s->rings))
+        r = rings_make(s->rings, s->epoch, &err);
+    for (int i = 0; r == 0 && i < MSG_ROLES; i++) {
+        struct stage *st = &s->stages[i];
+        if (st->configured && !st->attached && !st->pausing)
+            r = handshake_attach(st, &err);
+    }
+    if (r < 0)
+        supervise_fail(s, &err);
+}
+
+void recovery_ready(struct supervise *s)
+{
+    for (int i = 0; i < MSG_ROLES; i++) {
+        if (!s->stages[i].ready)
+            return;
+    }
+    struct supervise_recovery r = s->recovery;
+    r.first = !s->was_ready;
+    r.restart_ns = s->configured_ns > s->lost_ns ? s->configured_ns - s->lost_ns : 0;
+    r.remap_ns = util_now_ns() - s->lost_ns - r.restart_ns;
+    s->was_ready = true;
+    s->recovering = false;
+    s->recovery = (struct supervise_recovery){0};
+    s->o.ready(s->o.ctx, &r);
+}

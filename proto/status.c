@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: MIT
+ * Owns the layout of the status page. No thread of its own; never blocks. */
+#include "proto/status.h"
+
+#include <errno.h>
+#include <stdatomic.h>
+
+#include "proto/err.h"
+#include "proto/shm.h"
+#include "proto/util.h"
+
+#define PAGE 4096u
+#define STATUS_MAGIC 0x54415453u /* "STAT" */
+
+struct status {
+    uint32_t magic, reserved;
+    _Atomic uint64_t since_ns, chunk, usual_ns;
+    _Atomic uint32_t layer, n_tokens;
+};
+_Static_assert(sizeof(struct status) == 40, "layout");
+
+int status_make(struct err *err)
+{
+    auto_fd fd = shm_make("tandem-status", PAGE, false, err);
+    void *p;
+    if (fd < 0)
+        return fd;
+    int r = shm_map(fd, PAGE, true, &p, err);
+    if (r < 0)
+        return r;
+    ((struct status *)p)->magic = STATUS_MAGIC;
+    shm_unmap(p, PAGE);
+    return take_fd(&fd);
+}
+
+int status_map(int fd, struct status **ret, struct err *err)
+{
+    void *p;
+    int r = shm_map(fd, PAGE, true, &p, err);
+    if (r < 0)
+        return err_wrap(err, r, "status page");
+    if (((struct status *)p)->magic != STATUS_MAGIC) {
+        shm_unmap(p, PAGE);
+        return err_set(err, -EPROTO, "status page: wrong magic; expected 0x%x", STATUS_MAGIC);
+    }
+    *ret = p;
+    return 0;
+}
+
+void status_unmap(struct status *s)
+{
+    shm_unmap(s, PAGE);
+}
+
+#define STORE(field, value) atomic_store_explicit(&s->field, value, memory_order_relaxed)
+#define LOAD(field) atomic_load_explicit(&s->field, memory_order_relaxed)
+
+void status_busy(struct status *s, const struct status_work *w)
+{
+    STORE(since_ns, 0);
+    STORE(chunk, w->chunk);
+    STORE(layer, w->layer);
+    STORE(n_tokens, w->n_tokens);
+    STORE(usual_ns, w->usual_ns);
+    STORE(since_ns, w->since_ns);
+}
+
+void status_waits(struct status *s, bool waits)
+{
+    STORE(since_ns, waits ? 0 : util_now_ns());
+}
+
+void status_read(const struct status *s, struct status_work *ret)
+{
+    *ret = (struct status_work){.since_ns = LOAD(since_ns),
+                                .chunk = LOAD(chunk),
+                                .layer = LOAD(layer),
+                                .n_tokens = LOAD(n_tokens),
+                                .usual_ns = LOAD(usual_ns)};
+}

@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: MIT
+"""The HTTP server under clients that are wrong, slow, greedy, gone or many."""
+import json
+import os
+import random
+import signal
+import socket
+import threading
+
+import tandem
+from http_client import JSON, Raw, Server, Stream, joined, plain
+from tandem import check
+
+# No end token: the answer goes on to max_tokens.
+ENDLESS = {"logit_bias": {"1": -100, "9": -100}, "temperature": 0}
+
+
+def user(text):
+    return [{"role": "user", "content": text}]
+
+
+def post(path, body, *lines, method="POST"):
+    head = [f"{method} {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json", *lines]
+    return "\r\n".join(head).encode() + b"\r\n\r\n" + body
+
+
+def alive(s):
+    check(s.chat("Hi", max_tokens=1)["usage"]["completion_tokens"] <= 1, "the server goes on")
+
+
+def test_bodies():
+    bad = [b"", b"{", b"[]", b"3", b"null", b'"x"', b"{}{}", b"\x00", b"\xff\xfe{}", b'{"prompt": "\xff"}', b'{"prompt": "\xed\xa0\x80"}',
+           b'{"prompt": "\\ud800"}', b'{"prompt": "a\\u0000b"}', b'{"prompt": 1e999}', b'{"prompt": 99999999999999999999999}',
+           b'{"a": 1, "a": 2}', b"[" * 100000, b'{"a":' * 50000, b'{"prompt": [' + b"[" * 50000, b'{"prompt": "' + b"x" * 200000,
+           b'{"prompt": "x", "max_tokens": NaN}', b"{'prompt': 'x'}", b'\xef\xbb\xbf{"prompt": "x"}']
+    with Server(http__max_body="300KiB") as s:
+        for body in bad:
+            status, j = s.post("/v1/completions", body)
+            check(status == 400 and j["error"]["code"] == "invalid_json", body[:40], status, j)
+        limit = 300 << 10
+        filler = json.dumps({"prompt": "x", "user": ""}).encode()
+        exact = filler[:-2] + b"u" * (limit - len(filler)) + b'"}'
+        check(len(exact) == limit and s.post("/v1/completions", exact)[0] == 200, "as large as may be")
+        for body in (exact + b" ", b"x" * (3 * limit)):
+            with Raw(s, post("/v1/completions", body, f"Content-Length: {len(body)}")) as c:
+                status, headers, text = c.response()
+                check(status == 413 and json.loads(text)["error"]["code"] == "body_too_large", status, text)
+        with Raw(s, post("/v1/completions", b"", "Content-Length: 999999999999")) as c:
+            check(c.response()[0] == 413 and c.ended(), "before the body is there")
+        with Raw(s, post("/v1/completions", b"", "Content-Length: 400000", "Expect: 100-continue")) as c:
+            check(c.response()[0] == 413 and c.ended(), "instead of 100")
+        chunk = b"2000\r\n" + b" " * 0x2000 + b"\r\n"
+        with Raw(s, post("/v1/completions", chunk * 60 + b"0\r\n\r\n", "Transfer-Encoding: chunked")) as c:
+            check(c.response()[0] == 413, "chunks without end")
+        with Raw(s, post("/v1/completions", b"", "Transfer-Encoding: chunked")) as c:
+            try:
+                for _ in range(1000):  # 8 MB: more than is read for politeness
+                    c.send(chunk)
+                check(c.ended(), "a body without end is cut")
+            except (ConnectionResetError, BrokenPipeError):
+                pass
+        body = json.dumps({"prompt": "x", "max_tokens": 1}).encode()
+        pieces = b"".join(b"%x;ext=1\r\n%c\r\n" % (1, b) for b in body) + b"0\r\nTrailer: x\r\n\r\n"
+        with Raw(s, post("/v1/completions", pieces, "Transfer-Encoding: chunked")) as c:
+            check(c.response()[0] == 200, "a byte a chunk")
+        with Raw(s, post("/v1/completions", b"", f"Content-Length: {len(body)}", "Expect: 100-continue")) as c:
+            check(c.more() and c.buffer.startswith(b"HTTP/1.1 100"), c.buffer)
+            c.buffer = b""
+            c.send(body)
+            check(c.response()[0] == 200, "after 100")
+        alive(s)
+
+
+def test_bodies_in_all():
+    """Many large bodies at once: what they hold together has a bound; who is above it is told to come again."""
+    with Server(http__max_body="1MiB", http__timeout=60) as s:
+        body = b" " * (1 << 20)
+        waiting = [Raw(s, post("/v1/completions", body[:-1], f"Content-Length: {len(body)}")) for _ in range(12)]
+        answers = []
+        tandem.wait_until(lambda: s.stats()["http"]["connections"] >= 12, 60, "twelve connections")
+        for c in waiting:
+            c.send(b" ")
+            answers.append(c.response())
+            c.s.close()
+        counts = {code: sum(1 for a in answers if a[0] == code) for code in (400, 503)}
+        check(sum(counts.values()) == 12 and counts[400] >= 4 and counts[503] >= 1, counts)
+        check(all(a[1]["retry-after"] for a in answers if a[0] == 503), answers[-1])
+        alive(s)
+
+
+def test_framing():
+    """What two readers could understand differently is refused, and the connection ends."""
+    hidden = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    body = json.dumps({"prompt": "x"}).encode()
+    cases = [
+        post("/tokenize", b"0\r\n\r\n" + hidden, "Content-Length: 4", "Transfer-Encoding: chunked"),
+        post("/tokenize", b"0\r\n\r\n" + hidden, "Transfer-Encoding: chunked", "Content-Length: 4"),
+        post("/tokenize", body + hidden, "Content-Length: 5", f"Content-Length: {len(body)}"),
+        post("/tokenize", body + hidden, f"Content-Length: {len(body)}", f"Content-Length: {len(body)}"),
+        post("/tokenize", body + hidden, "Transfer-Encoding: identity"),
+        post("/tokenize", body + hidden, "Transfer-Encoding: xchunked"),
+        post("/tokenize", body + hidden, "Transfer-Encoding: gzip, chunked"),
+        post("/tokenize", b"0\r\n\r\n" + hidden, "Transfer-Encoding: chunked", "Transfer-Encoding: chunked"),
+        post("/tokenize", body + hidden, f"Content-Length: +{len(body)}"),
+        post("/tokenize", body + hidden, f"Content-Length: 0x{len(body):x}"),
+        post("/tokenize", body + hidden, "Content-Length: -1"),
+        post("/tokenize", body + hidden, "Content-Length: 99999999999999999999999999"),
+        post("/tokenize", body + hidden, f"Content-Length : {len(body)}"),
+        post("/tokenize", b"0\r\n\r\n" + hidden, "Transfer-Encoding : chunked"),
+        post("/tokenize", body + hidden, f"Content-Length: {len(body)}", "Host: example.org"),
+        b"GET /health HTTP/1.1\r\n\r\n" + hidden,
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nbad header: x\r\n\r\n" + hidden,
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nno colon\r\n\r\n" + hidden,
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 64 + b"\r\n\r\n",
+        b"G" * 100000 + b"\r\n\r\n",
+        b"GET /" + b"a" * 300 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /" + b"a" * 40000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 40000 + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"".join(b"X%d: y\r\n" % i for i in range(5000)) + b"\r\n",
+        b"BREW /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\nabc",
+    ]
+    with Server(http__timeout=2) as s:
+        for data in cases:
+            with Raw(s) as c:
+                try:
+                    c.send(data)
+                    c.s.shutdown(socket.SHUT_WR)
+                except OSError:
+                    pass  # it was cut before it had said all
+                answer = c.response()
+                check(answer is None or answer[0] in (400, 413, 414, 431, 501), data[:200], answer)
+                check(b'"object":"list"' not in c.buffer and c.ended() and b'"object":"list"' not in c.buffer,
+                      "what was hidden in a body was answered:", data[:300], c.buffer[:300])
+        alive(s)
+
+
+def test_pipelining():
+    body = json.dumps({"prompt": "Once", "max_tokens": 3, "temperature": 0}).encode()
+    one = post("/v1/completions", body, f"Content-Length: {len(body)}")
+    get = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with Server() as s:
+        with Raw(s, get + one + get + one + get) as c:
+            kinds = [json.loads(c.response()[2])["object"] for _ in range(5)]
+            check(kinds == ["list", "text_completion"] * 2 + ["list"], kinds)
+        with Raw(s, (b"GET /health HTTP/1.0\r\n\r\n")) as c:
+            check(c.response()[0] == 200 and c.ended(), "HTTP/1.0")
+        streamed = json.dumps({"prompt": "Once", "max_tokens": 3, "stream": True}).encode()
+        old = post("/v1/completions", streamed, f"Content-Length: {len(streamed)}").replace(b"HTTP/1.1", b"HTTP/1.0")
+        with Raw(s, old) as c:
+            check(c.ended() and c.buffer.endswith(b"data: [DONE]\n\n") and b"chunked" not in c.buffer.lower(), "a stream of 1.0:", c.buffer)
+
+
+def test_slow_clients():
+    """Who does not get on with asking is cut; the others do not notice."""
+    with Server(http__timeout=1) as s:
+        with Raw(s) as idle, Raw(s, b"GET /hea") as head, Raw(s, post("/tokenize", b"{", "Content-Length: 100")) as body:
+            done = threading.Event()
+
+            def drip(c, data):
+                try:
+                    while not done.wait(0.1):
+                        c.send(data)
+                except OSError:
+                    pass
+            drips = [threading.Thread(target=drip, args=a) for a in ((head, b"l"), (body, b" "))]
+            for t in drips:
+                t.start()
+            alive(s)
+            check(idle.ended() and head.ended() and body.ended(), "a slow client may stay")
+            done.set()
+            for t in drips:
+                t.join()
+        alive(s)
+
+
+def gone(s):
+    """Nothing runs any more."""
+    tandem.wait_until(lambda: s.stats()["requests"]["running"] == 0, 60, lambda: s.stats())
+
+
+def test_disconnect():
+    with Server(sequences=1) as s:
+        for path, body in (("/v1/completions", {"prompt": "Once"}), ("/v1/chat/completions", {"messages": user("Hi")})):
+            with Stream(s, path, max_tokens=2000, **body, **ENDLESS) as stream:
+                for _ in range(3):
+                    next(stream)
+            gone(s)
+            data = json.dumps({**body, "max_tokens": 2000, **ENDLESS}).encode()
+            with Raw(s, post(path, data, f"Content-Length: {len(data)}")):
+                tandem.wait_until(lambda: s.stats()["requests"]["running"] == 1, 60, "running")
+            gone(s)
+            c = Raw(s, post(path, data, f"Content-Length: {len(data)}"))
+            tandem.wait_until(lambda: s.stats()["requests"]["running"] == 1, 60, "running")
+            c.s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            c.s.close()  # with a reset
+            gone(s)
+        check(s.stats()["tokens"]["output"] < 6 * 2000, "none went on to its end", s.stats()["tokens"])
+        want = s.complete("Once", max_tokens=20, temperature=0)["choices"][0]["text"]
+        with Stream(s, "/v1/completions", prompt="Once", max_tokens=2000, **ENDLESS) as running:
+            next(running)
+            queued = Raw(s, post(path, data, f"Content-Length: {len(data)}"))  # gone while it waits
+            tandem.wait_until(lambda: s.stats()["requests"]["queued"] == 1, 60, "waiting")
+            queued.s.close()
+            tandem.wait_until(lambda: s.stats()["requests"]["queued"] == 0, 60, "left the queue")
+        check(s.complete("Once", max_tokens=20, temperature=0)["choices"][0]["text"] == want, "the next one's KV is clean")
+
+
+def test_queue():
+    with Server(sequences=1, http__max_queue=2) as s:
+        streams = [Stream(s, "/v1/completions", prompt="Once", max_tokens=2000, **ENDLESS)]
+        next(streams[0])
+        streams += [Stream(s, "/v1/completions", prompt="Once", max_tokens=5, temperature=0) for _ in range(2)]
+        status, headers, body = s.request("POST", "/v1/completions", b'{"prompt": "x"}', JSON)
+        check(status == 429 and headers["retry-after"] == "1", status, headers, body)
+        check(json.loads(body)["error"]["code"] == "queue_full" and json.loads(body)["error"]["type"] == "rate_limit_error", body)
+        check(s.post("/v1/completions", {"prompt": "x", "n": 4})[0] == 400, "more than ever fits")
+        streams[0].close()
+        texts = [joined(st)[0][0]["text"] for st in streams[1:]]
+        check(texts[0] == texts[1] != "", texts)
+        for st in streams[1:]:
+            st.close()
+        alive(s)
+
+
+def test_connections():
+    with Server(http__max_connections=4) as s:
+        held = [Raw(s) for _ in range(4)]
+        tandem.wait_until(lambda: s.request("GET", "/health")[0] == 503, 60, "the fifth")
+        status, headers, body = s.request("GET", "/health")
+        check(status == 503 and headers["retry-after"] == "1", status, headers, body)
+        check(json.loads(body)["error"]["code"] == "too_many_connections", body)
+        held.pop().s.close()
+        tandem.wait_until(lambda: s.request("GET", "/health")[0] == 200, 60, "one left")
+        many = [Raw(s) for _ in range(60)]  # more than are ever answered: they wait in the kernel
+        for c in held + many:
+            c.s.close()
+        tandem.wait_until(lambda: s.request("GET", "/health")[0] == 200, 60, "all left")
+        alive(s)
+
+
+def test_many_streams():
+    """Twenty clients on four sequences: each gets what it gets alone."""
+    prompts = ["Once upon a time", "One day", "Tell me a story", "The cat"]
+    params = [dict(prompt=prompts[i % 4], seed=i, max_tokens=10 + 7 * (i % 5), stop=["\n\n", "the end"], n=1 + i % 2) for i in range(20)]
+    with Server(sequences=4) as s:
+        alone = [plain(s.ask("/v1/completions", **p)) for p in params]
+        got = [None] * len(params)
+
+        def client(i):
+            if i % 3:
+                got[i] = joined(s.stream("/v1/completions", stream_options={"include_usage": True}, **params[i]))
+            else:
+                got[i] = plain(s.ask("/v1/completions", **params[i]))
+        for _ in range(2):
+            threads = [threading.Thread(target=client, args=(i,)) for i in range(len(params))]
+            for t in threads:
+                t.start()
+            for t in threads:
+                t.join()
+            for i, p in enumerate(params):
+                check(got[i] == alone[i], p, got[i], alone[i])
+        gone(s)
+
+
+def test_slow_reader():
+    """A client that does not read for a while: others go on, memory stays, and it gets everything in the end."""
+    with Server(sequences=2, http__timeout=60) as s:
+        body = {"prompt": "Once", "max_tokens": 1500, **ENDLESS, "logprobs": 5}
+        want = plain(s.ask("/v1/completions", **body))
+        data = json.dumps({**body, "stream": True, "stream_options": {"include_usage": True}}).encode()
+        slow = socket.socket()
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.connect((s.host, s.port))
+        slow.sendall(post("/v1/completions", data, f"Content-Length: {len(data)}").replace(b"HTTP/1.1", b"HTTP/1.0"))
+        tandem.wait_until(lambda: s.stats()["requests"]["running"] == 1, 60, "running")
+        for _ in range(3):
+            alive(s)
+        gone(s)  # it was computed, whether it is read or not
+        text = b""
+        while piece := slow.recv(65536):
+            text += piece
+        slow.close()
+        events = [json.loads(l[6:]) for l in text.split(b"\r\n\r\n", 1)[1].split(b"\n") if l.startswith(b"data: {")]
+        check(text.endswith(b"data: [DONE]\n\n") and joined(events) == want, text[-300:])
+
+
+def test_time_is_over():
+    with Server(sequences=1, http__request_timeout=1) as s:
+        stage = s.stage("npu_worker")
+        os.kill(stage, signal.SIGSTOP)
+        try:
+            stream = Stream(s, "/v1/completions", prompt="Once", max_tokens=2000, **ENDLESS)
+            status, j = s.post("/v1/completions", {"prompt": "Once"})
+            check(status == 504 and j["error"]["code"] == "timeout" and j["error"]["type"] == "server_error", status, j)
+            events = list(stream)
+            check(events[-1]["error"]["code"] == "timeout", events[-1])
+        finally:
+            os.kill(stage, signal.SIGCONT)
+        alive(s)
+
+
+def test_end_in_the_middle():
+    """A signal: clients that wait are told, then everything is gone."""
+    with Server(sequences=1) as s:
+        with Stream(s, "/v1/completions", prompt="Once", max_tokens=2000, **ENDLESS) as stream:
+            next(stream)
+            data = json.dumps({"prompt": "x"}).encode()
+            with Raw(s, post("/v1/completions", data, f"Content-Length: {len(data)}")) as waiting, Raw(s, b"GET /hea"):
+                tandem.wait_until(lambda: s.stats()["requests"]["queued"] == 1, 60, "waiting")
+                s.process.send_signal(signal.SIGTERM)
+                check(waiting.response()[0] == 503, "the one that waits")
+                last = None
+                for event in stream:
+                    last = event
+                check("the server is ending" in last["error"]["message"], last)
+
+
+def mangled(rng, data):
+    data = bytearray(data)
+    for _ in range(rng.randrange(1, 6)):
+        at = rng.randrange(len(data))
+        what = rng.randrange(3)
+        if what == 0:
+            data[at] = rng.randrange(256)
+        elif what == 1:
+            del data[at:at + rng.randrange(1, 8)]
+        else:
+            data[at:at] = rng.choice([b"\r\n", b"\0", b"\xff", b": ", b"{", b'"', b"9" * 20, b"\r\n\r\n"])
+        data = data or bytearray(b"x")
+    return bytes(data)
+
+
+def test_noise():
+    """Random and half-right requests: an answer of 4xx or an end, and the server goes on."""
+    rng = random.Random(5)
+    good = post("/v1/completions", b'{"prompt": "x", "max_tokens": 1, "n": 1}', "Content-Length: 40")
+    with Server(http__timeout=1) as s:
+        for _ in range(8):
+            clients = []
+            for i in range(50):
+                c = Raw(s)
+                try:
+                    c.send(mangled(rng, good if i % 4 else rng.randbytes(rng.randrange(1, 400))))
+                    c.s.shutdown(socket.SHUT_WR)
+                except OSError:
+                    pass  # cut already
+                clients.append(c)
+            for c in clients:
+                answer = c.response()
+                check(answer is None or 200 <= answer[0] < 600, answer)
+                c.s.close()
+        members = [("prompt", ["x", 1, [], {}, [[1]], ["a", 1], None]), ("n", [0, 1, 2, -1, 1e9, "1", None, [1]]),
+                   ("stop", ["x", [], ["a"], [None], 3, {}]), ("temperature", [0, 3, -1, "x", None, True]),
+                   ("logit_bias", [{}, {"1": "x"}, {"-1": 1}, {"1": 1}, [], 7]), ("max_tokens", [1, 0, 2, None, "1", 10**18]),
+                   ("stream", [True, False, None, 1]), ("logprobs", [0, 1, True, -1, None]), ("seed", [1, -1, 2**63 - 1, 1.5, "x"])]
+        for _ in range(300):
+            body = {k: rng.choice(v) for k, v in members if rng.random() < 0.5}
+            status, _, text = s.request("POST", "/v1/completions", json.dumps(body).encode(), JSON)
+            check(status in (200, 400), body, status, text[:200])
+        alive(s)
+        gone(s)
+
+
+if __name__ == "__main__":
+    tandem.main(globals())
