@@ -105,8 +105,9 @@ struct api_choice {
     struct api_token *tokens;
     struct sample_logprob *top; /* [tokens][top_logprobs] */
     uint32_t n_tokens, tokens_room, tokens_sent;
-    uint32_t n_output; /* generated, shown or not */
-    bool stopped;      /* by a stop string */
+    uint32_t n_output;     /* generated, shown or not */
+    bool stopped;          /* by a stop string */
+    bool numerics_changed; /* a stage went on with another backend meanwhile */
     bool finished, begun_sent, finish_sent;
     const char *finish_reason;
 };

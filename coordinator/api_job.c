@@ -159,6 +159,7 @@ static void on_finished(void *ctx, const struct request_result *r)
     if (!c->stopped && r->finish != ENGINE_FINISH_CANCELLED)
         grow(c, detokenizer_finish(c->detokenizer));
     c->released = c->n_text;
+    c->numerics_changed = r->numerics_changed;
     c->finish_reason = c->stopped || r->finish == ENGINE_FINISH_STOP ? "stop" : "length";
     if (r->finish == ENGINE_FINISH_ERROR) {
         struct err unknown = {.code = -EIO, .text = "the request failed"};
