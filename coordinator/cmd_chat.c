@@ -31,6 +31,7 @@ struct chat {
     size_t n_input;
     bool end_of_input;
     uint32_t n_lines, n_refused; /* not on a terminal: prompts so far, and those that did not fit */
+    bool answer_failed;          /* the last answer alone: the engine runs on */
 };
 
 static int append(struct chat *t, const uint32_t *ids, size_t n, struct err *err)
@@ -80,7 +81,8 @@ static int run_answer(struct chat *t, struct answer *a, struct err *err)
         engine_cancel(e, a->request);
         r = engine_run(e, err);
     }
-    return r == 0 && a->error.code ? err_set(err, a->error.code, "%s", a->error.text) : r;
+    t->answer_failed = r == 0 && a->error.code;
+    return t->answer_failed ? err_set(err, a->error.code, "%s", a->error.text) : r;
 }
 
 static int one_turn(struct chat *t, const char *text, struct err *err)
@@ -176,6 +178,7 @@ static int handle_line(struct chat *t, char *line, struct err *err)
     }
     size_t before = t->terminal ? t->n_ids : 0;
     t->n_ids = before;
+    t->answer_failed = false;
     int r = one_turn(t, line, err);
     if (r == -E2BIG && t->terminal) { /* the engine runs on; the turn did not fit */
         fprintf(stderr, "%s\n(/reset begins a new conversation)\n", err ? err->text : "the conversation does not fit");
@@ -185,6 +188,11 @@ static int handle_line(struct chat *t, char *line, struct err *err)
     if (r == -E2BIG && !t->terminal && err) { /* this prompt alone: the others go on */
         fprintf(stderr, "coordinator: error: standard input, line %u: %s\n", t->n_lines, err->text);
         t->n_refused++;
+        return 0;
+    }
+    if (r < 0 && t->answer_failed && t->terminal) {
+        fprintf(stderr, "\n%s\n(the conversation is as it was before this turn)\n", err ? err->text : "the answer failed");
+        t->n_ids = before;
         return 0;
     }
     return r;

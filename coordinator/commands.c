@@ -75,6 +75,7 @@ static int run_plan(const struct command *c, struct err *err)
         return r;
     if (!p->gpu.vulkan)
         p->read_rate = machine_read_rate(MAX(p->npu_threads, p->gpu_threads));
+    p->disk_rate = machine_disk_rate(c->config->model);
     if (c->options->json)
         printed = plan_print_json(p, stdout, r < 0 ? NULL : err);
     else

@@ -89,10 +89,11 @@ static int send_held(struct stage *st, struct err *err)
         const struct held_segment *g = segments_at(all, i);
         if (g->role != st->role)
             continue;
-        struct msg m = {.type = MSG_TYPE_segment_held, .segment_held = {.kind = g->kind, .layer = g->layer, .bytes = g->bytes}};
+        struct msg m = {.type = MSG_TYPE_segment_held,
+                        .segment_held = {.kind = g->kind, .layer = g->layer, .bytes = g->bytes, .filled = g->filled}};
         r = child_send(st->child, &m, &g->fd, 1, err);
         st->n_segments++;
-        st->n_filled++;
+        st->n_filled += g->filled;
     }
     for (uint32_t i = 0; r == 0 && i < slots_count(st->owner->slots); i++) {
         struct held_slot *h = slots_at(st->owner->slots, i);
@@ -145,10 +146,11 @@ static int on_segment_new(struct stage *st, const struct msg_segment_new *m, int
     struct supervise *s = st->owner;
     struct held_segment h = {.role = st->role, .kind = m->kind, .layer = m->layer, .bytes = m->bytes, .fd = *fd};
     struct held_segment *before = segments_find(s->segments, m->kind, m->layer);
-    if (before && before->role == st->role && before->filled && !st->segments_known) { /* of its predecessor: not to its taste */
-        segments_remove(s->segments, before);
+    if (before && before->role == st->role && !st->segments_known) { /* of its predecessor: not to its taste */
+        s->n_stale_fills += !before->filled && s->stages[MSG_ROLE_LOADER].configured;
         st->n_segments--;
-        st->n_filled--;
+        st->n_filled -= before->filled;
+        segments_remove(s->segments, before);
     }
     if (st->role == MSG_ROLE_LOADER || st->segments_known || !segments_add(s->segments, &h))
         return err_set(err, -EPROTO, "%s: unexpected SEGMENT_NEW (kind %u, layer %u)", msg_role_name(st->role), m->kind, m->layer);
@@ -189,6 +191,8 @@ int handshake_filled(struct supervise *s, struct held_segment *g, struct err *er
     struct stage *to = &s->stages[g->role];
     struct msg m = {.type = MSG_TYPE_segment_filled, .segment_filled = {.kind = g->kind, .layer = g->layer}};
     g->filled = true;
+    if (!to->configured)
+        return 0; /* the one that comes is told before it is configured */
     to->n_filled++;
     int r = child_send(to->child, &m, NULL, 0, err);
     return r < 0 ? r : start_if_complete(to, err);
@@ -279,7 +283,7 @@ static int on_ready(struct stage *st, const struct msg_ready *m, struct err *err
 int handshake_message(struct stage *st, const struct msg *m, int *fds, struct err *err)
 {
     struct supervise *s = st->owner;
-    st->heard_ns = util_now_ns();
+    st->pinged_ns = 0;
     if (!st->configured && m->type != MSG_TYPE_hello && m->type != MSG_TYPE_error)
         return err_set(err, -EPROTO, "%s: sent a %s message before HELLO", msg_role_name(st->role), msg_name(m->type));
     switch (m->type) {

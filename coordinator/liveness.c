@@ -8,6 +8,7 @@
 #include <errno.h>
 
 #include "coordinator/child.h"
+#include "coordinator/plan.h"
 #include "coordinator/supervise_impl.h"
 #include "proto/config.h"
 #include "proto/log.h"
@@ -20,8 +21,8 @@
 #define SECOND UINT64_C(1000000000)
 #define CHUNK_LEAST (2 * SECOND)
 #define CHUNK_FIRST (60 * SECOND)
-#define HELLO_LIMIT (10 * SECOND)
-#define LOAD_LIMIT (60 * SECOND)   /* a driver may compile meanwhile, on the control thread */
+#define START_LIMIT (10 * SECOND)
+#define DRIVER_LIMIT (60 * SECOND) /* which compiles, on the control thread */
 #define ANSWER_LIMIT (60 * SECOND) /* of PAUSED after PAUSE, of READY after START */
 
 static double seconds(uint64_t ns)
@@ -57,8 +58,15 @@ static bool check_chunk(struct stage *st, uint64_t now)
 /* How long the control thread may be silent. */
 static uint64_t silence_limit(const struct stage *st)
 {
+    const struct plan *p = st->owner->o.plan;
     uint64_t beat = st->owner->o.config->heartbeat_s * SECOND;
-    return !st->configured ? MAX(HELLO_LIMIT, beat) : st->lived ? beat : MAX(LOAD_LIMIT, beat);
+    bool driver = st->configured && (st->role == MSG_ROLE_GPU ? p->gpu.vulkan : st->role == MSG_ROLE_NPU && p->npu.xrt);
+    return st->lived ? beat : MAX(driver ? DRIVER_LIMIT : START_LIMIT, beat);
+}
+
+static uint64_t since(const struct supervise *s, uint64_t now, uint64_t then)
+{
+    return now - MIN(now, MAX(then, s->resumed_ns));
 }
 
 static void check(struct stage *st, uint64_t now)
@@ -67,8 +75,8 @@ static void check(struct stage *st, uint64_t now)
     struct err why = {0};
     if (!child_pid(st->child) || (st->page && check_chunk(st, now)))
         return;
-    uint64_t silent = now - MIN(now, MAX(st->heard_ns, s->resumed_ns)), limit = silence_limit(st);
-    uint64_t asked = now - MIN(now, MAX(st->asked_ns, s->resumed_ns));
+    uint64_t limit = silence_limit(st), asked = since(s, now, st->asked_ns);
+    uint64_t from = st->configured ? st->pinged_ns : st->asked_ns, silent = from ? since(s, now, from) : 0;
     if (silent > limit) {
         err_set(&why, -ETIMEDOUT, "%s (pid %d) hangs: it has not answered for %.1f s; at most %.1f s are allowed (see '%s')",
                 msg_role_name(st->role), st->pid, seconds(silent), seconds(limit), st->lived ? "heartbeat_s" : "deadlines");
@@ -93,8 +101,10 @@ static void on_watch(uv_timer_t *t)
     for (int i = 0; i < MSG_ROLES; i++) {
         struct stage *st = &s->stages[i];
         check(st, now);
-        if (st->configured && s->ping_serial % PING_TICKS == 0)
-            child_send(st->child, &ping, NULL, 0, NULL); /* one that does not read is found by its silence */
+        if (!st->configured || s->ping_serial % PING_TICKS)
+            continue;
+        st->pinged_ns = st->pinged_ns ? st->pinged_ns : now; /* the oldest that is not answered */
+        child_send(st->child, &ping, NULL, 0, NULL);         /* one that does not read is found by its silence */
     }
 }
 

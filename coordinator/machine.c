@@ -4,10 +4,14 @@
 #include "coordinator/machine.h"
 
 #include <jansson.h>
+#include <fcntl.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
 #include <sys/resource.h>
 
 #include "kernels/pool.h"
@@ -146,4 +150,56 @@ double machine_read_rate(uint32_t n_threads)
     pool_close(pool);
     munmap(p, bytes);
     return best == UINT64_MAX ? 0 : (double)bytes * 1e9 / (double)best;
+}
+
+#define DISK_READERS 4
+#define DISK_PIECE ((size_t)2 << 20)
+#define DISK_NS UINT64_C(250000000)
+
+struct disk {
+    int fd;
+    uint64_t size, end_ns;
+    uint8_t *buffers;
+    _Atomic uint64_t next, bytes;
+};
+
+static void read_disk(void *ctx, uint32_t begin, uint32_t end, int thread)
+{
+    struct disk *d = ctx;
+    uint8_t *buf = d->buffers + (size_t)thread * DISK_PIECE;
+    (void)begin;
+    (void)end;
+    while (util_now_ns() < d->end_ns) {
+        uint64_t at = atomic_fetch_add(&d->next, DISK_PIECE);
+        if (at + DISK_PIECE > d->size || pread(d->fd, buf, DISK_PIECE, (off_t)at) != (ssize_t)DISK_PIECE)
+            return;
+        atomic_fetch_add(&d->bytes, DISK_PIECE);
+    }
+}
+
+double machine_disk_rate(const char *path)
+{
+    struct disk d = {.fd = open(path, O_RDONLY | O_CLOEXEC | O_DIRECT)};
+    struct stat st;
+    struct pool *pool = NULL;
+    double rate = 0;
+    size_t room = (DISK_READERS + 1) * DISK_PIECE;
+    uint8_t *p = mmap(NULL, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (d.fd >= 0 && p != MAP_FAILED && fstat(d.fd, &st) == 0 && st.st_size >= (off_t)(16 * DISK_PIECE) &&
+        pool_open(DISK_READERS, &pool) == 0) {
+        d.size = (uint64_t)st.st_size;
+        d.buffers = p + (DISK_PIECE - (uintptr_t)p % DISK_PIECE) % DISK_PIECE; /* whole huge pages: the disk writes each at once */
+        madvise(d.buffers, DISK_READERS * DISK_PIECE, MADV_HUGEPAGE);
+        memset(d.buffers, 0, DISK_READERS * DISK_PIECE);
+        atomic_store(&d.next, d.size / 3 / DISK_PIECE * DISK_PIECE);
+        uint64_t start = util_now_ns();
+        d.end_ns = start + DISK_NS;
+        pool_run(pool, DISK_READERS, 1, read_disk, &d);
+        rate = (double)d.bytes * 1e9 / (double)(util_now_ns() - start);
+    }
+    pool_close(pool);
+    if (p != MAP_FAILED)
+        munmap(p, room);
+    util_close_fd(&d.fd);
+    return rate;
 }

@@ -20,5 +20,8 @@ struct json_t *machine_json(void); /* the same; returns owned, NULL = out of mem
 /* Bytes a second that so many threads read together, from 256 MiB that are taken for it and given back; the best of a few rounds,
  * about a tenth of a second in all. 0 where threads or memory cannot be had. */
 double machine_read_rate(uint32_t n_threads);
+/* Bytes a second that the disk of this file gives, read past the page cache as the loader reads: a quarter of a second at most. 0
+ * where the file is too small to tell, or the file system has no O_DIRECT. */
+double machine_disk_rate(const char *path);
 
 #endif

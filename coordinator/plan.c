@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: MIT
  * Computes what every process will hold, by category, from config and GGUF metadata. Called before anything is loaded; allocates
- * nothing, reads no tensor data. Weights, KV and scratch come from the same functions that the stages allocate by. */
+ * nothing, reads no tensor data. Weights, KV and scratch come from the same functions that the stages allocate by. Which chunk
+ * size, how many pages and which residency are to be had is found in plan_fit.c, which asks for plans until one fits. */
 #include "coordinator/plan.h"
 
 #include <errno.h>
 #include <inttypes.h>
 #include <string.h>
 
+#include "coordinator/plan_impl.h"
 #include "kernels/cpu.h"
 #include "kernels/quant.h"
 #include "model/gguf.h"
@@ -18,11 +20,10 @@
 #include "proto/util.h"
 
 #define MIB (1024.0 * 1024.0)
-#define DEFAULT_CHUNK 128
-#define DEFAULT_RING_SLOTS 4
-#define GOOD_CHUNK 16 /* prefill is slow below it: rather fewer sequences at once */
 #define DEFAULT_STREAM_SLOTS 2
+#define DEFAULT_NPU_POOL (UINT64_C(2) << 30) /* of an NPU; the processor has no pool of its own */
 #define LOGITS_BLOCK_BYTES (4u << 20)
+#define MARGIN (UINT64_C(8) << 20) /* between a plan and a cap that a total leaves no more room for */
 
 const char *plan_process_name(enum config_process p)
 {
@@ -35,7 +36,12 @@ bool plan_streams(const struct plan *p)
     return p->residency[CONFIG_NPU].n_streamed || p->residency[CONFIG_GPU].n_streamed;
 }
 
-static int collect_types(const struct gguf *g, struct plan *p, struct err *err)
+uint32_t plan_stream_slots(const struct config *c)
+{
+    return c->stream_slots ? c->stream_slots : DEFAULT_STREAM_SLOTS;
+}
+
+static int collect_types(const struct gguf *g, struct plan_inputs *p, struct err *err)
 {
     const struct hparams *h = &p->hparams;
     uint32_t n = 0, per_layer = segment_n_tensors(SEGMENT_ATTN) + segment_n_tensors(SEGMENT_FFN);
@@ -63,34 +69,67 @@ static int collect_types(const struct gguf *g, struct plan *p, struct err *err)
     return r;
 }
 
-/* Bytes of one worker's weights in memory: pinned layers, and slots as large as the largest layer that passes through each. */
+/* Sizes of all segments. */
+static int collect_sizes(const struct gguf *g, struct plan_inputs *in, struct err *err)
+{
+    const struct hparams *h = &in->hparams;
+    struct segment_layout l;
+    const uint8_t *t = in->types;
+    for (uint32_t layer = 0; layer <= h->n_layers; layer++) {
+        for (int kind = SEGMENT_ATTN; kind <= SEGMENT_HEAD; kind++) {
+            if ((layer == h->n_layers) != (kind == SEGMENT_HEAD))
+                continue;
+            int r = segment_layout_init(&l, h, (enum segment_kind)kind, t, err);
+            if (r < 0)
+                return r;
+            t += segment_n_tensors((enum segment_kind)kind);
+            *(kind == SEGMENT_HEAD ? &in->head : &in->layers[kind == SEGMENT_FFN][layer]) = l.bytes;
+            in->least = MAX(in->least, segment_bounce_min(&l));
+            for (uint32_t i = 0; i < l.n_tensors && kind != SEGMENT_HEAD; i++)
+                in->in_file[kind == SEGMENT_FFN][layer] +=
+                    (uint64_t)l.tensors[i].n_rows * quant_row_bytes(l.tensors[i].type, l.tensors[i].n_cols);
+        }
+    }
+    for (uint32_t i = 0; i < gguf_n_tensors(g); i++)
+        in->tensor_bytes += gguf_tensor_at(g, i)->bytes;
+    return 0;
+}
+
+/* Bytes of one worker's weights: pinned layers, and slots as large as the largest layer that passes through each. */
 struct held {
-    uint64_t pinned, slots, streamed; /* streamed: read from the file in every pass */
-    uint64_t largest;                 /* segment */
-    uint64_t largest_streamed, pair;  /* pair: the most that two pinned segments take which follow each other */
+    uint64_t pinned, slots, streamed, read; /* read: of what is streamed, from the file in every pass */
+    uint64_t largest;                       /* segment */
+    uint64_t largest_streamed, pair;        /* pair: the most that two pinned segments take which follow each other */
 };
 
-static void hold(struct held *h, uint64_t slot[RESIDENCY_SLOTS_MAX], const struct residency *r, uint32_t layer, uint64_t bytes,
-                 uint64_t *last)
+static struct held hold(const struct plan_inputs *in, const struct residency *r, int worker)
 {
-    uint32_t index = layer < r->n_layers ? residency_index(r, layer) : RESIDENCY_PINNED; /* the head is pinned */
-    h->largest = MAX(h->largest, bytes);
-    if (index == RESIDENCY_PINNED) {
-        h->pinned += bytes;
-        h->pair = MAX(h->pair, *last + bytes);
-        *last = bytes;
-        return;
+    struct held h = {0};
+    uint64_t slot[RESIDENCY_SLOTS_MAX] = {0}, last = 0;
+    for (uint32_t layer = 0; layer <= r->n_layers; layer++) {
+        bool head = layer == r->n_layers; /* is pinned */
+        uint32_t index = head ? RESIDENCY_PINNED : residency_index(r, layer);
+        uint64_t bytes = !head ? in->layers[worker][layer] : worker ? in->head : 0;
+        h.largest = MAX(h.largest, bytes);
+        if (index == RESIDENCY_PINNED) {
+            h.pinned += bytes;
+            h.pair = MAX(h.pair, last + bytes);
+            last = bytes;
+            continue;
+        }
+        uint64_t *s = &slot[index % r->n_slots];
+        h.streamed += bytes;
+        h.read += in->in_file[worker][layer];
+        h.slots += bytes > *s ? bytes - *s : 0;
+        *s = MAX(*s, bytes);
+        h.largest_streamed = MAX(h.largest_streamed, bytes);
     }
-    uint64_t *s = &slot[index % r->n_slots];
-    h->streamed += bytes;
-    h->slots += bytes > *s ? bytes - *s : 0;
-    *s = MAX(*s, bytes);
-    h->largest_streamed = MAX(h->largest_streamed, bytes);
+    return h;
 }
 
 /* Where gpu_worker's weights are. On a device that copies them a segment goes as soon as it is copied, two at most exist at once;
  * but with "auto" on a device with memory of its own all must have room here, should the processor have to take over. What is
- * streamed is copied from its slot into one buffer. */
+ * streamed is copied from its slot into one place. */
 static void device_weights(const struct config *c, struct plan *p, const struct held *h)
 {
     uint64_t *bytes = p->process[CONFIG_GPU].bytes, fit = 65536;
@@ -105,36 +144,21 @@ static void device_weights(const struct config *c, struct plan *p, const struct 
         bytes[BUDGET_WEIGHTS] = h->pair + h->slots;
 }
 
-static int weights(const struct config *c, struct plan *p, const struct gguf *g, struct err *err)
+static void weights(const struct plan_inputs *in, const struct plan_choice *ch, struct plan *p)
 {
-    const struct hparams *h = &p->hparams;
-    struct segment_layout l;
-    const uint8_t *t = p->types;
-    struct held held[CONFIG_PROCESSES] = {{0}};
-    uint64_t slot[CONFIG_PROCESSES][RESIDENCY_SLOTS_MAX] = {{0}}, last[CONFIG_PROCESSES] = {0}, least = 0;
-    for (uint32_t layer = 0; layer <= h->n_layers; layer++) {
-        for (int kind = SEGMENT_ATTN; kind <= SEGMENT_HEAD; kind++) {
-            if ((layer == h->n_layers) != (kind == SEGMENT_HEAD))
-                continue;
-            int r = segment_layout_init(&l, h, (enum segment_kind)kind, t, err);
-            if (r < 0)
-                return r;
-            t += segment_n_tensors((enum segment_kind)kind);
-            int worker = kind == SEGMENT_ATTN ? CONFIG_NPU : CONFIG_GPU;
-            hold(&held[worker], slot[worker], &p->residency[worker], layer, l.bytes, &last[worker]);
-            p->token_bytes += l.bytes;
-            least = MAX(least, segment_bounce_min(&l));
-        }
+    for (int i = 0; i < 2; i++) {
+        enum config_process worker = i ? CONFIG_GPU : CONFIG_NPU;
+        uint32_t n = ch->streamed[i], slots = plan_stream_slots(in->config);
+        p->residency[worker] = (struct residency){.n_layers = p->hparams.n_layers, .n_streamed = n, .n_slots = n ? slots : 0};
+        struct held h = hold(in, &p->residency[worker], i);
+        p->process[worker].bytes[BUDGET_WEIGHTS] = h.pinned + h.slots;
+        p->token_bytes += h.pinned + h.streamed;
+        p->streamed_bytes += h.read;
+        if (i)
+            device_weights(in->config, p, &h);
     }
-    for (int worker = CONFIG_NPU; worker <= CONFIG_GPU; worker++) {
-        p->process[worker].bytes[BUDGET_WEIGHTS] = held[worker].pinned + held[worker].slots;
-        p->streamed_bytes += held[worker].streamed;
-    }
-    p->process[CONFIG_LOADER].bytes[BUDGET_SCRATCH] = work_plan_loader_bytes(h, least);
-    device_weights(c, p, &held[CONFIG_GPU]);
-    for (uint32_t i = 0; i < gguf_n_tensors(g); i++)
-        p->tensor_bytes += gguf_tensor_at(g, i)->bytes;
-    return 0;
+    p->tensor_bytes = in->tensor_bytes;
+    p->process[CONFIG_LOADER].bytes[BUDGET_SCRATCH] = work_plan_loader_bytes(&p->hparams, in->least);
 }
 
 static void rings(struct plan *p)
@@ -183,193 +207,181 @@ static void fixed(struct plan *p)
         p->process[i].fixed += sanitizer;
 }
 
+static uint64_t total_of(const struct plan *p, int process)
+{
+    uint64_t total = p->process[process].fixed;
+    for (int k = 0; k < BUDGET_CATEGORIES; k++)
+        total += p->process[process].bytes[k];
+    return total;
+}
+
+/* Caps that the config does not name: what is planned, a tenth more, and 16 MiB; of a total, what it leaves in equal shares of
+ * that. */
 static void totals(const struct config *c, struct plan *p)
 {
+    uint64_t taken = 0, wanted = 0;
     for (int i = 0; i < CONFIG_PROCESSES; i++) {
-        uint64_t total = p->process[i].fixed;
-        for (int k = 0; k < BUDGET_CATEGORIES; k++)
-            total += p->process[i].bytes[k];
+        uint64_t total = total_of(p, i), more = total / 10 + 2 * MARGIN;
         p->process[i].total = total;
-        p->process[i].cap = c->caps[i] ? c->caps[i] : total + total / 10 + (16u << 20);
+        p->process[i].cap = c->caps[i] ? c->caps[i] : total + more;
+        taken += c->caps[i] ? c->caps[i] : total + MARGIN;
+        wanted += c->caps[i] ? 0 : more - MARGIN;
     }
-}
-
-/* What the device lacks, in the words of an error; a device that shares the processor's memory lacks nothing here. */
-static int room(const struct plan *p, struct err *err)
-{
-    char need[32], have[32];
-    if (p->device_bytes <= p->gpu.room)
-        return 0;
-    return err_set(err, -ENOMEM,
-                   "weights and scratch need %s on device '%s', where %s are free; close what uses it, or set "
-                   "'gpu.backend' to cpu",
-                   util_format_bytes(need, sizeof(need), p->device_bytes), p->gpu.name,
-                   util_format_bytes(have, sizeof(have), p->gpu.room));
-}
-
-static int caps(const struct config *c, const struct plan *p, struct err *err)
-{
-    char need[32], have[32], raise[32];
+    p->total_cap = c->total;
+    if (!c->total || taken >= c->total || wanted <= c->total - taken)
+        return;
+    double share = (double)(c->total - taken) / (double)wanted;
     for (int i = 0; i < CONFIG_PROCESSES; i++) {
-        uint64_t total = p->process[i].total;
-        if (total > p->process[i].cap)
-            return err_set(err, -ENOMEM,
-                           "%s needs %s (%" PRIu64 " bytes) but 'memory.%s' allows %s; raise it to at least %" PRIu64
-                           " MiB, or lower 'context', 'sequences' or 'chunk_tokens'",
-                           plan_process_name((enum config_process)i), util_format_bytes(need, sizeof(need), total), total,
-                           plan_process_name((enum config_process)i), util_format_bytes(have, sizeof(have), p->process[i].cap),
-                           (total + (1u << 20) - 1) >> 20);
+        uint64_t total = p->process[i].total, more = total / 10 + MARGIN;
+        if (!c->caps[i])
+            p->process[i].cap = total + MARGIN + (uint64_t)((double)more * share);
     }
-    uint64_t sum = 0;
-    for (int i = 0; i < CONFIG_PROCESSES; i++)
-        sum += p->process[i].total;
-    if (p->machine.total && sum > p->machine.total)
-        return err_set(
-            err, -ENOMEM,
-            "all processes together need %s, and this machine has %s of memory; lower 'context' or 'sequences', set 'kv_type' "
-            "to q8_0, or take a model of a smaller type",
-            util_format_bytes(need, sizeof(need), sum), util_format_bytes(have, sizeof(have), p->machine.total));
+}
+
+/* Memory that the processes may have together on this machine: all but a sixteenth, where it is much. */
+static uint64_t machine_limit(const struct plan *p)
+{
+    return p->machine.total > (UINT64_C(1) << 30) ? p->machine.total - p->machine.total / 16 : p->machine.total;
+}
+
+static uint64_t gpu_pool(const struct plan *p)
+{
     const uint64_t *g = p->process[CONFIG_GPU].bytes;
-    uint64_t pool = g[BUDGET_WEIGHTS] + g[BUDGET_SCRATCH] + g[BUDGET_DEVICE];
-    if (c->gpu.memory && pool > c->gpu.memory)
-        return err_set(err, -ENOMEM, "gpu_worker's weights and scratch need %s but 'gpu.memory' is %s; raise it to %" PRIu64 " MiB",
-                       util_format_bytes(need, sizeof(need), pool), util_format_bytes(raise, sizeof(raise), c->gpu.memory),
-                       (pool + (1u << 20) - 1) >> 20);
-    return 0;
+    return g[BUDGET_WEIGHTS] + g[BUDGET_SCRATCH] + g[BUDGET_DEVICE];
 }
 
-/* What npu_worker takes from its pool with such chunks and so many pages (0: all that the sequences may want). On the CPU backend
- * the pool is ordinary memory. */
-static uint64_t npu_need(const struct plan *p, uint32_t chunk, uint64_t pages, uint64_t *ret_kv, uint64_t *ret_scratch)
+static uint64_t npu_pool(const struct plan *p)
 {
-    uint64_t tiles = npu_device_bytes(&p->npu, chunk);
-    const struct hparams *h = &p->hparams;
-    *ret_kv = work_plan_kv_bytes(h, p->context, p->sequences, chunk, p->ring_slots, p->kv_type, pages);
-    *ret_scratch = work_plan_attn_bytes(h, p->types, chunk, p->ring_slots, p->npu_threads) + p->npu.scratch * p->npu_threads;
-    return p->process[CONFIG_NPU].bytes[BUDGET_WEIGHTS] + *ret_kv + *ret_scratch + tiles;
+    return p->process[CONFIG_NPU].total - p->process[CONFIG_NPU].fixed;
 }
 
-/* Pages for such chunks: all that may be wanted, or as many as fit, at least what one sequence may hold; 0: they do not fit. */
-static uint64_t npu_pages(const struct plan *p, uint32_t chunk, bool all)
+enum plan_limit plan_passes(const struct plan_inputs *in, const struct plan *p, enum config_process *ret_process)
 {
-    uint64_t kv, scratch, one = work_plan_kv_pages(&p->hparams, p->context, chunk, p->ring_slots), most = one * p->sequences;
-    if (p->npu_pool == 0 || npu_need(p, chunk, most, &kv, &scratch) <= p->npu_pool)
-        return most;
-    if (all || npu_need(p, chunk, one, &kv, &scratch) > p->npu_pool)
-        return 0;
-    for (uint64_t step = most - one; step > 0; step = step / 2) {
-        while (one + step <= most && npu_need(p, chunk, one + step, &kv, &scratch) <= p->npu_pool)
-            one += step;
+    const struct config *c = in->config;
+    uint64_t sum = 0, caps = 0;
+    for (int i = 0; i < CONFIG_PROCESSES; i++) {
+        *ret_process = (enum config_process)i;
+        if (c->caps[i] && p->process[i].total > c->caps[i])
+            return PLAN_CAP;
+        sum += p->process[i].total;
+        caps += c->caps[i] ? c->caps[i] : p->process[i].total + MARGIN;
     }
-    return one;
+    return p->npu_pool && npu_pool(p) > p->npu_pool       ? PLAN_NPU_POOL
+           : c->gpu.memory && gpu_pool(p) > c->gpu.memory ? PLAN_GPU_POOL
+           : c->total && caps > c->total                  ? PLAN_TOTAL
+           : p->device_bytes > p->gpu.room                ? PLAN_DEVICE
+           : p->machine.total && sum > machine_limit(p)   ? PLAN_MACHINE
+                                                          : PLAN_FITS;
 }
 
-/* The chunk and the pages that npu.memory allows, at 80% of it: large chunks first, then fewer pages, then small chunks. */
-static int fit_npu(const struct config *c, struct plan *p, struct err *err)
+void plan_compose(const struct plan_inputs *in, const struct plan_choice *ch, struct plan *p)
 {
-    uint32_t first = c->chunk_tokens ? c->chunk_tokens : MIN(DEFAULT_CHUNK, c->context), chunk;
-    uint32_t least = c->chunk_tokens ? first : MAX(p->sequences, 1u);
-    uint64_t *bytes = p->process[CONFIG_NPU].bytes, pages = 0;
-    first = MAX(first, p->sequences); /* a decode chunk holds one token of each */
-    least = MAX(MIN(least, first), p->sequences);
-    p->npu_pool = c->npu.memory / 5 * 4;
-    for (chunk = first; chunk >= MAX(least, GOOD_CHUNK) && !(pages = npu_pages(p, chunk, true)); chunk /= 2)
-        ;
-    for (chunk = pages ? chunk : MAX(MIN(first, GOOD_CHUNK), least);
-         !pages && !(pages = npu_pages(p, chunk, false)) && chunk > least;)
-        chunk = MAX(chunk / 2, least);
-    p->chunk_tokens = chunk;
-    p->kv_pages = (uint32_t)(pages ? pages : work_plan_kv_pages(&p->hparams, p->context, chunk, p->ring_slots));
-    uint64_t need = npu_need(p, chunk, p->kv_pages, &bytes[BUDGET_KV], &bytes[BUDGET_SCRATCH]);
-    bytes[BUDGET_DEVICE] = npu_device_bytes(&p->npu, chunk);
-    /* What is left holds weights as the NPU takes them, of as many layers as fit: with no limit, of all. */
-    if (pages && p->npu.xrt && p->npu.kept && !p->residency[CONFIG_NPU].n_streamed)
-        p->npu_resident =
-            (uint32_t)MIN((uint64_t)p->hparams.n_layers, p->npu_pool ? (p->npu_pool - need) / p->npu.kept : UINT64_MAX);
-    bytes[BUDGET_DEVICE] += p->npu_resident * p->npu.kept;
-    if (pages)
-        return 0;
-    char a[32], b[32];
-    uint64_t raise = (need / 4 * 5 + (1u << 20)) >> 20;
-    return err_set(err, -ENOMEM,
-                   "npu_worker's weights, one sequence's KV cache and scratch for chunks of %u tokens need %s, at most 80%% of "
-                   "'npu.memory', which is %s; raise it to at least %" PRIu64 " MiB, or lower 'context'%s",
-                   chunk, util_format_bytes(a, sizeof(a), need), util_format_bytes(b, sizeof(b), c->npu.memory), raise,
-                   c->chunk_tokens    ? " or 'chunk_tokens'"
-                   : p->sequences > 1 ? " or 'sequences'"
-                                      : "");
-}
-
-static int with_devices(const struct config *c, const struct gguf *g, const struct plan_machine *m, uint64_t command_bytes,
-                        struct plan *p, struct err *err)
-{
-    const struct gpu_device *gpu = m->gpu;
-    memset(p, 0, sizeof(*p));
+    const struct config *c = in->config;
+    const struct plan_machine *m = in->machine;
+    const struct hparams *h = &in->hparams;
+    memset(p, 0, offsetof(struct plan, types));
     p->gpu = *m->gpu;
     p->npu = *m->npu;
     p->machine = m->memory;
-    int r = gemma3_hparams(g, &p->hparams, err);
-    if (r < 0)
-        return r;
-    const struct hparams *h = &p->hparams;
-    if (c->context > h->context_max)
-        return err_set(err, -EINVAL, "'context' is %u; the model was made for at most %u", c->context, h->context_max);
+    p->hparams = *h;
+    p->n_types = in->n_types;
+    memcpy(p->types, in->types, in->n_types);
     p->context = c->context;
     p->sequences = c->sequences;
-    p->ring_slots = DEFAULT_RING_SLOTS;
+    p->chunk_tokens = ch->chunk;
+    p->kv_pages = (uint32_t)ch->pages;
+    p->kv_type = c->kv_type;
+    p->ring_slots = ch->ring_slots;
     p->token_slots = 2 * p->ring_slots; /* a chunk can be back before the loader gives its slot up: more slots than chunks */
     p->logits_rows = MIN(MAX(LOGITS_BLOCK_BYTES / (h->vocab * 4), 4u), 64u);
     p->logits_slots = 4;
-    p->kv_type = c->kv_type;
-    if (p->kv_type == QUANT_Q8_0 && h->head_dim % QUANT_BLOCK)
-        return err_set(err, -EINVAL, "'kv_type' is q8_0; this model's heads of %u are no multiple of %d: expected f16 or f32",
-                       h->head_dim, QUANT_BLOCK);
     uint32_t cores = (uint32_t)cpu_order(NULL, 0);
     p->npu_threads = c->npu.threads ? c->npu.threads : cores;
     p->gpu_threads = c->gpu.threads ? c->gpu.threads : cores;
     p->pin_threads = c->pin_threads && p->npu_threads + p->gpu_threads > cores;
-    uint32_t slots = c->stream_slots ? c->stream_slots : DEFAULT_STREAM_SLOTS;
-    for (int worker = CONFIG_NPU; worker <= CONFIG_GPU; worker++) {
-        uint32_t n = worker == CONFIG_NPU ? c->npu.streamed : c->gpu.streamed;
-        n = n == CONFIG_AUTO ? 0 : residency_round(h->n_layers, n, slots);
-        p->residency[worker] = (struct residency){.n_layers = h->n_layers, .n_streamed = n, .n_slots = n ? slots : 0};
-    }
-    if ((r = collect_types(g, p, err)) < 0 || (r = weights(c, p, g, err)) < 0)
-        return r;
-    int fits = fit_npu(c, p, err);
-    p->process[CONFIG_GPU].bytes[BUDGET_SCRATCH] = work_plan_last_bytes(h, p->chunk_tokens, p->logits_rows);
-    if (!gpu->vulkan || strcmp(c->gpu.backend, "auto") == 0) /* auto may end on the processor, when the device fails at start */
-        p->process[CONFIG_GPU].bytes[BUDGET_SCRATCH] += work_plan_ffn_bytes(h, p->types, p->chunk_tokens, p->logits_rows);
-    if (gpu->vulkan)
-        p->process[CONFIG_GPU].bytes[BUDGET_DEVICE] += work_plan_vulkan_bytes(h, p->chunk_tokens);
-    if (gpu->vulkan && !gpu->unified)
+    p->npu_pool = (c->npu.memory || !p->npu.xrt ? c->npu.memory : DEFAULT_NPU_POOL) / 5 * 4;
+    p->npu_resident = ch->npu_resident;
+    weights(in, ch, p);
+
+    uint64_t *bytes = p->process[CONFIG_NPU].bytes;
+    bytes[BUDGET_KV] = work_plan_kv_bytes(h, p->context, p->sequences, p->chunk_tokens, p->ring_slots, p->kv_type, p->kv_pages);
+    bytes[BUDGET_SCRATCH] =
+        work_plan_attn_bytes(h, p->types, p->chunk_tokens, p->ring_slots, p->npu_threads) + p->npu.scratch * p->npu_threads;
+    bytes[BUDGET_DEVICE] = npu_device_bytes(&p->npu, p->chunk_tokens) + p->npu_resident * p->npu.kept;
+    bytes = p->process[CONFIG_GPU].bytes;
+    bytes[BUDGET_SCRATCH] = work_plan_last_bytes(h, p->chunk_tokens, p->logits_rows);
+    if (!p->gpu.vulkan || strcmp(c->gpu.backend, "auto") == 0) /* auto may end on the processor, when the device fails at start */
+        bytes[BUDGET_SCRATCH] += work_plan_ffn_bytes(h, p->types, p->chunk_tokens, p->logits_rows);
+    if (p->gpu.vulkan)
+        bytes[BUDGET_DEVICE] += work_plan_vulkan_bytes(h, p->chunk_tokens);
+    if (p->gpu.vulkan && !p->gpu.unified)
         p->device_bytes += work_plan_vulkan_bytes(h, p->chunk_tokens);
     rings(p);
     fixed(p);
-    p->process[CONFIG_COORDINATOR].fixed += command_bytes;
+    p->process[CONFIG_COORDINATOR].fixed += in->command_bytes;
     totals(c, p);
-    if (fits == 0)
-        fits = room(p, err);
-    return fits < 0 ? fits : caps(c, p, err);
+}
+
+static int check_config(const struct config *c, const struct hparams *h, struct err *err)
+{
+    if (c->context > h->context_max)
+        return err_set(err, -EINVAL, "'context' is %u; the model was made for at most %u", c->context, h->context_max);
+    if (c->kv_type == QUANT_Q8_0 && h->head_dim % QUANT_BLOCK)
+        return err_set(err, -EINVAL, "'kv_type' is q8_0; this model's heads of %u are no multiple of %d: expected f16 or f32",
+                       h->head_dim, QUANT_BLOCK);
+    return 0;
+}
+
+/* What "auto" may do without, in turns: the NPU, then the GPU. First none of them streams, then the first one that fits by
+ * streaming. Why a device was passed over stays in its `reason`. */
+static int choose_devices(struct plan_inputs *in, struct plan *ret, struct err *err)
+{
+    const struct config *c = in->config;
+    const struct plan_machine all = *in->machine;
+    const bool less_npu = all.npu->xrt && strcmp(c->npu.backend, "auto") == 0;
+    const bool less_gpu = all.gpu->vulkan && strcmp(c->gpu.backend, "auto") == 0;
+    int r = -ENOMEM;
+    for (int streams = 0; r < 0 && streams < 2; streams++) {
+        struct npu_device no_npu = {.xrt = false};
+        struct gpu_device no_gpu = {.vulkan = false};
+        struct plan_machine m = all;
+        struct err lacks = {0};
+        in->machine = &m;
+        r = plan_choose(in, streams, ret);
+        if (r < 0 && less_npu) {
+            plan_refuse(in, ret, &lacks);
+            snprintf(no_npu.reason, sizeof(no_npu.reason), "%s", lacks.text);
+            m.npu = &no_npu;
+            r = plan_choose(in, streams, ret);
+        }
+        if (r < 0 && less_gpu) {
+            plan_refuse(in, ret, &lacks);
+            snprintf(no_gpu.reason, sizeof(no_gpu.reason), "%s", lacks.text);
+            m.gpu = &no_gpu;
+            r = plan_choose(in, streams, ret);
+        }
+        if (r < 0 && streams)
+            plan_refuse(in, ret, err);
+        in->machine = &all;
+    }
+    return r;
 }
 
 int plan_make(const struct config *c, const struct gguf *g, const struct plan_machine *m, uint64_t command_bytes, struct plan *ret,
               struct err *err)
 {
-    struct err lacks = {0};
-    struct npu_device no_npu = {.xrt = false};
-    struct gpu_device no_gpu = {.vulkan = false};
-    struct plan_machine less = *m;
-    int r = with_devices(c, g, &less, command_bytes, ret, &lacks);
-    if (r == -ENOMEM && m->npu->xrt && strcmp(c->npu.backend, "auto") == 0) {
-        snprintf(no_npu.reason, sizeof(no_npu.reason), "%s", lacks.text);
-        less.npu = &no_npu;
-        r = with_devices(c, g, &less, command_bytes, ret, &lacks);
-    }
-    if (r == -ENOMEM && m->gpu->vulkan && strcmp(c->gpu.backend, "auto") == 0) {
-        snprintf(no_gpu.reason, sizeof(no_gpu.reason), "%s", lacks.text);
-        less.gpu = &no_gpu;
-        return with_devices(c, g, &less, command_bytes, ret, err);
-    }
-    return r < 0 ? err_set(err, r, "%s", lacks.text) : 0;
+    auto_free struct plan_inputs *in = calloc(1, sizeof(*in));
+    if (!in)
+        return err_set(err, -ENOBUFS, "plan: out of memory");
+    in->config = c;
+    in->machine = m;
+    in->command_bytes = command_bytes;
+    int r = gemma3_hparams(g, &in->hparams, err);
+    if (r == 0)
+        r = check_config(c, &in->hparams, err);
+    if (r == 0)
+        r = collect_types(g, in, err);
+    if (r == 0)
+        r = collect_sizes(g, in, err);
+    return r < 0 ? r : choose_devices(in, ret, err);
 }

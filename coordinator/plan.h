@@ -31,6 +31,7 @@ struct plan {
     uint32_t context, sequences, chunk_tokens, ring_slots, token_slots, logits_rows, logits_slots;
     int kv_type;
     uint32_t kv_pages;                            /* of the KV cache, shared by all sequences */
+    uint64_t total_cap;                           /* of all processes together, from config; 0: none */
     uint64_t npu_pool;                            /* bytes that npu.memory allows: 80% of it; 0: no limit */
     struct residency residency[CONFIG_PROCESSES]; /* of the workers' layers */
     uint64_t streamed_bytes;                      /* of weights, read from the file for a token */
@@ -40,13 +41,14 @@ struct plan {
     uint64_t tensor_bytes; /* of the file, the tied head counted once */
     uint64_t token_bytes;  /* of weights, all of which are read for a token */
     struct machine machine;
+    double disk_rate; /* bytes/s of the model file's disk, likewise */
     double read_rate; /* bytes/s of memory, measured by who prints the plan; 0: not measured */
     uint64_t worker_slot_bytes, token_slot_bytes, out_slot_bytes;
     struct {
         uint64_t bytes[BUDGET_CATEGORIES];
         uint64_t fixed; /* program, libraries, heap: stated, not budgeted */
         uint64_t total; /* sum of the above; shared rings count for the coordinator only */
-        uint64_t cap;   /* from config, or total + 10% + 16 MiB when auto */
+        uint64_t cap;   /* from config; else total + 10% + 16 MiB, or what memory.total leaves of that */
     } process[CONFIG_PROCESSES];
     struct gpu_device gpu;
     struct npu_device npu;

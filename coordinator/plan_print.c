@@ -13,6 +13,13 @@
 
 #define MIB (1024.0 * 1024.0)
 
+static uint64_t kv_tokens(const struct plan *p)
+{
+    struct work_plan_kv kv;
+    work_plan_kv_init(&kv, &p->hparams, p->context, p->sequences, p->chunk_tokens, p->ring_slots, p->kv_type, p->kv_pages);
+    return p->kv_pages * (uint64_t)p->context / kv.sequence_pages;
+}
+
 /* What npu_worker takes from its pool, and why chunks and pages are what they are. */
 static void print_npu(const struct plan *p, FILE *f)
 {
@@ -30,9 +37,10 @@ static void print_npu(const struct plan *p, FILE *f)
     if (p->npu_pool)
         fprintf(f, " of %s (80%% of npu.memory)", util_format_bytes(pool, sizeof(pool), p->npu_pool));
     fprintf(f,
-            "\nKV cache    %u pages of %u positions and %s, for %.1f sequences of %u: %u a global layer, at most %u a local one\n",
+            "\nKV cache    %u pages of %u positions and %s, for %.1f sequences of %u (%" PRIu64 " tokens): %u a global "
+            "layer, at most %u a local one\n",
             p->kv_pages, WORK_PLAN_PAGE_POSITIONS, util_format_bytes(page, sizeof(page), kv.page_bytes),
-            (double)p->kv_pages / (double)kv.sequence_pages, p->context, kv.global, kv.local);
+            (double)p->kv_pages / (double)kv.sequence_pages, p->context, kv_tokens(p), kv.global, kv.local);
 }
 
 /* Bytes of attention weights that move for a token: read by the processor, quantized, or unpacked to bf16 and sent to the NPU once
@@ -53,11 +61,45 @@ static void print_xrt(const struct plan *p, FILE *f)
 }
 
 /* The most that decode can reach where the processor reads all weights, and K and V of a full context, for every token. */
-static double most_tokens(const struct plan *p)
+static double memory_tokens(const struct plan *p)
 {
     struct work_plan_kv kv;
     work_plan_kv_init(&kv, &p->hparams, p->context, 1, 1, 1, p->kv_type, 0);
     return p->gpu.vulkan ? 0 : p->read_rate / (double)(p->token_bytes + kv.sequence_pages * kv.page_bytes);
+}
+
+/* And where the disk is read for every token. */
+static double disk_tokens(const struct plan *p)
+{
+    return p->streamed_bytes ? p->disk_rate / (double)p->streamed_bytes : 0;
+}
+
+/* Both go on at the same time: the slower one decides. 0: not known. */
+static double most_tokens(const struct plan *p)
+{
+    double a = memory_tokens(p), b = disk_tokens(p);
+    return a > 0 && b > 0 ? MIN(a, b) : MAX(a, b);
+}
+
+static void print_residency(const struct plan *p, FILE *f)
+{
+    char a[32], b[32];
+    fputs("weights     ", f);
+    for (int i = CONFIG_NPU; i <= CONFIG_GPU; i++) {
+        const struct residency *r = &p->residency[i];
+        fprintf(f, "%s%s: %u layers pinned", i == CONFIG_NPU ? "" : "; ", plan_process_name((enum config_process)i),
+                r->n_layers - r->n_streamed);
+        if (r->n_streamed)
+            fprintf(f, ", %u streamed through %u slots", r->n_streamed, r->n_slots);
+    }
+    fputc('\n', f);
+    if (!p->streamed_bytes)
+        return;
+    fprintf(f, "streaming   %s of the file are read for a token", util_format_bytes(a, sizeof(a), p->streamed_bytes));
+    if (p->disk_rate > 0)
+        fprintf(f, "; its disk gives %s/s: at most %.2f tokens/s of one sequence",
+                util_format_bytes(b, sizeof(b), (uint64_t)p->disk_rate), disk_tokens(p));
+    fprintf(f, "; prompts in passes of %u tokens\n", p->ring_slots * p->chunk_tokens);
 }
 
 static void print_machine(const struct plan *p, uint64_t total, FILE *f)
@@ -69,11 +111,11 @@ static void print_machine(const struct plan *p, uint64_t total, FILE *f)
                 util_format_bytes(c, sizeof(c), total), total > p->machine.available ? ": close other programs first" : "");
     if (p->machine.total)
         machine_print(f);
-    if (most_tokens(p) > 0)
+    if (memory_tokens(p) > 0)
         fprintf(f,
                 "speed       memory is read at %s/s by %u threads: at most %.1f tokens/s of one sequence, whose every token reads "
                 "%s of weights\n",
-                util_format_bytes(a, sizeof(a), (uint64_t)p->read_rate), MAX(p->npu_threads, p->gpu_threads), most_tokens(p),
+                util_format_bytes(a, sizeof(a), (uint64_t)p->read_rate), MAX(p->npu_threads, p->gpu_threads), memory_tokens(p),
                 util_format_bytes(b, sizeof(b), p->token_bytes));
 }
 
@@ -87,6 +129,7 @@ void plan_print(const struct plan *p, FILE *f)
             p->context, p->sequences, quant_name(p->kv_type), p->chunk_tokens, p->ring_slots, p->logits_rows);
     print_npu(p, f);
     print_xrt(p, f);
+    print_residency(p, f);
     fprintf(f, "threads     npu_worker %u, gpu_worker %u\n", p->npu_threads, p->gpu_threads);
     if (p->gpu.vulkan)
         fprintf(f, "device      '%s', %s memory%s%s%s\n", p->gpu.name, p->gpu.unified ? "unified" : "its own",
@@ -109,6 +152,8 @@ void plan_print(const struct plan *p, FILE *f)
         total += p->process[i].total;
         cap += p->process[i].cap;
     }
+    if (p->total_cap)
+        cap = p->total_cap;
     fprintf(f, "%-12s%*s%10.1f%10.1f\n\n", "all", 10 * (BUDGET_CATEGORIES + 1), "", (double)total / MIB, (double)cap / MIB);
     print_machine(p, total, f);
 }
@@ -137,6 +182,17 @@ int plan_print_json(const struct plan *p, FILE *f, struct err *err)
         (json_int_t)p->streamed_bytes, "machine_bytes", (json_int_t)p->machine.total, "machine_free_bytes",
         (json_int_t)p->machine.available, "read_rate", p->read_rate, "most_tokens_per_second", most_tokens(p), "processes",
         processes);
+    for (int i = CONFIG_NPU; root && i <= CONFIG_GPU; i++) {
+        const struct residency *r = &p->residency[i];
+        json_object_set_new(json_object_get(processes, plan_process_name((enum config_process)i)), "layers",
+                            json_pack("{s:i, s:i, s:i}", "pinned", (int)(r->n_layers - r->n_streamed), "streamed",
+                                      (int)r->n_streamed, "slots", (int)r->n_slots));
+    }
+    json_t *more = json_pack("{s:I, s:I, s:f, s:f, s:f}", "memory_total", (json_int_t)p->total_cap, "kv_tokens",
+                             (json_int_t)kv_tokens(p), "disk_rate", p->disk_rate, "disk_tokens_per_second", disk_tokens(p),
+                             "memory_tokens_per_second", memory_tokens(p));
+    json_object_update(root, more);
+    json_decref(more);
     json_t *machine = machine_json();
     json_object_update(root, machine);
     json_decref(machine);

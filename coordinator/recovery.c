@@ -43,23 +43,17 @@ static bool passed_cap(struct stage *st, struct err *why)
     return more;
 }
 
-/* What nobody will fill, or need filled, any more. */
-static int drop_segments(struct stage *st, struct err *err)
+/* What a loader filled and did not come to say. What it did not fill is asked for again when its successor comes; the segments of a
+ * worker stay for its successor, also those that are still being filled: their memory is the worker's, and there is no room for
+ * them twice. */
+static int settle_segments(struct supervise *s, struct err *err)
 {
-    struct supervise *s = st->owner;
     int r = 0;
-    if (st->role == MSG_ROLE_LOADER)
-        s->n_stale_fills = 0;
-    for (uint32_t i = segments_count(s->segments); r == 0 && i-- > 0;) {
+    s->n_stale_fills = 0;
+    for (uint32_t i = 0; r == 0 && i < segments_count(s->segments); i++) {
         struct held_segment *g = segments_at(s->segments, i);
-        if (g->filled)
-            continue;
-        if (g->role == st->role) {
-            s->n_stale_fills += s->stages[MSG_ROLE_LOADER].configured;
-            segments_remove(s->segments, g);
-        } else if (st->role == MSG_ROLE_LOADER && handshake_is_sealed(g)) {
-            r = handshake_filled(s, g, err); /* it was done, and did not come to say so */
-        }
+        if (!g->filled && handshake_is_sealed(g))
+            r = handshake_filled(s, g, err);
     }
     return r;
 }
@@ -127,7 +121,7 @@ static bool decide(struct stage *st, const struct err *why, int signal, bool at_
 static int let_go(struct stage *st, struct err *err)
 {
     struct supervise *s = st->owner;
-    int r = drop_segments(st, err);
+    int r = st->role == MSG_ROLE_LOADER ? settle_segments(s, err) : 0;
     if (r == 0 && rings_made(s->rings)) {
         rings_drop(s->rings);
         s->epoch++;

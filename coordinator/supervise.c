@@ -53,7 +53,8 @@ int supervise_start_stage(struct stage *st, struct err *err)
     const char *name = msg_role_name(st->role);
     int r = child_start(st->child, err);
     st->pid = child_pid(st->child);
-    st->asked_ns = st->heard_ns = util_now_ns();
+    st->asked_ns = util_now_ns();
+    st->pinged_ns = 0;
     if (r < 0 || !s->o.cgroup)
         return r;
     r = cgroup_add(s->o.cgroup, name, st->pid, s->o.plan->process[configure_process(st->role)].cap, err);

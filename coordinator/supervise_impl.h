@@ -32,7 +32,7 @@ struct stage {
     bool segments_known;
     char backend[64];
     struct status *page;
-    uint64_t heard_ns;  /* its last message, or its start */
+    uint64_t pinged_ns; /* the oldest ping after which nothing was heard; 0: none */
     uint64_t asked_ns;  /* its last PAUSE or START, or the start of the process */
     uint64_t cap_kills; /* of this stage by the kernel, so far */
     uint64_t silent_ns; /* it hung: how long already when that was noticed */

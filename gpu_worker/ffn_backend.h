@@ -54,9 +54,10 @@ struct ffn_backend {
     /* data: the segment, 4096-aligned. Returns 0: borrowed until close; FFN_COPIED: needed no longer. */
     int (*load_segment)(void *b, uint32_t layer, const struct segment_layout *l, const void *data,
                         struct err *err); /* FFN or HEAD by l->kind */
-    /* A layer that passes through a slot: data is where it will lie whenever it is run, always the same; nothing is there yet.
-     * Returns 0 or FFN_COPIED, as refill will. Optional: load_segment does it, and nothing is copied. */
-    int (*load_streamed)(void *b, uint32_t layer, const struct segment_layout *l, const void *data, struct err *err);
+    /* Layers that pass through slots: data is where the layer will lie whenever it is run, always the same; nothing is there yet.
+     * All are announced before the first is loaded. Optional: load_segment does it, and nothing is copied. */
+    int (*announce_streamed)(void *b, uint32_t layer, const struct segment_layout *l, const void *data, struct err *err);
+    int (*load_streamed)(void *b, uint32_t layer, struct err *err);
     /* Data thread: such a layer is there, and is run next. 0: it is used where it lies; FFN_COPIED: its place may be filled again.
      */
     int (*refill)(void *b, uint32_t layer, struct err *err);

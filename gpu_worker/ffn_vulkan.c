@@ -27,6 +27,7 @@ static void free_buffers(struct ffn *f)
     for (uint32_t i = 0; f->layers && i < f->hparams.n_layers; i++)
         vk_weights_free(&f->memory, &f->layers[i]);
     vk_weights_free(&f->memory, &f->head);
+    vk_weights_unshare(&f->memory, &f->shared);
     struct vk_buffer *own[] = {&f->staging, &f->in, &f->out, &f->out_logits};
     for (size_t i = 0; i < ARRAY_LEN(own); i++)
         vk_buffer_free(&f->memory, own[i]);
@@ -61,6 +62,7 @@ static void vulkan_close(void *b)
     vk_cache_close(f->cache);
     vk_device_close(f->device);
     free(f->layers);
+    free(f->streamed);
     free(f);
 }
 
@@ -247,6 +249,40 @@ static int vulkan_load_segment(void *b, uint32_t layer, const struct segment_lay
         f->unmeasured = r < 0;
     }
     return r == 0 && !w->in_place ? FFN_COPIED : r;
+}
+
+/* Streamed layers: all are announced before the first is placed, because the buffers that they share must hold the largest. */
+static int vulkan_announce(void *b, uint32_t layer, const struct segment_layout *l, const void *data, struct err *err)
+{
+    struct ffn *f = b;
+    if (layer >= f->hparams.n_layers)
+        return err_set(err, -EINVAL, "FFN: layer %u does not exist", layer);
+    if (!f->streamed && !(f->streamed = calloc(f->hparams.n_layers, sizeof(*f->streamed))))
+        return err_set(err, -ENOMEM, "FFN: out of memory");
+    f->streamed[layer] = (struct streamed){.layout = *l, .data = data};
+    return vk_weights_share(f->device, l, &f->shared, err);
+}
+
+static int vulkan_load_streamed(void *b, uint32_t layer, struct err *err)
+{
+    struct ffn *f = b;
+    const struct streamed *s = &f->streamed[layer];
+    int r = vk_weights_place(&f->memory, &s->layout, s->data, &f->shared, &f->layers[layer], err);
+    if (r == 0 && f->unmeasured) {
+        r = find_crossover(f, layer, err);
+        f->unmeasured = r < 0;
+    }
+    return r;
+}
+
+static int vulkan_refill(void *b, uint32_t layer, struct err *err)
+{
+    struct ffn *f = b;
+    const struct vk_weights *w = &f->layers[layer];
+    if (w->in_place)
+        return 0;
+    int r = vk_weights_copy(f->queue, &f->staging, &f->streamed[layer].layout, f->streamed[layer].data, w, err);
+    return r < 0 ? err_wrap(err, r, "streamed weights of layer %u", layer) : FFN_COPIED;
 }
 
 #define TIMED_ENOUGH 0.02 /* seconds: no run need be repeated */
@@ -500,6 +536,9 @@ const struct ffn_backend ffn_vulkan = {.name = "vulkan",
                                        .describe = vulkan_describe,
                                        .copies = vulkan_copies,
                                        .load_segment = vulkan_load_segment,
+                                       .announce_streamed = vulkan_announce,
+                                       .load_streamed = vulkan_load_streamed,
+                                       .refill = vulkan_refill,
                                        .dump_most = vulkan_dump_most,
                                        .run = vulkan_run,
                                        .head = vulkan_head,

@@ -45,6 +45,11 @@ struct shape {
 /* Buffers of `group` tokens. */
 enum { X, ACT, NORM, GATE, UP, ACT_FFN, FFN, DOWN, LOGITS, SCALES, HALVES, BUFFERS };
 
+struct streamed {
+    struct segment_layout layout;
+    const void *data; /* where the layer lies when it is there */
+};
+
 struct ffn {
     struct hparams hparams;
     struct vk_device *device;
@@ -58,6 +63,8 @@ struct ffn {
     uint32_t chunk_tokens, logits_rows, group; /* group: tokens of one pass through the buffers, a multiple of 8 */
     uint32_t head_group;
     struct vk_weights *layers, head; /* [n_layers] */
+    struct streamed *streamed;       /* [n_layers], or NULL */
+    struct vk_shared shared;         /* buffers of streamed layers that are copied */
     struct shape shapes[SHAPES];
     uint64_t runs;
     struct vk_recorder *head_recorder;

@@ -150,13 +150,29 @@ static bool is_streamed(const struct gpu *g, uint32_t index)
     return index < g->hparams.n_layers && residency_index(&g->residency, index) != RESIDENCY_PINNED;
 }
 
+/* Loaded when all are announced. */
+static int announce(struct gpu *g, uint32_t index, struct err *err)
+{
+    struct segment_layout l;
+    int r = layout(g, SEGMENT_FFN, index, &l, err);
+    if (r == 0)
+        r = g->backend->announce_streamed(g->device, index, &l, g->segments[index].data, err);
+    for (uint32_t i = 0; i < g->residency.n_streamed; i++) {
+        if (!g->segments[residency_layer(&g->residency, i)].came)
+            return r;
+    }
+    for (uint32_t i = 0; r == 0 && i < g->residency.n_streamed; i++)
+        r = g->backend->load_streamed(g->device, residency_layer(&g->residency, i), err);
+    return r;
+}
+
 static int load(struct gpu *g, uint32_t index, struct err *err)
 {
+    if (is_streamed(g, index) && g->backend->announce_streamed)
+        return announce(g, index, err);
     bool head = index == g->hparams.n_layers;
     struct segment_layout l;
     int r = layout(g, head ? SEGMENT_HEAD : SEGMENT_FFN, index, &l, err);
-    if (r == 0 && is_streamed(g, index) && g->backend->load_streamed)
-        return g->backend->load_streamed(g->device, index, &l, g->segments[index].data, err);
     if (r == 0)
         r = g->backend->load_segment(g->device, head ? 0 : index, &l, g->segments[index].data, err);
     if (r == FFN_COPIED)

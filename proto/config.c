@@ -26,7 +26,7 @@
 #define SIZE_MAX_BYTES (64u << 20)
 
 struct raw_memory {
-    char *coordinator, *loader, *npu_worker, *gpu_worker;
+    char *total, *coordinator, *loader, *npu_worker, *gpu_worker;
 };
 struct raw_gpu {
     char *backend, *memory, *threads, *streamed;
@@ -94,7 +94,8 @@ static const struct key keys[] = {
     KEY("checksums", KIND_BOOL, false, 0, 0, checksums, checksums, "true or false"),
     KEY("stream_slots", KIND_U32, true, 2, 8, stream_slots, stream_slots, "auto or a whole number from 2 to 8"),
     KEY("memory", KIND_ALL_CAPS, false, 0, 0, memory_word, caps,
-        "auto, or a mapping of coordinator, loader, npu_worker, gpu_worker to sizes"),
+        "auto, or a mapping of total, coordinator, loader, npu_worker, gpu_worker to sizes"),
+    KEY("memory.total", KIND_BYTES, true, 0, 0, memory.total, total, EXPECT_SIZE),
     KEY("memory.coordinator", KIND_BYTES, true, 0, 0, memory.coordinator, caps[CONFIG_COORDINATOR], EXPECT_SIZE),
     KEY("memory.loader", KIND_BYTES, true, 0, 0, memory.loader, caps[CONFIG_LOADER], EXPECT_SIZE),
     KEY("memory.npu_worker", KIND_BYTES, true, 0, 0, memory.npu_worker, caps[CONFIG_NPU], EXPECT_SIZE),
@@ -157,7 +158,7 @@ static const struct {
     CYAML_FIELD_STRING_PTR(name, CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, struct type, member, 0, VALUE_MAX_BYTES)
 #define GROUP(name, member, fields) CYAML_FIELD_MAPPING(name, CYAML_FLAG_OPTIONAL, struct raw, member, fields)
 static const cyaml_schema_field_t memory_fields[] = {
-    LEAF(raw_memory, "coordinator", coordinator), LEAF(raw_memory, "loader", loader), LEAF(raw_memory, "npu_worker", npu_worker),
+    LEAF(raw_memory, "total", total), LEAF(raw_memory, "coordinator", coordinator), LEAF(raw_memory, "loader", loader), LEAF(raw_memory, "npu_worker", npu_worker),
     LEAF(raw_memory, "gpu_worker", gpu_worker), CYAML_FIELD_END,
 };
 static const cyaml_schema_field_t npu_fields[] = {
@@ -578,6 +579,7 @@ static int apply(struct config *c, const struct key *k, const char *value, const
     case KIND_ALL_CAPS:
         if (strcmp(value, "auto") == 0) {
             memset(c->caps, 0, sizeof(c->caps));
+            c->total = 0;
             return 0;
         }
         break;
@@ -726,8 +728,8 @@ int config_load(const char *path, const char *const *overrides, int n_overrides,
     c->pin_threads = true;
     c->sandbox = true;
     c->checksums = true;
-    c->npu = (struct config_worker){.backend = "auto", .memory = 2ull << 30, .streamed = CONFIG_AUTO};
-    c->gpu = (struct config_worker){.backend = "auto", .memory = 16ull << 30, .streamed = CONFIG_AUTO};
+    c->npu = (struct config_worker){.backend = "auto", .streamed = CONFIG_AUTO};
+    c->gpu = (struct config_worker){.backend = "auto", .streamed = CONFIG_AUTO};
     c->xrt = (struct config_npu){.timeout_ms = 10000};
     c->device = (struct config_device){.name = "auto"};
     c->restarts = 5;
@@ -790,22 +792,24 @@ void config_sample(const char *model, char *buf, unsigned long buf_size)
         "sandbox: auto        # stages give up files, programs and the network once they run, or off\n"
         "checksums: true      # tensors are compared with the checksums in the file, if it has some, when they are first read\n"
         "stream_slots: auto   # slots through which the layers of a worker pass that are not kept in memory: auto, or 2 to 8\n"
-        "# A hard cap per process: auto (what the plan needs and a tenth more), or\n"
+        "# A hard cap per process: auto (what the plan needs and a tenth more), or a total that the plan divides, or one each:\n"
+        "# memory: {total: 4GiB}\n"
         "# memory: {coordinator: 256MiB, loader: 512MiB, npu_worker: 2560MiB, gpu_worker: 1GiB}\n"
+        "# Weights that do not fit are streamed from the file.\n"
         "memory: auto\n"
         "# backend: auto, xrt or cpu; memory: the device pool, a size or auto; threads: auto, or 1 to 1024\n"
         "# streamed: layers whose weights are read for every pass instead of being kept: auto (as memory requires), or a number\n"
         "# manifest: of NPU operators (docs/NPU.md), without which there is no NPU; device: its number; many: tokens from which on "
         "it is\n"
         "# used, auto (measured) or 1 to 4096; timeout_ms: of one run\n"
-        "npu: {backend: auto, memory: 2GiB, threads: auto, streamed: auto, manifest: '', device: 0, many: auto, timeout_ms: "
+        "npu: {backend: auto, memory: auto, threads: auto, streamed: auto, manifest: '', device: 0, many: auto, timeout_ms: "
         "10000}\n"
         "# backend: auto, vulkan or cpu; device: auto, a number of `gpu_worker --list-devices`, or part of a name\n"
         "# memory: a size or auto. For tests and around faults of drivers (docs/OPERATIONS.md): allow_cpu_device, validate and\n"
         "# profile: true or false; without: features, separated by commas; max_buffer: a size or auto; subgroup: auto, or 4 to "
         "128;\n"
         "# many: auto, or 1 to 4096\n"
-        "gpu: {backend: auto, device: auto, memory: 16GiB, threads: auto, streamed: auto, allow_cpu_device: false, without: '',\n"
+        "gpu: {backend: auto, device: auto, memory: auto, threads: auto, streamed: auto, allow_cpu_device: false, without: '',\n"
         "      max_buffer: auto, subgroup: auto, many: auto, validate: false, profile: false}\n"
         "# When a stage dies or hangs (docs/OPERATIONS.md): how often it is started again without progress in between, 0: never\n"
         "restarts: 5\n"

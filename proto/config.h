@@ -63,6 +63,7 @@ struct config {
     bool sandbox;                    /* stages give up what they need no longer; default true */
     bool checksums;                  /* tensors are compared with the file's checksums when they are first read; default true */
     uint64_t caps[CONFIG_PROCESSES]; /* memory: bytes per process, 0 = auto */
+    uint64_t total;                  /* memory.total: bytes of all processes together, 0 = no such limit */
     uint32_t stream_slots;           /* through which streamed layers of a worker pass; 0 = auto, else 2..8 */
     struct config_worker npu, gpu;
     struct config_npu xrt;     /* keys npu.manifest, ... */

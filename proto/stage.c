@@ -76,7 +76,7 @@ static int on_pause(struct stage_io *io, const struct msg_pause *m, struct err *
     if (!io->configured)
         return err_set(err, -EPROTO, "PAUSE before CONFIGURE");
     io->pausing = m->epoch;
-    if (!io->running || atomic_load(&io->parked))
+    if (!stage_data_runs(io))
         return paused(io, err);
     stage_data_park(io);
     return 0;
@@ -96,7 +96,7 @@ static void on_report(uv_async_t *a)
         conn_send(io->conn, &(struct msg){.type = MSG_TYPE_drained}, NULL, 0, NULL);
     if (atomic_load(&io->broken))
         stage_fail(io, &io->data_err);
-    else if (io->pausing && atomic_load(&io->parked) && paused(io, &err) < 0)
+    else if (io->pausing && !stage_data_runs(io) && paused(io, &err) < 0)
         stage_fail(io, &err);
 }
 
@@ -142,8 +142,7 @@ static int on_attach(struct stage_io *io, const struct msg_attach_ring *m, const
 {
     uint32_t n = m->direction ? io->ops->n_outputs : io->ops->n_inputs;
     struct link *l = m->direction ? &io->outputs[m->index] : &io->inputs[m->index];
-    bool runs = io->running && !atomic_load(&io->parked);
-    if (!io->configured || runs || io->pausing || m->index >= n || m->index >= STAGE_RINGS_MAX || l->ring)
+    if (!io->configured || stage_data_runs(io) || io->pausing || m->index >= n || m->index >= STAGE_RINGS_MAX || l->ring)
         return err_set(err, -EPROTO, "unexpected ATTACH_RING (direction %u, index %u of %u)", m->direction, m->index, n);
     if (m->epoch != io->config.epoch)
         return err_set(err, -ESTALE, "ATTACH_RING of epoch %u; CONFIGURE or PAUSE said %u", m->epoch, io->config.epoch);
@@ -155,8 +154,7 @@ static int on_attach(struct stage_io *io, const struct msg_attach_ring *m, const
 
 static int on_start(struct stage_io *io, struct err *err)
 {
-    bool runs = io->running && !atomic_load(&io->parked);
-    if (runs || io->pausing || io->n_filled != io->n_segments)
+    if (stage_data_runs(io) || io->pausing || io->n_filled != io->n_segments)
         return err_set(err, -EPROTO, "START with %u of %u segments", io->n_filled, io->n_segments);
     for (uint32_t i = 0; i < io->ops->n_inputs + io->ops->n_outputs; i++) {
         const struct link *l = i < io->ops->n_inputs ? &io->inputs[i] : &io->outputs[i - io->ops->n_inputs];

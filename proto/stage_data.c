@@ -187,9 +187,9 @@ static int step(struct stage_io *io, struct err *err)
 }
 
 /* Keeps away from the rings until the main thread lets go. */
-static void park(struct stage_io *io, uint32_t seen)
+static void park(struct stage_io *io, uint32_t hold, uint32_t seen)
 {
-    if (!atomic_exchange(&io->parked, true))
+    if (atomic_exchange(&io->parked, hold) != hold)
         uv_async_send(&io->report);
     bell_wait(io->bell, seen, 0, -1);
 }
@@ -202,8 +202,9 @@ static void *data_main(void *arg)
         uint32_t seen = bell_read(io->bell); /* before looking at anything: what comes later rings it */
         if (atomic_load_explicit(&io->stop, memory_order_acquire))
             break;
-        if (atomic_load(&io->hold)) {
-            park(io, seen);
+        uint32_t hold = atomic_load(&io->hold);
+        if (hold) {
+            park(io, hold, seen);
             continue;
         }
         bool draining = atomic_load(&io->draining);
@@ -246,16 +247,22 @@ static void pin_to_first(pthread_t thread)
 
 void stage_data_park(struct stage_io *io)
 {
-    atomic_store(&io->hold, true);
+    if (!atomic_load(&io->hold))
+        atomic_store(&io->hold, ++io->n_holds ? io->n_holds : ++io->n_holds);
     bell_ring(io->bell);
+}
+
+bool stage_data_runs(struct stage_io *io)
+{
+    uint32_t hold = atomic_load(&io->hold);
+    return io->running && (hold == 0 || atomic_load(&io->parked) != hold);
 }
 
 int stage_data_start(struct stage_io *io, struct err *err)
 {
     if (io->running) {
         atomic_store(&io->draining, false);
-        atomic_store(&io->parked, false);
-        atomic_store(&io->hold, false);
+        atomic_store(&io->hold, 0);
         bell_ring(io->bell);
         return 0;
     }

@@ -65,9 +65,10 @@ struct stage_io {
     uint64_t collected_bytes;
 
     pthread_t thread;
-    bool running;        /* there is a data thread */
-    _Atomic bool hold;   /* it shall keep away from rings: */
-    _Atomic bool parked; /* it does */
+    bool running; /* there is a data thread */
+    /* hold: not 0: it shall keep away from rings, and says so by putting the same number into parked. */
+    uint32_t n_holds;
+    _Atomic uint32_t hold, parked;
     _Atomic bool stop, done, draining, drained, broken;
     struct err data_err; /* the data thread's until `broken` is set, then the main thread's */
     size_t misfit;       /* bytes of a chunk that its output slot did not take */
@@ -113,6 +114,7 @@ void stage_fill_close(struct stage_io *io);
  * and the process with it, when a computation does not come back in time. */
 int stage_data_start(struct stage_io *io, struct err *err);
 void stage_data_park(struct stage_io *io);
+bool stage_data_runs(struct stage_io *io); /* it may use the rings */
 void stage_data_stop(struct stage_io *io);
 
 #endif

@@ -61,7 +61,7 @@ static void mix(uint64_t *hash, const void *data, size_t n)
         *hash = (*hash ^ p[i]) * UINT64_C(1099511628211);
 }
 
-static void begin(struct client *c);
+static void begin(struct client *c, struct kind *kind);
 
 static void on_token(void *ctx, uint32_t id, uint32_t index)
 {
@@ -105,7 +105,7 @@ static void on_finished(void *ctx, const struct request_result *r)
         err_set(&s->err, -EIO, "request %td of %u tokens: another answer than the first time", k - s->kinds, k->n_ids);
     k->known |= r->finish != ENGINE_FINISH_CANCELLED;
     if (util_now_ns() < s->burst_end)
-        begin(c);
+        begin(c, NULL);
 }
 
 /* One that does not fit: refused with its figures, and nothing else changes. */
@@ -124,10 +124,11 @@ static void ask_too_much(struct soak *s)
     s->refused++;
 }
 
-static void begin(struct client *c)
+/* kind NULL: any. */
+static void begin(struct client *c, struct kind *kind)
 {
     struct soak *s = c->owner;
-    struct kind *k = c->kind = &s->kinds[dice(s, KINDS)];
+    struct kind *k = c->kind = kind ? kind : &s->kinds[dice(s, KINDS)];
     struct request_params p = {.ids = k->ids,
                                .n_ids = k->n_ids,
                                .max_tokens = k->max_tokens,
@@ -195,7 +196,7 @@ static int burst(struct soak *s, uint64_t end, struct err *err)
     uint32_t n = 1 + dice(s, CLIENTS);
     s->burst_end = MIN(end, util_now_ns() + BURST_NS / 2 + dice(s, (uint32_t)(BURST_NS / 2)));
     for (uint32_t i = 0; i < n; i++)
-        begin(&s->clients[i]);
+        begin(&s->clients[i], NULL);
     for (uint32_t i = 0; i < n; i++) { /* before the first chunk is sent: some still wait, and some have just begun */
         if (s->clients[i].request && s->clients[i].kind->known && dice(s, 8) == 0)
             engine_cancel(s->engine, s->clients[i].request);
@@ -206,12 +207,28 @@ static int burst(struct soak *s, uint64_t end, struct err *err)
     return r < 0 ? r : pause_ms(s, dice(s, 500), err);
 }
 
+/* The longest request in every slot at once: the KV cache is touched as far as it will ever be, so that what grows later is no part
+ * of it. */
+static int warm_up(struct soak *s, struct err *err)
+{
+    struct kind *longest = s->kinds;
+    for (uint32_t i = 1; i < KINDS; i++) {
+        if (s->kinds[i].n_ids + s->kinds[i].max_tokens > longest->n_ids + longest->max_tokens)
+            longest = &s->kinds[i];
+    }
+    for (uint32_t i = 0; i < MIN((uint32_t)CLIENTS, engine_plan(s->engine)->sequences); i++)
+        begin(&s->clients[i], longest);
+    return engine_run(s->engine, err);
+}
+
 static int run(struct soak *s, uint64_t seconds, struct err *err)
 {
     uint64_t end = util_now_ns() + seconds * UINT64_C(1000000000);
     int r = make_kinds(s, err);
     for (uint32_t i = 0; i < CLIENTS; i++)
         s->clients[i] = (struct client){.owner = s};
+    if (r == 0)
+        r = warm_up(s, err);
     while (r == 0 && util_now_ns() < end)
         r = burst(s, end, err);
     printf("{\"finished\":%" PRIu64 ",\"cancelled\":%" PRIu64 ",\"refused\":%" PRIu64 ",\"tokens\":%" PRIu64 "}\n", s->finished,

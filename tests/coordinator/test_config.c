@@ -71,9 +71,9 @@ static void test_defaults(void **state)
     for (int i = 0; i < CONFIG_PROCESSES; i++)
         assert_int_equal(c->caps[i], 0);
     assert_string_equal(c->npu.backend, "auto");
-    assert_int_equal(c->npu.memory, 2ull << 30);
+    assert_int_equal(c->npu.memory, 0);
     assert_int_equal(c->npu.threads, 0);
-    assert_int_equal(c->gpu.memory, 16ull << 30);
+    assert_int_equal(c->gpu.memory, 0);
     config_free(c);
 }
 

@@ -132,14 +132,14 @@ static void test_machine(void **state)
     (void)state;
     static struct plan p;
     static const struct gpu_device none = {.vulkan = false};
-    struct plan_machine m = {.gpu = &none, .npu = &no_npu, .memory = {.total = 64 << 20, .available = 1 << 20}};
+    struct plan_machine m = {.gpu = &none, .npu = &no_npu, .memory = {.total = 32 << 20, .available = 1 << 20}};
     struct config c = *config;
     struct err err = {0};
     char *text = NULL;
     size_t size = 0;
     strcpy(c.gpu.backend, "cpu");
     assert_int_equal(plan_make(&c, gguf, &m, 0, &p, &err), -ENOMEM);
-    assert_non_null(strstr(err.text, "this machine has 64.0 MiB of memory; lower 'context'"));
+    assert_non_null(strstr(err.text, "and this machine has 32.0 MiB of memory; "));
     m.memory.total = UINT64_C(8) << 30;
     assert_int_equal(plan_make(&c, gguf, &m, 0, &p, &err), 0);
     p.read_rate = 13e9;
@@ -154,10 +154,64 @@ static void test_machine(void **state)
     free(text);
 }
 
+/* Less and less memory in the machine: first smaller chunks and KV caches, then streamed layers, then a refusal; never more than
+ * there is, and never back. */
+static void test_machine_shrinks(void **state)
+{
+    (void)state;
+    static struct plan p;
+    static const struct gpu_device none = {.vulkan = false};
+    struct plan_machine m = {.gpu = &none, .npu = &no_npu};
+    struct config c = *config;
+    struct err err = {0};
+    uint64_t streamed = 0;
+    bool refused = false;
+    strcpy(c.gpu.backend, "cpu");
+    for (uint64_t mib = 160; mib > 20; mib -= 2) {
+        m.memory.total = mib << 20;
+        int r = plan_make(&c, gguf, &m, 0, &p, &err);
+        assert_true(!refused || r < 0);
+        refused = r < 0;
+        if (r < 0)
+            continue;
+        uint64_t sum = 0;
+        for (int i = 0; i < CONFIG_PROCESSES; i++)
+            sum += p.process[i].total;
+        assert_true(sum <= m.memory.total);
+        assert_true(p.streamed_bytes >= streamed);
+        assert_int_equal(plan_streams(&p), p.streamed_bytes > 0);
+        streamed = p.streamed_bytes;
+    }
+    assert_true(streamed > 0 && refused);
+}
+
+/* A device that has no room for all layers gets those that are streamed, where the config insists on it. */
+static void test_device_streams(void **state)
+{
+    (void)state;
+    static struct plan p, small;
+    struct gpu_device device = roomy;
+    struct config c = *config;
+    struct err err = {0};
+    strcpy(c.gpu.backend, "vulkan");
+    c.chunk_tokens = 16;
+    assert_int_equal(plan_make(&c, gguf, with(&device), 0, &p, &err), 0);
+    assert_int_equal(p.streamed_bytes, 0);
+    device.room = p.device_bytes - 1;
+    assert_int_equal(plan_make(&c, gguf, with(&device), 0, &small, &err), 0);
+    assert_true(small.residency[CONFIG_GPU].n_streamed > 0 && small.residency[CONFIG_NPU].n_streamed == 0);
+    assert_true(small.device_bytes <= device.room);
+    strcpy(c.gpu.backend, "auto"); /* rather the processor, with everything in memory */
+    assert_int_equal(plan_make(&c, gguf, with(&device), 0, &small, &err), 0);
+    assert_false(small.gpu.vulkan);
+    assert_int_equal(small.streamed_bytes, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_device_with_room), cmocka_unit_test(test_device_too_small),
-                                       cmocka_unit_test(test_device_demanded), cmocka_unit_test(test_kv_types),
-                                       cmocka_unit_test(test_machine)};
+                                       cmocka_unit_test(test_device_demanded),  cmocka_unit_test(test_kv_types),
+                                       cmocka_unit_test(test_machine),          cmocka_unit_test(test_machine_shrinks),
+                                       cmocka_unit_test(test_device_streams)};
     return cmocka_run_group_tests(tests, open_model, close_model);
 }

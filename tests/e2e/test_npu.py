@@ -137,7 +137,7 @@ def test_pool():
     keys = simulated()
     ids = golden_json("demo_greedy.json")["prompts"][0]["prompt_ids"]
     for more in ({}, keys):
-        cfg = config(model("demo", "q8_0"), **more)
+        cfg = config(model("demo", "q8_0"), **{"npu__memory": "2GiB", **more})
         plan = tandem.run_json("coordinator", "--config", cfg, "plan", "--json")
         words = ("--ids", tandem.ids_text(ids), "--temperature", "0", "--max-tokens", "8", "--json")
         r = run("coordinator", "--config", cfg, "generate", *words, env={"TANDEM_LOG": "npu:info"})
@@ -149,6 +149,19 @@ def test_pool():
         check(pool["used"] == sum(pool[use] for use in ("weights", "kv", "scratch", "tiles", "instructions")), pool)
         check(0 < pool["largest_free"] <= pool["bytes"] - pool["used"] and 0 <= pool["fragmentation"] < 1, pool)
         check("were used at most of" in r.stderr and "not given back" not in r.stderr, r.stderr)
+
+
+def test_streamed():
+    """Layers that pass through slots are sent to the NPU for each chunk, none stays there, and no number differs."""
+    keys = simulated()
+    ids = golden_json("demo_greedy.json")["prompts"][0]["prompt_ids"]
+    want = evaluate(config(model("demo", "q8_0"), **keys, sequences=1), ids)
+    for n in (4, 512):
+        cfg = config(model("demo", "q8_0"), **keys, sequences=1, npu__streamed=n)
+        check(tandem.run_json("coordinator", "--config", cfg, "plan", "--json")["npu_resident"] == 0, n)
+        check(np.array_equal(evaluate(cfg, ids), want), n, "streamed layers change the logits")
+        worker = worker_of(generate(cfg, ids, 6))
+        check(worker["offloaded"] == worker["products"] > 0 and worker["stream_visits"] == 6 * min(n, 12), worker)
 
 
 def test_alone():

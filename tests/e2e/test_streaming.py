@@ -45,7 +45,7 @@ def sweep(name, kind, ids, chunks):
 
 
 def test_logits():
-    """300 positions: with chunks of 7 that is eleven passes of four chunks, with 256 one."""
+    """300 positions: with chunks of one token that is many passes, with 256 one."""
     sweep("demo", "q4_0", some_ids(300), (1, 7, 64, 256))
     sweep("demo", "bf16", some_ids(100), (16,))
 
@@ -63,11 +63,13 @@ def test_texts():
     resident = generate(config(path, chunk_tokens=8), *args)
     check(process(resident, "gpu_worker")["stream_visits"] == 0, resident["processes"])
     for keys in modes():
-        got = generate(config(path, chunk_tokens=8, **keys), *args)
+        cfg = config(path, chunk_tokens=8, context=256, **keys)
+        got = generate(cfg, *args)
+        slots = tandem.run_json("coordinator", "--config", cfg, "plan", "--json")["ring_slots"]
         check(got["output_ids"] == resident["output_ids"], keys, got["text"])
         for worker, key in (("npu_worker", "npu__streamed"), ("gpu_worker", "gpu__streamed")):
             p = process(got, worker)
-            passes = (90 + 31) // 32 + len(got["output_ids"]) - 1  # four chunks of 8 a pass, then a token each
+            passes = -(-12 // slots) + len(got["output_ids"]) - 1  # so many chunks of 8 a pass, then a token each
             layers = 0 if key not in keys else 4 if keys[key] == 4 else {2: 12, 3: 12}[keys.get("stream_slots", 2)]
             check(p["stream_visits"] == passes * layers, worker, keys, p)
             check(0 <= p["stream_hits"] <= p["stream_visits"] and p["stream_wait_max_ms"] <= p["stream_wait_ms"] + 1e-9, p)

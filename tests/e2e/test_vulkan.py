@@ -103,6 +103,24 @@ def test_poor_devices():
     tandem.one_line_error(r, "'gpu.memory' is 2.0 MiB", "raise it to")
 
 
+def test_streamed():
+    """Layers that pass through slots: the same numbers as when they stay, whether the device uses the slot or copies what is in it,
+    also where layers have different types (q4_k_m)."""
+    keys = validated(device())
+    ids = [2] + [300 + 7 * i for i in range(60)]
+    for kind, less in (("q8_0", {}), ("q8_0", {"gpu__without": "host_import"}), ("q4_k_m", {"gpu__without": "host_import"}),
+                       ("q4_0", {"gpu__max_buffer": "1MiB"}), ("q4_k_m", {})):
+        common = {**keys, **less, "sequences": 1, "chunk_tokens": 20}
+        want = evaluate(config(model("demo", kind), **common), ids)
+        for stream in ({"gpu__streamed": 512}, {"gpu__streamed": 6, "npu__streamed": 512, "stream_slots": 3}):
+            got = evaluate(config(model("demo", kind), **common, **stream), ids)
+            check(np.array_equal(got.view(np.uint32), want.view(np.uint32)), kind, less, stream, float(np.abs(got - want).max()))
+        cfg = config(model("demo", kind), **common, gpu__streamed=512)
+        answer = tandem.generate(cfg, "--ids", tandem.ids_text(ids), "--temperature", "0", "--max-tokens", 12)
+        worker = next(p for p in answer["processes"] if p["name"] == "gpu_worker")
+        check(worker["stream_visits"] == 12 * 12 and worker["peak_bytes"] <= worker["cap_bytes"], worker)
+
+
 def weights_held(pid):
     """How many segments a process has mapped, and how many it has open."""
     with open(f"/proc/{pid}/maps", encoding="utf-8") as f:

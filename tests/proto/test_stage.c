@@ -1058,25 +1058,35 @@ static void test_pause_out_of_turn(void **state)
 static void test_held(void **state)
 {
     (void)state;
-    for (int wrong = 0; wrong < 4; wrong++) { /* 1: not sealed, 2: of another size, 3: smaller than it says */
+    for (int wrong = 0; wrong < 5;
+         wrong++) { /* 1: not sealed, 2: of another size, 3: smaller than it says, 4: right, and not filled yet */
         struct boss b;
+        int unfilled = -1;
         boss_open(&b, MSG_ROLE_NPU);
         for (uint32_t layer = 0; layer < 3; layer++) {
             uint64_t bytes = wrong == 2 && layer == 1 ? 2 * SEGMENT_BYTES : SEGMENT_BYTES;
             int fd = shm_make("test", wrong == 3 && layer == 1 ? SEGMENT_BYTES / 2 : bytes, true, NULL);
-            if (wrong != 1 || layer != 1)
+            if ((wrong != 1 && wrong != 4) || layer != 1)
                 assert_ok(shm_seal_write(fd, err));
-            struct msg m = {.type = MSG_TYPE_segment_held, .segment_held = {.layer = layer, .bytes = bytes}};
+            struct msg m = {.type = MSG_TYPE_segment_held,
+                            .segment_held = {.layer = layer, .bytes = bytes, .filled = wrong != 4 || layer != 1}};
             tell(&b, &m, &fd, 1);
-            close(fd);
+            if (wrong == 4 && layer == 1)
+                unfilled = fd;
+            else
+                close(fd);
         }
         configure(&b);
-        if (wrong) {
+        if (wrong && wrong != 4) {
             const struct msg *m = expect(&b, MSG_TYPE_segment_new);
             assert_int_equal(m->segment_new.layer, 1);
             assert_ok(shm_seal_write(b.fds[b.n_taken - 1], err));
         }
         assert_int_equal(expect(&b, MSG_TYPE_segment_end)->segment_end.count, 2);
+        if (unfilled >= 0) {
+            assert_ok(shm_seal_write(unfilled, err));
+            close(unfilled);
+        }
         if (wrong)
             tell(&b, &(struct msg){.type = MSG_TYPE_segment_filled, .segment_filled = {.layer = 1}}, NULL, 0);
         attach_all(&b);
@@ -1089,7 +1099,7 @@ static void test_held(void **state)
             end(&b);
         else {
             int fd = shm_make("test", SEGMENT_BYTES, true, NULL);
-            struct msg m = {.type = MSG_TYPE_segment_held, .segment_held = {.bytes = SEGMENT_BYTES}};
+            struct msg m = {.type = MSG_TYPE_segment_held, .segment_held = {.bytes = SEGMENT_BYTES, .filled = 1}};
             tell(&b, &m, &fd, 1);
             close(fd);
             expect_error(&b, -EPROTO, "SEGMENT_HELD after CONFIGURE");

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: MIT
+"""The plan keeps to every limit or refuses, and what a refusal proposes is the smallest change that works."""
+import json
+import re
+
+import tandem
+from tandem import check, config, generate, model
+
+
+def plan(cfg, *sets, json_too=True):
+    words = [w for s in sets for w in ("--set", s)]
+    return tandem.run("coordinator", "--config", cfg, *words, "plan", *(("--json",) if json_too else ()), status=None)
+
+
+def planned(cfg, *sets):
+    r = plan(cfg, *sets)
+    check(r.returncode == 0, sets, r.stderr)
+    return json.loads(r.stdout)
+
+
+def bytes_of(mib):
+    return mib * 2**20
+
+
+def proposals(text):
+    """{key: MiB} of limits that must be raised, all of them; and a list of single changes, each of which is enough."""
+    raise_all = {k: int(n) for k, n in re.findall(r"'([a-z_.]+)' is [0-9.]+ \w+; raise it to at least (\d+) MiB", text)}
+    others = [f"context={n}" for n in re.findall(r"lower 'context' to at most (\d+)", text)]
+    others += ["kv_type=q8_0"] if "set 'kv_type' to q8_0" in text else []
+    others += ["chunk_tokens=auto"] if "set 'chunk_tokens' to auto" in text else []
+    others += ["sequences=1"] if "lower 'sequences'" in text else []
+    return raise_all, others
+
+
+def refused(cfg, *sets):
+    r = plan(cfg, *sets, json_too=False)
+    check(r.returncode == 1, sets, r.stdout)
+    tandem.check(len(tandem.sentences(r.stderr)) == 1, r.stderr)
+    raise_all, others = proposals(r.stderr)
+    check(raise_all or others, "nothing is proposed:", r.stderr)
+    if raise_all:
+        good = [f"{k}={n}MiB" for k, n in raise_all.items()]
+        made = planned(cfg, *sets, *good)
+        for k in raise_all:
+            less = [g if not g.startswith(k + "=") else f"{k}={raise_all[k] - 1}MiB" for g in good]
+            check(plan(cfg, *sets, *less).returncode == 1, "a MiB less is enough:", k, r.stderr)
+    for change in others:
+        made = planned(cfg, *sets, change)
+        if change.startswith("context="):
+            more = f"context={int(change[8:]) + 1}"
+            check(plan(cfg, *sets, more).returncode == 1, "a longer context fits as well:", r.stderr)
+    return r.stderr, made
+
+
+def test_refusals():
+    cfg = config(model("demo", "q8_0"))
+    for sets in (["memory.npu_worker=12MiB"], ["memory.gpu_worker=9MiB"], ["memory.loader=4MiB"],
+                 ["memory.coordinator=8MiB"], ["npu.memory=2MiB"], ["gpu.memory=1MiB"], ["memory.total=70MiB"],
+                 ["memory.loader=4MiB", "memory.npu_worker=9MiB", "memory.total=64MiB"], ["memory.npu_worker=13MiB", "kv_type=f32"],
+                 ["memory.npu_worker=20MiB", "chunk_tokens=512", "npu.streamed=0"],
+                 ["memory.total=75MiB", "npu.streamed=0", "gpu.streamed=0", "chunk_tokens=256"]):
+        text, _ = refused(cfg, *sets)
+        print("  ", sets, text.strip()[:200])
+    start = tandem.run("coordinator", "--config", cfg, "--set", "memory.total=40MiB", "generate", "--prompt", "a", status=None)
+    tandem.one_line_error(start, "'memory.total' is 40.0 MiB; raise it to at least")
+
+
+def test_total():
+    """A total is divided: no cap beyond it, and the less there is, the more is streamed; the text never differs."""
+    path = model("demo", "f32")  # 52 MiB of weights
+    words = ("--prompt", "Once upon a time", "--temperature", 0, "--max-tokens", 12)
+    whole = planned(config(path))
+    check(whole["streamed_bytes"] == 0 and whole["memory_total"] == 0, whole)
+    want, last = generate(config(path), *words)["text"], -1
+    need = sum(p["total"] for p in whole["processes"].values()) // 2**20 + 33
+    for mib in (need + 40, need, need - 8, need - 20, need - 32):
+        cfg = config(path, memory__total=f"{mib}MiB", sequences=1)
+        p = planned(cfg)
+        caps = sum(q["cap"] for q in p["processes"].values())
+        check(caps <= bytes_of(mib) and all(q["total"] <= q["cap"] for q in p["processes"].values()), mib, p)
+        check(p["streamed_bytes"] >= last and p["memory_total"] == bytes_of(mib), mib, p)
+        last = p["streamed_bytes"]
+        got = generate(cfg, *words)
+        check(got["text"] == want, mib, got["text"])
+        for q in got["processes"]:
+            check(q["peak_bytes"] <= q["cap_bytes"], mib, q)
+    check(last > 0, "nothing was streamed")
+
+
+def test_caps():
+    """One worker's cap makes that worker stream, and the other not."""
+    path = model("demo", "f32")
+    for worker, other in (("npu_worker", "gpu_worker"), ("gpu_worker", "npu_worker")):
+        whole = planned(config(path, sequences=1))["processes"][worker]
+        less = (whole["total"] - whole["weights"] // 3) // 2**20 - (8 if worker == "npu_worker" else 0)
+        p = planned(config(path, sequences=1, context=256, **{f"memory__{worker}": f"{less}MiB"}))
+        layers = {w: p["processes"][w]["layers"] for w in (worker, other)}
+        check(layers[worker]["streamed"] > 0 and layers[other]["streamed"] == 0, less, layers)
+        check(layers[worker]["pinned"] + layers[worker]["streamed"] == 12, layers)
+
+
+def test_what_is_printed():
+    """The table says what is pinned and streamed, what that costs, and how much the KV cache holds."""
+    cfg = config(model("demo", "f32"), npu__streamed=4, gpu__streamed=6, stream_slots=3)
+    text = plan(cfg, json_too=False).stdout
+    check("npu_worker: 6 layers pinned, 6 streamed through 3 slots; gpu_worker: 6 layers pinned, 6 streamed" in text, text)
+    check(re.search(r"streaming   [0-9.]+ MiB of the file are read for a token; .*prompts in passes of \d+ tokens", text), text)
+    check(re.search(r"for 4.0 sequences of 2048 \(8192 tokens\)", text), text)
+    p = planned(cfg)
+    check(p["kv_tokens"] == 8192 and p["processes"]["gpu_worker"]["layers"] == {"pinned": 6, "streamed": 6, "slots": 3}, p)
+    if p["disk_rate"] > 0:
+        check(abs(p["disk_tokens_per_second"] * p["streamed_bytes"] / p["disk_rate"] - 1) < 1e-6, p)
+        check(0 < p["most_tokens_per_second"] <= p["disk_tokens_per_second"], p)
+
+
+tandem.main(globals())
