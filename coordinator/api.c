@@ -118,13 +118,10 @@ static const struct {
     void (*post)(struct api *a, struct http_exchange *x, json_t *j); /* takes j */
     bool needs_engine;
 } routes[] = {
-    {"/health", health, NULL, false},
-    {"/v1/models", models, NULL, false},
-    {"/v1/stats", api_stats, NULL, false},
-    {"/v1/chat/completions", NULL, chat, true},
-    {"/v1/completions", NULL, complete, true},
-    {"/tokenize", NULL, api_tokenize, false},
-    {"/detokenize", NULL, api_detokenize, false},
+    {"/health", health, NULL, false},           {"/v1/models", models, NULL, false},
+    {"/v1/stats", api_stats, NULL, false},      {"/metrics", api_metrics, NULL, false},
+    {"/v1/chat/completions", NULL, chat, true}, {"/v1/completions", NULL, complete, true},
+    {"/tokenize", NULL, api_tokenize, false},   {"/detokenize", NULL, api_detokenize, false},
 };
 
 static void route(struct api *a, struct http_exchange *x, size_t i)

@@ -12,6 +12,7 @@
 #include "coordinator/api.h"
 #include "coordinator/engine.h"
 #include "coordinator/http.h"
+#include "coordinator/metrics.h"
 #include "coordinator/stop.h"
 #include "proto/err.h"
 
@@ -34,7 +35,8 @@ struct api {
     int64_t created;    /* time of the model's file */
     uint32_t n_running; /* choices that the engine has, waiting ones too */
     struct api_job *jobs;
-    struct api_words *words;   /* NULL: no answer was bound to a format yet */
+    struct api_words *words; /* NULL: no answer was bound to a format yet */
+    struct metrics metrics;
     struct api_asking *asking; /* for statistics */
 };
 
@@ -105,8 +107,10 @@ struct api_choice {
     struct api_token *tokens;
     struct sample_logprob *top; /* [tokens][top_logprobs] */
     uint32_t n_tokens, tokens_room, tokens_sent;
-    uint32_t n_output; /* generated, shown or not */
-    bool stopped;      /* by a stop string */
+    uint32_t n_output;           /* generated, shown or not */
+    bool stopped;                /* by a stop string */
+    bool numerics_changed;       /* a stage went on with another backend meanwhile */
+    uint64_t asked_ns, token_ns; /* the request, its last token */
     bool finished, begun_sent, finish_sent;
     const char *finish_reason;
 };
@@ -144,6 +148,7 @@ void api_tokenize(struct api *a, struct http_exchange *x, json_t *j);
 void api_detokenize(struct api *a, struct http_exchange *x, json_t *j);
 /* ---- api_stats.c */
 void api_stats(struct api *a, struct http_exchange *x);
+void api_metrics(struct api *a, struct http_exchange *x);
 void api_stats_close(struct api *a);
 
 /* ---- api.c */

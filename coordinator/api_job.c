@@ -126,7 +126,10 @@ static void on_scored(void *ctx, struct sampler *s, uint32_t id, const float *ro
 static void on_token(void *ctx, uint32_t id, uint32_t index)
 {
     struct api_choice *c = ctx;
-    (void)index;
+    uint64_t now = util_now_ns();
+    metrics_observe(index ? &c->job->api->metrics.next_token : &c->job->api->metrics.first_token,
+                    now - (index ? c->token_ns : c->asked_ns));
+    c->token_ns = now;
     c->n_output++;
     if (c->job->params.logprobs && c->n_tokens != c->n_output) {
         out_of_memory(c->job);
@@ -159,6 +162,10 @@ static void on_finished(void *ctx, const struct request_result *r)
     if (!c->stopped && r->finish != ENGINE_FINISH_CANCELLED)
         grow(c, detokenizer_finish(c->detokenizer));
     c->released = c->n_text;
+    c->numerics_changed = r->numerics_changed;
+    metrics_observe(&job->api->metrics.whole, util_now_ns() - c->asked_ns);
+    metrics_observe(&job->api->metrics.queue, r->queue_ns);
+    job->api->metrics.finished[c->stopped ? ENGINE_FINISH_STOP : r->finish]++;
     c->finish_reason = c->stopped || r->finish == ENGINE_FINISH_STOP ? "stop" : "length";
     if (r->finish == ENGINE_FINISH_ERROR) {
         struct err unknown = {.code = -EIO, .text = "the request failed"};
@@ -265,6 +272,7 @@ static int submit(struct api_job *job, const struct api_prompt *prompts, struct 
     job->submitting = true;
     for (uint32_t i = 0; i < job->n_choices && r == 0; i++) {
         struct api_choice *c = &job->choices[i];
+        c->asked_ns = util_now_ns();
         struct request_params q = {.ids = prompts[c->prompt].ids,
                                    .n_ids = prompts[c->prompt].n,
                                    .max_tokens = job->params.max_tokens,

@@ -126,14 +126,22 @@ static json_t *envelope(const struct api_job *job, json_t *choices)
                      "model", job->api->model, "system_fingerprint", "tandem-" TANDEM_VERSION, "choices", choices);
 }
 
+/* Takes choice, which may be NULL. With the end of an answer comes what else is to be said of it. */
+static json_t *ended(const struct api_choice *c, json_t *choice)
+{
+    if (c->numerics_changed)
+        json_object_set_new(choice, "numerics_changed", json_true());
+    return choice;
+}
+
 static json_t *choice_json(const struct api_choice *c)
 {
     json_t *logprobs = logprobs_json(c, 0, tokens_until(c));
     if (c->job->params.kind == API_COMPLETION)
-        return json_pack("{s:i, s:s%, s:o, s:s}", "index", (int)c->index, "text", c->text, c->n_text, "logprobs", logprobs,
-                         "finish_reason", c->finish_reason);
-    return json_pack("{s:i, s:{s:s, s:s%, s:n}, s:o, s:s}", "index", (int)c->index, "message", "role", "assistant", "content",
-                     c->text, c->n_text, "refusal", "logprobs", logprobs, "finish_reason", c->finish_reason);
+        return ended(c, json_pack("{s:i, s:s%, s:o, s:s}", "index", (int)c->index, "text", c->text, c->n_text, "logprobs", logprobs,
+                                  "finish_reason", c->finish_reason));
+    return ended(c, json_pack("{s:i, s:{s:s, s:s%, s:n}, s:o, s:s}", "index", (int)c->index, "message", "role", "assistant",
+                              "content", c->text, c->n_text, "refusal", "logprobs", logprobs, "finish_reason", c->finish_reason));
 }
 
 char *api_json_answer(const struct api_job *job)
@@ -173,9 +181,9 @@ static void put_choice(struct events *e, const struct api_job *job, json_t *choi
 
 static void put_chat(struct events *e, const struct api_choice *c, json_t *delta, json_t *logprobs, const char *finish)
 {
-    put_choice(
-        e, c->job,
-        json_pack("{s:i, s:o, s:o, s:s?}", "index", (int)c->index, "delta", delta, "logprobs", logprobs, "finish_reason", finish));
+    json_t *choice =
+        json_pack("{s:i, s:o, s:o, s:s?}", "index", (int)c->index, "delta", delta, "logprobs", logprobs, "finish_reason", finish);
+    put_choice(e, c->job, finish ? ended(c, choice) : choice);
 }
 
 static void put_news(struct events *e, struct api_choice *c)
@@ -201,9 +209,9 @@ static void put_news(struct events *e, struct api_choice *c)
     if (end && chat)
         put_chat(e, c, json_object(), json_null(), c->finish_reason);
     else if (end)
-        put_choice(
-            e, c->job,
-            json_pack("{s:i, s:s, s:n, s:s}", "index", (int)c->index, "text", "", "logprobs", "finish_reason", c->finish_reason));
+        put_choice(e, c->job,
+                   ended(c, json_pack("{s:i, s:s, s:n, s:s}", "index", (int)c->index, "text", "", "logprobs", "finish_reason",
+                                      c->finish_reason)));
     c->finish_sent |= end;
 }
 

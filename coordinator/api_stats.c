@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * GET /v1/stats: a snapshot of the pipeline, and what the server has to say of itself. Who asks while others wait gets the same
- * snapshot (monitor.h). Called by api.c on the loop's thread. */
+ * GET /v1/stats and /metrics: a snapshot of the pipeline, and what the server has to say of itself, as JSON and for Prometheus. Who
+ * asks while others wait gets the same snapshot (monitor.h). Called by api.c on the loop's thread. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -14,7 +14,7 @@ struct api_asking {
     struct api *api;
     struct http_exchange *x;
     struct monitor_wait wait;
-    bool answered;
+    bool answered, metrics;
 };
 
 static json_t *stats_json(const struct api *a, const struct monitor_snapshot *s)
@@ -31,11 +31,23 @@ static json_t *stats_json(const struct api *a, const struct monitor_snapshot *s)
     return NULL;
 }
 
+static void answer_metrics(const struct api *a, struct http_exchange *x, const struct monitor_snapshot *s)
+{
+    const struct metrics_server server = {
+        .model = a->model, .connections = http_connections(a->http), .requests = http_requests(a->http)};
+    char *text = metrics_text(&a->metrics, &server, s);
+    http_set_type(x, "text/plain; version=0.0.4; charset=utf-8", NULL);
+    http_reply(x, 200, text, text ? strlen(text) : 0, 0);
+}
+
 static void on_snapshot(void *ctx, const struct monitor_snapshot *s)
 {
     struct api_asking *w = ctx;
     w->answered = true;
-    api_answer_json(w->x, 200, stats_json(w->api, s));
+    if (w->metrics)
+        answer_metrics(w->api, w->x, s);
+    else
+        api_answer_json(w->x, 200, stats_json(w->api, s));
 }
 
 static void give_up(struct api_asking *w, const char *why)
@@ -61,7 +73,7 @@ static void on_ended(void *ctx)
     free(w);
 }
 
-void api_stats(struct api *a, struct http_exchange *x)
+static void ask(struct api *a, struct http_exchange *x, bool metrics)
 {
     struct monitor *m = engine_monitor(a->engine);
     struct api_asking *w = m ? calloc(1, sizeof(*w)) : NULL;
@@ -73,13 +85,23 @@ void api_stats(struct api *a, struct http_exchange *x)
         http_reply(x, 500, NULL, 0, 0);
         return;
     }
-    *w = (struct api_asking){.next = a->asking, .api = a, .x = x, .wait = {.done = on_snapshot, .ctx = w}};
+    *w = (struct api_asking){.next = a->asking, .api = a, .x = x, .metrics = metrics, .wait = {.done = on_snapshot, .ctx = w}};
     if (w->next)
         w->next->prev = w;
     a->asking = w;
     const struct http_work work = {.expired = on_expired, .ended = on_ended, .ctx = w};
     http_defer(x, &work);
     monitor_ask(m, &w->wait);
+}
+
+void api_stats(struct api *a, struct http_exchange *x)
+{
+    ask(a, x, false);
+}
+
+void api_metrics(struct api *a, struct http_exchange *x)
+{
+    ask(a, x, true);
 }
 
 void api_stats_close(struct api *a)

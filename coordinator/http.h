@@ -42,6 +42,8 @@ void http_drop_body(struct http_exchange *x); /* it was read: its memory is free
 
 /* body: malloc'ed, taken; NULL: out of memory, which is answered as such. retry_after: seconds, 0 = none. */
 void http_reply(struct http_exchange *x, unsigned status, char *body, size_t n, unsigned retry_after);
+/* Before http_reply: the answer is of another type than JSON. policy: its Content-Security-Policy, or NULL. Texts that live on. */
+void http_set_type(struct http_exchange *x, const char *type, const char *policy);
 /* OpenAI's error object. param, code: may be NULL. */
 void http_error(struct http_exchange *x, unsigned status, const char *param, const char *code, const char *fmt, ...)
     __attribute__((format(printf, 5, 6)));

@@ -65,6 +65,7 @@ struct http_exchange {
     unsigned status, retry_after;
     char *answer;
     size_t n_answer;
+    const char *type, *policy; /* of the answer; NULL: JSON, none */
     struct http_work work;
     uint64_t deadline_ns; /* 0: none */
 };

@@ -61,7 +61,10 @@ static void add_headers(const struct http_exchange *x, struct MHD_Response *r)
 {
     bool stream = x->state == HTTP_STREAMING;
     char seconds[16];
-    MHD_add_response_header(r, "Content-Type", stream ? "text/event-stream; charset=utf-8" : "application/json");
+    const char *type = stream ? "text/event-stream; charset=utf-8" : x->type;
+    MHD_add_response_header(r, "Content-Type", type ? type : "application/json");
+    if (x->policy)
+        MHD_add_response_header(r, "Content-Security-Policy", x->policy);
     MHD_add_response_header(r, "Cache-Control", "no-store");
     MHD_add_response_header(r, "X-Content-Type-Options", "nosniff");
     if (x->status == 401)
@@ -112,6 +115,7 @@ void http_reply(struct http_exchange *x, unsigned status, char *body, size_t n, 
         body = http_error_json(500, NULL, "out_of_memory", "out of memory");
         n = body ? strlen(body) : 0;
         status = 500;
+        http_set_type(x, NULL, NULL);
     }
     free(x->answer);
     x->answer = body; /* NULL: the connection is cut */
@@ -121,6 +125,12 @@ void http_reply(struct http_exchange *x, unsigned status, char *body, size_t n, 
     x->deadline_ns = 0;
     x->state = x->state == HTTP_READING ? HTTP_REFUSED : HTTP_REPLIED;
     http_resume(x);
+}
+
+void http_set_type(struct http_exchange *x, const char *type, const char *policy)
+{
+    x->type = type;
+    x->policy = policy;
 }
 
 static const char *error_type(unsigned status)
@@ -161,6 +171,7 @@ void http_error(struct http_exchange *x, unsigned status, const char *param, con
     vsnprintf(text, sizeof(text), fmt, args);
     va_end(args);
     clean(text);
+    http_set_type(x, NULL, NULL);
     char *body = http_error_json(status, param, code, text);
     http_reply(x, status, body, body ? strlen(body) : 0, status == 429 || status == 503 ? 1 : 0);
 }
