@@ -18,6 +18,7 @@
 #include "coordinator/fallback.h"
 #include "coordinator/journal.h"
 #include "coordinator/monitor.h"
+#include "coordinator/process_memory.h"
 #include "coordinator/runtime_dir.h"
 #include "coordinator/schedule.h"
 #include "coordinator/supervise.h"
@@ -40,6 +41,7 @@ struct engine {
     struct runtime_dir *runtime;
     struct journal *journal; /* NULL: off */
     struct cgroup *cgroup;
+    uint64_t outside; /* private bytes from before the cgroup */
     struct supervise *supervise;
     struct schedule *schedule;
     uv_async_t output;
@@ -269,6 +271,8 @@ static int open_caps(struct engine *e, struct err *err)
     }
     log_info("memory", "caps are enforced by the kernel (cgroup %s, '%s')", cgroup_version(e->cgroup), cgroup_path(e->cgroup));
     r = runtime_dir_note_cgroup(e->runtime, cgroup_path(e->cgroup), err);
+    if (process_memory_private((int)getpid(), &e->outside) < 0)
+        e->outside = 0;
     return r < 0 ? r : cgroup_add(e->cgroup, "coordinator", (int)getpid(), e->plan.process[CONFIG_COORDINATOR].cap, err);
 }
 
@@ -301,8 +305,12 @@ static int open_pipeline(struct engine *e, const struct engine_options *o, struc
     int r = supervise_open(&so, &e->supervise, err);
     if (r == 0 && !e->cgroup)
         r = watch_open(&e->loop, &e->plan, e->supervise, on_failed, e, &e->watch, err);
-    struct monitor_options mo = {
-        .loop = &e->loop, .plan = &e->plan, .supervise = e->supervise, .schedule = e->schedule, .cgroup = e->cgroup};
+    struct monitor_options mo = {.loop = &e->loop,
+                                 .plan = &e->plan,
+                                 .supervise = e->supervise,
+                                 .schedule = e->schedule,
+                                 .cgroup = e->cgroup,
+                                 .outside = e->outside};
     if (r == 0)
         r = monitor_open(&mo, &e->monitor, err);
     if (r < 0)

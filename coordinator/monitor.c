@@ -98,7 +98,7 @@ static void look_at_process(const struct monitor *m, struct engine_process_stats
     s->usage = cgroup_usage(m->o.cgroup, s->name);
     s->kills = cgroup_kills(m->o.cgroup, s->name);
     if (peak) /* the tokenizer was there before the coordinator's group */
-        s->peak_bytes = self ? MAX(peak, s->peak_bytes) : peak;
+        s->peak_bytes = peak + (self ? m->o.outside : 0);
 }
 
 static void take_process(const struct monitor *m, int i, bool pss, struct engine_process_stats *s)

@@ -37,6 +37,7 @@ struct monitor_options { /* all borrowed until close */
     struct supervise *supervise;
     const struct schedule *schedule;
     const struct cgroup *cgroup; /* may be NULL */
+    uint64_t outside;            /* bytes that the coordinator took before it came into its group, which counts them not */
 };
 
 /* Who waits for a snapshot; the caller's storage until `done` was called or the wait was cancelled. */

@@ -134,11 +134,9 @@ def test_each_stage():
     for args in (GREEDY, SEEDED, FOUR):
         want, before = answers(Run(cfg, *args).end())
         for victim in tandem.STAGES:
-            for _ in range(5):  # until it is hit while it works
+            for _ in range(20):  # until it is hit while it works
                 run = Run(cfg, *args)
-                run.wait_ready()
-                time.sleep(0.05)
-                if run.kill(victim) is None or not run.wait(f"recovered from the end of {victim}", 1):
+                if not run.wait(" is ready: ", 3) or run.kill(victim) is None or not run.wait(f"recovered from the end of {victim}", 1):
                     run.end()
                     continue
                 got, stats = answers(run.end())
