@@ -32,6 +32,7 @@ static const struct field request_fields[] = {
 static const struct field token_fields[] = {
     COUNT("prompt", KIND_U64, counts.prompt_tokens),
     COUNT("output", KIND_U64, counts.output_tokens),
+    COUNT("cached", KIND_U64, counts.cached_tokens),
     COUNT("prompt_per_second", KIND_DOUBLE, counts.prompt_per_second),
     COUNT("output_per_second", KIND_DOUBLE, counts.output_per_second),
 };

@@ -44,6 +44,7 @@ struct schedule_counts {
     uint32_t queued, running, sequences;         /* requests; slots for those that run */
     uint64_t finished, failed;                   /* requests, since start; with an error */
     uint64_t prompt_tokens, output_tokens;       /* since start: prompt positions processed, tokens sampled */
+    uint64_t asked_tokens, cached_tokens;        /* prompt tokens of requests that may reuse, and those that were in the KV cache */
     double prompt_per_second, output_per_second; /* of late (meter.h) */
 };
 void schedule_count(const struct schedule *s, struct schedule_counts *ret);

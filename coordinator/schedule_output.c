@@ -108,6 +108,8 @@ static int take_done(struct schedule *s, const struct chunk *c, const struct err
         struct request *r = slot->req;
         slot->in_flight--;
         slot->committed = MAX(slot->committed, f->spans[i].pos + f->spans[i].n);
+        if (failed)
+            schedule_forget(slot);
         if (!r)
             continue;
         add_times(f->decode ? &r->result.decode_times : &r->result.prefill_times, &c->h.times);
