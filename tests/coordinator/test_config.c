@@ -244,7 +244,7 @@ static const struct bad {
     {"model: a\nhttp: {timeout: 0}\n", NULL, "key 'http.timeout': found '0'; expected seconds from 1 to 86400"},
     {"model: a\nhttp: {listn: none}\n", NULL, "did you mean 'http.listen'"},
     {"model: a\nhttp: {cors: none}\nhttp: {cors: none}\n", NULL, "line 3: key 'http' is given twice, first in line 2"},
-    {"model: a\nnpu: cpu\n", NULL, "key 'npu' has a single value; expected a mapping with any of backend, memory, threads"},
+    {"model: a\nnpu: cpu\n", NULL, "key 'npu' has a single value; expected a mapping with any of spawn, backend, memory, threads"},
     {"model: a\nmemory: 2GiB\n", NULL, "key 'memory': found '2GiB'; expected auto, or a mapping"},
     {"model: a\nmemory: [1]\n", NULL, "key 'memory' has a list"},
     {"model: a\nmemory: {loader: 5}\n", NULL, "key 'memory.loader': found '5'; expected a size of at least 1MiB"},

@@ -2,6 +2,7 @@
 """Stages that others start (`spawn: false`): here the test is the service manager. The text is that of stages which the coordinator
 starts, in whatever order they come and however often they die; who is no stage is sent away, and the run goes on."""
 import ctypes
+import json
 import os
 import re
 import shutil
@@ -9,6 +10,8 @@ import signal
 import socket
 import struct
 import subprocess
+import urllib.error
+import urllib.request
 
 import tandem
 from tandem import STAGES, check, config, model, processes, scratch, wait_until
@@ -339,6 +342,47 @@ def test_plan_names_the_caps():
     out = tandem.run("coordinator", "--config", cfg, "plan").stdout
     line = next(l for l in out.splitlines() if l.startswith("others "))
     check(re.findall(r"(\w+) \(MemoryMax=(\d+)\)", line) == [(s, str(plan[s]["cap"])) for s in STAGES[:2]], line, plan)
+
+
+def unit_command(unit, cfg, path):
+    """The last ExecStart of a unit, as it would be run, with the paths of this test."""
+    with open(os.path.join(tandem.SOURCE, "packaging", "systemd", unit), encoding="utf-8") as f:
+        line = re.findall("^ExecStart=(.+)$", f.read(), re.M)[-1]
+    for installed, here in (("/opt/tandem/bin/", tandem.BIN + "/"), ("/etc/tandem/tandem.yaml", cfg),
+                            ("/run/tandem/coordinator.sock", path)):
+        line = line.replace(installed, here)
+    check("/opt/" not in line and "/etc/" not in line and "/run/tandem" not in line.replace(path, ""), line)
+    return line.split(" ")
+
+
+def test_commands_of_the_units():
+    """What the unit files run is what serves."""
+    path = address()
+    cfg = config(model("demo", "q8_0"), http__listen="127.0.0.1:0")
+    want = tandem.run_json("coordinator", "--config", cfg, "generate", "--prompt", "Once", "--temperature", "0", "--max-tokens", "20",
+                           "--json")["text"]
+    running = [subprocess.Popen(unit_command(unit, cfg, path), env=tandem.environment(), start_new_session=True,
+                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+               for unit in ("tandem-coordinator.service.d/attached.conf", "tandem-loader.service", "tandem-npu-worker.service",
+                            "tandem-gpu-worker.service")]
+    url = running[0].stdout.readline().decode().split(" ")[-1].strip()
+    check(url.startswith("http://"), url)
+
+    def healthy():
+        try:
+            return urllib.request.urlopen(url + "/health", timeout=10).status == 200
+        except urllib.error.HTTPError:
+            return False
+    wait_until(healthy, 60, "does not become ready")
+    body = json.dumps({"prompt": "Once", "temperature": 0, "max_tokens": 20}).encode()
+    request = urllib.request.Request(url + "/v1/completions", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        check(json.load(answer)["choices"][0]["text"] == want, want)
+    running[0].terminate()
+    said = [p.communicate(timeout=60)[1].decode() for p in running]
+    check([p.returncode for p in running] == [143, 0, 0, 0], [p.returncode for p in running], said)
+    check(not tandem.left_behind(), tandem.left_behind())
+    gone(path)
 
 
 def test_valgrind():
