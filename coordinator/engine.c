@@ -39,6 +39,7 @@ struct engine {
     uint64_t command_bytes;
     struct plan plan;
     struct runtime_dir *runtime;
+    char stage_socket[4096];
     struct journal *journal; /* NULL: off */
     struct cgroup *cgroup;
     uint64_t outside; /* private bytes from before the cgroup */
@@ -288,11 +289,15 @@ static void open_control(struct engine *e)
 
 static int open_pipeline(struct engine *e, const struct engine_options *o, struct err *err)
 {
+    const char *given = e->config->stage_socket;
+    snprintf(e->stage_socket, sizeof(e->stage_socket), "%s%s", *given ? given : runtime_dir_path(e->runtime),
+             *given ? "" : "/" RUNTIME_DIR_STAGES);
     struct supervise_options so = {.loop = &e->loop,
                                    .config = e->config,
                                    .plan = &e->plan,
                                    .cgroup = e->cgroup,
                                    .stage_dir = o ? o->stage_dir : NULL,
+                                   .stage_socket = e->stage_socket,
                                    .ready = on_ready,
                                    .lost = on_lost,
                                    .progress = on_progress,

@@ -134,7 +134,8 @@ struct engine_process_stats {
     uint64_t rss, pss, anon;    /* pss: 0 where it was not asked for; anon: private pages */
     uint64_t usage, peak_bytes; /* usage: of its cgroup, 0 without; peak_bytes: likewise, or else VmHWM less shared pages */
     uint64_t cap, kills;        /* kills: by the kernel, for the cap */
-    bool cap_enforced;          /* by a cgroup */
+    bool cap_enforced;          /* by a cgroup of ours */
+    bool spawned;               /* false: others start it, and enforce its cap */
     uint64_t restarts;
     uint64_t busy_ns, idle_ns, blocked_ns, chunks, bytes_read;
     uint64_t stream_visits, stream_hits, stream_wait_ns, stream_wait_max_ns; /* of streamed layers: see msg_stats */

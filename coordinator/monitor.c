@@ -92,7 +92,7 @@ static void look_at_process(const struct monitor *m, struct engine_process_stats
         s->anon = p.anon;
         s->peak_bytes = p.peak_private + s->budget[self ? BUDGET_RING : BUDGET_WEIGHTS]; /* memfds of its own making */
     }
-    if (!m->o.cgroup)
+    if (!s->cap_enforced)
         return;
     uint64_t peak = cgroup_peak(m->o.cgroup, s->name);
     s->usage = cgroup_usage(m->o.cgroup, s->name);
@@ -113,7 +113,8 @@ static void take_process(const struct monitor *m, int i, bool pss, struct engine
                                        .fixed = p->process[i].fixed,
                                        .limit = p->process[i].cap - p->process[i].fixed,
                                        .cap = p->process[i].cap,
-                                       .cap_enforced = m->o.cgroup != NULL};
+                                       .cap_enforced = m->o.cgroup && !p->process[i].others,
+                                       .spawned = !p->process[i].others};
     memcpy(s->planned, p->process[i].bytes, sizeof(s->planned));
     snprintf(s->backend, sizeof(s->backend), "%s", role < 0 ? "-" : supervise_backend(m->o.supervise, (enum msg_role)role));
     if (role >= 0) {

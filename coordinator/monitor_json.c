@@ -59,6 +59,7 @@ static const struct field process_fields[] = {
     PROCESS("answered", KIND_BOOL, answered),
     PROCESS("cap_bytes", KIND_U64, cap),
     PROCESS("cap_enforced", KIND_BOOL, cap_enforced),
+    PROCESS("spawned", KIND_BOOL, spawned),
     PROCESS("kills", KIND_U64, kills),
     PROCESS("restarts", KIND_U64, restarts),
     PROCESS("peak_bytes", KIND_U64, peak_bytes),

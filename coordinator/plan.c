@@ -299,6 +299,8 @@ void plan_compose(const struct plan_inputs *in, const struct plan_choice *ch, st
     uint32_t cores = (uint32_t)cpu_order(NULL, 0);
     p->npu_threads = c->npu.threads ? c->npu.threads : cores;
     p->gpu_threads = c->gpu.threads ? c->gpu.threads : cores;
+    for (int i = CONFIG_LOADER; i < CONFIG_PROCESSES; i++)
+        p->process[i].others = !c->spawn[i];
     p->pin_threads = c->pin_threads && p->npu_threads + p->gpu_threads > cores;
     p->npu_pool = (c->npu.memory || !p->npu.xrt ? c->npu.memory : DEFAULT_NPU_POOL) / 5 * 4;
     p->npu_resident = ch->npu_resident;

@@ -119,6 +119,22 @@ static void print_machine(const struct plan *p, uint64_t total, FILE *f)
                 util_format_bytes(b, sizeof(b), p->token_bytes));
 }
 
+/* For those who write units. */
+static void print_others(const struct plan *p, FILE *f)
+{
+    bool any = false;
+    for (int i = 0; i < CONFIG_PROCESSES; i++) {
+        if (!p->process[i].others)
+            continue;
+        fprintf(f, "%s%s (MemoryMax=%" PRIu64 ")",
+                any ? ", " : "others      start these, and enforce their caps: ", plan_process_name((enum config_process)i),
+                p->process[i].cap);
+        any = true;
+    }
+    if (any)
+        fputc('\n', f);
+}
+
 void plan_print(const struct plan *p, FILE *f)
 {
     char buf[32];
@@ -155,6 +171,7 @@ void plan_print(const struct plan *p, FILE *f)
     if (p->total_cap)
         cap = p->total_cap;
     fprintf(f, "%-12s%*s%10.1f%10.1f\n\n", "all", 10 * (BUDGET_CATEGORIES + 1), "", (double)total / MIB, (double)cap / MIB);
+    print_others(p, f);
     print_machine(p, total, f);
 }
 
@@ -168,6 +185,7 @@ int plan_print_json(const struct plan *p, FILE *f, struct err *err)
         json_object_set_new(o, "fixed", json_integer((json_int_t)p->process[i].fixed));
         json_object_set_new(o, "total", json_integer((json_int_t)p->process[i].total));
         json_object_set_new(o, "cap", json_integer((json_int_t)p->process[i].cap));
+        json_object_set_new(o, "spawned", json_boolean(!p->process[i].others));
         json_object_set_new(processes, plan_process_name((enum config_process)i), o);
     }
     json_t *root = json_pack(

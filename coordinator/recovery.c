@@ -152,10 +152,11 @@ void recovery_lost(struct stage *st, const struct err *ended, int signal)
         return;
     st->stats.restarts++;
     snprintf(st->stats.reason, sizeof(st->stats.reason), "%.255s", why.text);
-    log_warn("supervise", "%s; it is started again (restart %u)", why.text, st->stats.restarts);
+    log_warn("supervise", "%s; %s (restart %u)", why.text,
+             child_spawned(st->child) ? "it is started again" : "it goes on when others have started it again", st->stats.restarts);
     s->recovery.kv_lost |= st->role == MSG_ROLE_NPU;
     int r = let_go(st, &err);
-    if (r == 0 && delay_ms)
+    if (r == 0 && delay_ms && child_spawned(st->child))
         uv_timer_start(&st->delay, on_delay, delay_ms, 0);
     else if (r == 0)
         r = supervise_start_stage(st, &err);

@@ -61,7 +61,10 @@ void report_processes(const struct monitor_snapshot *m, FILE *f)
         char budget[24], peak[24], cap[24];
         fprintf(f, "%-12s %8d  %-*s %11s %11s %11s  %s\n", s->name, s->pid, width, s->backend,
                 util_format_bytes(budget, sizeof(budget), budget_sum(s)), util_format_bytes(peak, sizeof(peak), s->peak_bytes),
-                util_format_bytes(cap, sizeof(cap), s->cap), s->cap_enforced ? "kernel" : "accounted");
+                util_format_bytes(cap, sizeof(cap), s->cap),
+                !s->spawned       ? "others"
+                : s->cap_enforced ? "kernel"
+                                  : "accounted");
     }
     for (int i = 0; i < CONFIG_PROCESSES; i++) {
         const struct engine_process_stats *s = &stats[i];

@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: MIT
  * Owns <base>/tandem-<uid>/<pid>/ with the files "lock" (flock held while we live), "cgroup" and "config" (a path each), and the
- * socket of control.c. Called by
- * engine.c on the loop's thread. A folder whose lock can be had belongs to nobody any more and is removed, with its cgroup; who
- * looks for such folders or makes its own holds a lock on the folder above meanwhile, so that none is taken for dead while young.
- * It never follows links and never removes anything but these files and the folder itself. A folder in which requests in
- * progress are left is renamed instead. */
+ * sockets of control.c and stage_socket.c. Called by engine.c on the loop's thread. A folder whose lock can be had belongs to
+ * nobody any more and is removed, with its cgroup; who looks for such folders or makes its own holds a lock on the folder above
+ * meanwhile, so that none is taken for dead while young. It never follows links and never removes anything but these files and the
+ * folder itself. A folder in which requests in progress are left is renamed instead. */
 #include "coordinator/runtime_dir.h"
 
 #include <dirent.h>
@@ -19,9 +18,12 @@
 #include "coordinator/cgroup.h"
 #include "proto/err.h"
 #include "proto/log.h"
+#include "proto/stage_connect.h"
 #include "proto/util.h"
 
-static const char *const files[] = {"cgroup", "config", RUNTIME_DIR_SOCKET, "lock"}; /* the lock last: without it we are dead */
+static const char *const files[] = {
+    "cgroup", "config", RUNTIME_DIR_SOCKET, RUNTIME_DIR_STAGES, RUNTIME_DIR_STAGES STAGE_TOKEN_SUFFIX,
+    "lock"}; /* the lock last: without it we are dead */
 
 struct runtime_dir {
     char base[PATH_MAX - 32]; /* <...>/tandem-<uid> */

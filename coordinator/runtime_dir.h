@@ -10,7 +10,8 @@
 struct err;
 struct runtime_dir;
 
-#define RUNTIME_DIR_SOCKET "control" /* the control socket in it */
+#define RUNTIME_DIR_SOCKET "control"     /* the control socket in it */
+#define RUNTIME_DIR_STAGES "stages.sock" /* and the one for stages that others start, with its token beside it */
 
 /* What a killed coordinator left of requests in progress (files request-*, coordinator/journal.h) is kept, in folders journal-*
  * beside ours. Base folder: TANDEM_RUNTIME_DIR, else /run/user/<uid>, else /run for root, else /tmp; below it "tandem-<uid>". */

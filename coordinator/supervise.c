@@ -15,12 +15,14 @@
 #include "coordinator/rings.h"
 #include "coordinator/segments.h"
 #include "coordinator/slots.h"
+#include "coordinator/stage_socket.h"
 #include "coordinator/supervise_impl.h"
 #include "proto/log.h"
 #include "proto/status.h"
 #include "proto/util.h"
 
 #define GRACE_MS 2000
+#define MISSED_MS 1000 /* a stage that others start */
 
 void supervise_fail(struct supervise *s, const struct err *err)
 {
@@ -47,11 +49,54 @@ static uint64_t device_cap(uint64_t memory)
     return memory + memory / 10 + (UINT64_C(64) << 20);
 }
 
+static const char *group_name(enum msg_role role)
+{
+    static const char *const names[] = {[MSG_ROLE_LOADER] = "loader", [MSG_ROLE_NPU] = "npu", [MSG_ROLE_GPU] = "gpu"};
+    return names[role];
+}
+
+static void on_missed(uv_timer_t *t)
+{
+    const struct stage *st = t->data;
+    if (!child_running(st->child))
+        log_warn("supervise", "waiting for %s to connect at '%s' ('%s.spawn' is false)", msg_role_name(st->role),
+                 st->owner->o.stage_socket, group_name(st->role));
+}
+
+/* A stage that others start. */
+static int on_hello(void *ctx, struct conn *conn, int pid, const struct msg *hello, struct err *err)
+{
+    struct supervise *s = ctx;
+    struct stage *st = &s->stages[hello->hello.role];
+    const char *name = msg_role_name(st->role);
+    if (s->stopping || s->failed)
+        return err_set(err, -ECANCELED, "this coordinator ends");
+    if (!st->child || child_spawned(st->child))
+        return err_set(err, -EPERM, "this coordinator starts its %s itself; '%s.spawn: false' is for others", name,
+                       group_name(st->role));
+    int before = st->pid;
+    st->pid = pid;
+    st->asked_ns = util_now_ns();
+    st->pinged_ns = 0;
+    int r = child_attach(st->child, conn, pid, hello, err);
+    if (r < 0) {
+        st->pid = before;
+        return r;
+    }
+    uv_timer_stop(&st->delay);
+    log_info("supervise", "%s (pid %d) has connected; its cap is for others to enforce", name, pid);
+    return 0;
+}
+
 int supervise_start_stage(struct stage *st, struct err *err)
 {
     const struct supervise *s = st->owner;
     const char *name = msg_role_name(st->role);
     int r = child_start(st->child, err);
+    if (!child_spawned(st->child)) {
+        log_info("supervise", "waiting for %s to connect at '%s'", name, s->o.stage_socket);
+        return r < 0 ? r : uv_timer_start(&st->delay, on_missed, MISSED_MS, 0);
+    }
     st->pid = child_pid(st->child);
     st->asked_ns = util_now_ns();
     st->pinged_ns = 0;
@@ -69,12 +114,18 @@ static int open_stage(struct supervise *s, enum msg_role role, struct err *err)
     struct stage *st = &s->stages[role];
     st->owner = s;
     st->role = role;
-    int r = child_open(s->o.loop, role, s->o.stage_dir, &handlers, st, &st->child, err);
+    bool spawn = s->o.config->spawn[configure_process(role)];
+    int r = child_open(s->o.loop, role, s->o.stage_dir, spawn, &handlers, st, &st->child, err);
     if (r == 0 && uv_timer_init(s->o.loop, &st->delay) == 0) {
         st->delay.data = st;
         st->delay_open = true;
     }
     return r < 0 ? r : supervise_start_stage(st, err);
+}
+
+static bool awaits_any(const struct config *c)
+{
+    return !c->spawn[CONFIG_LOADER] || !c->spawn[CONFIG_NPU] || !c->spawn[CONFIG_GPU];
 }
 
 int supervise_open(const struct supervise_options *o, struct supervise **ret, struct err *err)
@@ -92,6 +143,8 @@ int supervise_open(const struct supervise_options *o, struct supervise **ret, st
     *ret = s; /* also on failure: the owner stops and closes it */
     if (r == 0)
         r = rings_make(s->rings, s->epoch, err);
+    if (r == 0 && awaits_any(o->config))
+        r = stage_socket_open(o->loop, o->stage_socket, on_hello, s, &s->socket, err);
     for (int i = 0; r == 0 && i < MSG_ROLES; i++) /* MSG_ROLE_LOADER is the first */
         r = open_stage(s, (enum msg_role)i, err);
     return r < 0 ? r : liveness_open(s, err);
@@ -121,6 +174,11 @@ int supervise_pid(const struct supervise *s, enum msg_role role)
 {
     const struct child *c = s->stages[role].child;
     return c ? child_pid(c) : 0;
+}
+
+bool supervise_spawned(const struct supervise *s, enum msg_role role)
+{
+    return s->o.config->spawn[configure_process(role)];
 }
 
 const char *supervise_backend(const struct supervise *s, enum msg_role role)
@@ -231,6 +289,7 @@ void supervise_close(struct supervise *s)
     uint32_t n_open = 0;
     if (!s)
         return;
+    stage_socket_close(s->socket);
     close_timer(&s->grace, s->grace_open, &n_open);
     close_timer(&s->watch, s->watch_open, &n_open);
     for (int i = 0; i < MSG_ROLES; i++)

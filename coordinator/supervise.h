@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
- * Starts the three stages, performs the handshake with each, hands segments from workers to the loader and back, notices when one
- * ends or hangs, and starts it again under a new epoch. Owns bells, rings and the processes. Thread: the loop's. */
+ * Starts the three stages, or waits for those that others start, performs the handshake with each, hands segments from workers to
+ * the loader and back, notices when one ends or hangs, and starts it again under a new epoch. Owns bells, rings and the processes.
+ * Thread: the loop's. */
 #ifndef TANDEM_COORDINATOR_SUPERVISE_H
 #define TANDEM_COORDINATOR_SUPERVISE_H
 
@@ -36,6 +37,7 @@ struct supervise_options {
     struct plan *plan;           /* likewise; `fallback` may change it */
     struct cgroup *cgroup;       /* likewise; may be NULL: caps are not the kernel's */
     const char *stage_dir;       /* NULL: beside this program */
+    const char *stage_socket;    /* where stages that others start connect; borrowed likewise */
     /* Every stage runs, for the first time or again: rings of the present epoch may be used. */
     void (*ready)(void *ctx, const struct supervise_recovery *r);
     /* A stage ended and is to be started again: nobody may use the rings from now on. `ready` follows, or `failed`. */
@@ -61,6 +63,7 @@ struct ring *supervise_output_ring(struct supervise *s);
 struct bell *supervise_bell(struct supervise *s);
 uint32_t supervise_epoch(const struct supervise *s);
 int supervise_pid(const struct supervise *s, enum msg_role role);             /* 0 when not running */
+bool supervise_spawned(const struct supervise *s, enum msg_role role);        /* false: others start it, and cap it */
 const char *supervise_backend(const struct supervise *s, enum msg_role role); /* "" until ready */
 const struct supervise_stage_stats *supervise_stage_stats(const struct supervise *s, enum msg_role role);
 /* Borrows fd. `collecting` tells when the worker adds to it. */

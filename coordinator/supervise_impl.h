@@ -18,7 +18,7 @@ struct segments;
 struct slots;
 struct status;
 
-/* One stage. Its states in order: down (no process, perhaps waiting for its time), started, configured, attached (it has the rings
+/* One stage. Its states in order: down (no process, perhaps waiting for its time or for others to start it), started, configured, attached (it has the rings
  * of this epoch), started its data thread, ready. A pause takes a configured one back to configured. */
 struct stage {
     struct supervise *owner;
@@ -36,7 +36,7 @@ struct stage {
     uint64_t asked_ns;  /* its last PAUSE or START, or the start of the process */
     uint64_t cap_kills; /* of this stage by the kernel, so far */
     uint64_t silent_ns; /* it hung: how long already when that was noticed */
-    uv_timer_t delay;   /* until it is started again */
+    uv_timer_t delay;   /* until it is started again, or missed */
     bool delay_open;
     struct restart restart;
     struct supervise_stage_stats stats;
@@ -49,6 +49,7 @@ struct supervise {
     struct rings *rings;
     struct segments *segments;
     struct slots *slots;
+    struct stage_socket *socket; /* NULL: we start all stages */
     uint32_t n_stale_fills; /* answers to come from the loader about segments that are gone */
     bool recovering;        /* not all stages are ready */
     bool was_ready;         /* once they were */

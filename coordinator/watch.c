@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * Owns one timer. Reads one small file of /proc per process and period; allocates nothing, and ends processes only through
- * supervise. */
+ * Owns one timer. Leaves stages alone that others start: they may be under valgrind, and have caps of their own. Reads one small
+ * file of /proc per process and period; allocates nothing, and ends processes only through supervise. */
 #include "coordinator/watch.h"
 
 #include <errno.h>
@@ -45,7 +45,8 @@ static void on_timer(uv_timer_t *t)
     struct watch *w = t->data;
     struct err err = {0};
     for (int i = 0; i < MSG_ROLES; i++) {
-        if (passed(w, process[i], supervise_pid(w->supervise, (enum msg_role)i), &err))
+        if (supervise_spawned(w->supervise, (enum msg_role)i) &&
+            passed(w, process[i], supervise_pid(w->supervise, (enum msg_role)i), &err))
             supervise_kill(w->supervise, (enum msg_role)i, &err);
     }
     if (passed(w, CONFIG_COORDINATOR, (int)getpid(), &err))

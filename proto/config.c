@@ -28,12 +28,15 @@
 struct raw_memory {
     char *total, *coordinator, *loader, *npu_worker, *gpu_worker;
 };
+struct raw_loader {
+    char *spawn;
+};
 struct raw_gpu {
-    char *backend, *memory, *threads, *streamed;
+    char *spawn, *backend, *memory, *threads, *streamed;
     char *device, *allow_cpu_device, *without, *max_buffer, *subgroup, *many, *validate, *profile;
 };
 struct raw_npu {
-    char *backend, *memory, *threads, *streamed, *manifest, *device, *many, *timeout_ms;
+    char *spawn, *backend, *memory, *threads, *streamed, *manifest, *device, *many, *timeout_ms;
 };
 struct raw_http {
     char *listen, *api_key_file, *tls_cert, *tls_key, *cors, *model_name, *insecure, *max_body, *max_connections, *max_queue,
@@ -41,8 +44,9 @@ struct raw_http {
 };
 struct raw {
     char *model, *context, *sequences, *chunk_tokens, *kv_type, *pin_threads, *sandbox, *checksums, *stream_slots, *memory_word;
-    char *restarts, *restarts_per_minute, *deadlines, *heartbeat_s, *journal;
+    char *restarts, *restarts_per_minute, *deadlines, *heartbeat_s, *journal, *stage_socket;
     struct raw_memory memory;
+    struct raw_loader loader;
     struct raw_npu npu;
     struct raw_gpu gpu;
     struct raw_http http;
@@ -81,6 +85,7 @@ struct key {
     }
 #define EXPECT_SIZE "a size of at least 1MiB such as 512MiB or 2GiB, or auto"
 #define EXPECT_LAYERS "auto or a number of layers from 0 to 512"
+#define EXPECT_BOOL "true or false"
 #define EXPECT_THREADS "auto or a whole number from 1 to 1024"
 
 static const struct key keys[] = {
@@ -91,7 +96,7 @@ static const struct key keys[] = {
     KEY("kv_type", KIND_KV_TYPE, false, 0, 0, kv_type, kv_type, "f32, f16 or q8_0"),
     KEY("pin_threads", KIND_AUTO_OFF, false, 0, 0, pin_threads, pin_threads, "auto or off"),
     KEY("sandbox", KIND_AUTO_OFF, false, 0, 0, sandbox, sandbox, "auto or off"),
-    KEY("checksums", KIND_BOOL, false, 0, 0, checksums, checksums, "true or false"),
+    KEY("checksums", KIND_BOOL, false, 0, 0, checksums, checksums, EXPECT_BOOL),
     KEY("stream_slots", KIND_U32, true, 2, 8, stream_slots, stream_slots, "auto or a whole number from 2 to 8"),
     KEY("memory", KIND_ALL_CAPS, false, 0, 0, memory_word, caps,
         "auto, or a mapping of total, coordinator, loader, npu_worker, gpu_worker to sizes"),
@@ -100,6 +105,8 @@ static const struct key keys[] = {
     KEY("memory.loader", KIND_BYTES, true, 0, 0, memory.loader, caps[CONFIG_LOADER], EXPECT_SIZE),
     KEY("memory.npu_worker", KIND_BYTES, true, 0, 0, memory.npu_worker, caps[CONFIG_NPU], EXPECT_SIZE),
     KEY("memory.gpu_worker", KIND_BYTES, true, 0, 0, memory.gpu_worker, caps[CONFIG_GPU], EXPECT_SIZE),
+    KEY("loader.spawn", KIND_BOOL, false, 0, 0, loader.spawn, spawn[CONFIG_LOADER], EXPECT_BOOL),
+    KEY("npu.spawn", KIND_BOOL, false, 0, 0, npu.spawn, spawn[CONFIG_NPU], EXPECT_BOOL),
     KEY("npu.backend", KIND_BACKEND, false, 0, 0, npu.backend, npu.backend, "auto, xrt or cpu"),
     KEY("npu.memory", KIND_BYTES, true, 0, 0, npu.memory, npu.memory, EXPECT_SIZE),
     KEY("npu.threads", KIND_U32, true, 1, 1024, npu.threads, npu.threads, EXPECT_THREADS),
@@ -108,24 +115,26 @@ static const struct key keys[] = {
     KEY("npu.device", KIND_U32, false, 0, 15, npu.device, xrt.index, "a number of npu_worker --list-devices"),
     KEY("npu.many", KIND_U32, true, 1, 4096, npu.many, xrt.many, "auto or a number of tokens from 1 to 4096"),
     KEY("npu.timeout_ms", KIND_U32, false, 1, 3600000, npu.timeout_ms, xrt.timeout_ms, "milliseconds from 1 to 3600000"),
+    KEY("gpu.spawn", KIND_BOOL, false, 0, 0, gpu.spawn, spawn[CONFIG_GPU], EXPECT_BOOL),
     KEY("gpu.backend", KIND_GPU_BACKEND, false, 0, 0, gpu.backend, gpu.backend, "auto, vulkan or cpu"),
     KEY("gpu.memory", KIND_BYTES, true, 0, 0, gpu.memory, gpu.memory, EXPECT_SIZE),
     KEY("gpu.threads", KIND_U32, true, 1, 1024, gpu.threads, gpu.threads, EXPECT_THREADS),
     KEY("gpu.streamed", KIND_LAYERS, false, 0, 512, gpu.streamed, gpu.streamed, EXPECT_LAYERS),
     KEY("gpu.device", KIND_TEXT, false, 1, 127, gpu.device, device.name,
         "auto, a number of gpu_worker --list-devices, or part of a name"),
-    KEY("gpu.allow_cpu_device", KIND_BOOL, false, 0, 0, gpu.allow_cpu_device, device.allow_cpu, "true or false"),
+    KEY("gpu.allow_cpu_device", KIND_BOOL, false, 0, 0, gpu.allow_cpu_device, device.allow_cpu, EXPECT_BOOL),
     KEY("gpu.without", KIND_TEXT, false, 0, 127, gpu.without, device.without, "names of features, such as int_dot,coopmat"),
     KEY("gpu.max_buffer", KIND_BYTES, true, 0, 0, gpu.max_buffer, device.max_buffer, EXPECT_SIZE),
     KEY("gpu.subgroup", KIND_U32, true, 4, 128, gpu.subgroup, device.subgroup, "auto or a number of lanes from 4 to 128"),
     KEY("gpu.many", KIND_U32, true, 1, 4096, gpu.many, device.many, "auto or a number of tokens from 1 to 4096"),
-    KEY("gpu.validate", KIND_BOOL, false, 0, 0, gpu.validate, device.validate, "true or false"),
-    KEY("gpu.profile", KIND_BOOL, false, 0, 0, gpu.profile, device.profile, "true or false"),
+    KEY("gpu.validate", KIND_BOOL, false, 0, 0, gpu.validate, device.validate, EXPECT_BOOL),
+    KEY("gpu.profile", KIND_BOOL, false, 0, 0, gpu.profile, device.profile, EXPECT_BOOL),
     KEY("restarts", KIND_U32, false, 0, 1000000, restarts, restarts, "a whole number from 0 to 1000000"),
     KEY("restarts_per_minute", KIND_U32, false, 1, 1000000, restarts_per_minute, restarts_per_minute,
         "a whole number from 1 to 1000000"),
     KEY("deadlines", KIND_AUTO_OFF, false, 0, 0, deadlines, deadlines, "auto or off"),
     KEY("journal", KIND_AUTO_OFF, false, 0, 0, journal, journal, "auto or off"),
+    KEY("stage_socket", KIND_FILE, false, 0, 0, stage_socket, stage_socket, "the path of a socket in a folder of mode 0700"),
     KEY("heartbeat_s", KIND_U32, false, 1, 3600, heartbeat_s, heartbeat_s, "seconds from 1 to 3600"),
     KEY("http.listen", KIND_TEXT, false, 1, 127, http.listen, http.listen, "none, or address and port such as 127.0.0.1:8080"),
     KEY("http.api_key_file", KIND_FILE, false, 0, 0, http.api_key_file, http.api_key_file,
@@ -134,7 +143,7 @@ static const struct key keys[] = {
     KEY("http.tls_key", KIND_FILE, false, 0, 0, http.tls_key, http.tls_key, "the path of a PEM file"),
     KEY("http.cors", KIND_TEXT, false, 1, 255, http.cors, http.cors, "none, * or one origin such as https://chat.example.org"),
     KEY("http.model_name", KIND_TEXT, false, 1, 127, http.model_name, http.model_name, "auto, or the name that clients ask for"),
-    KEY("http.insecure", KIND_BOOL, false, 0, 0, http.insecure, http.insecure, "true or false"),
+    KEY("http.insecure", KIND_BOOL, false, 0, 0, http.insecure, http.insecure, EXPECT_BOOL),
     KEY("http.max_body", KIND_SIZE, false, 0, 0, http.max_body, http.max_body, "a size from 1KiB to 64MiB"),
     KEY("http.max_connections", KIND_U32, false, 1, 4096, http.max_connections, http.max_connections,
         "a whole number from 1 to 4096"),
@@ -144,15 +153,6 @@ static const struct key keys[] = {
 };
 #define N_KEYS ARRAY_LEN(keys)
 
-/* Of the design, but not of this version: refused by name so that nobody hunts for a typing error. */
-static const struct {
-    const char *name, *remedy;
-} absent_keys[] = {
-    {"loader", "the loader is always started by the coordinator; remove the key ('memory.loader' sets its cap)"},
-    {"npu.spawn", "stages are always started by the coordinator; remove the key"},
-    {"gpu.spawn", "stages are always started by the coordinator; remove the key"},
-};
-
 /* clang-format off */
 #define LEAF(type, name, member) \
     CYAML_FIELD_STRING_PTR(name, CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, struct type, member, 0, VALUE_MAX_BYTES)
@@ -161,14 +161,15 @@ static const cyaml_schema_field_t memory_fields[] = {
     LEAF(raw_memory, "total", total), LEAF(raw_memory, "coordinator", coordinator), LEAF(raw_memory, "loader", loader), LEAF(raw_memory, "npu_worker", npu_worker),
     LEAF(raw_memory, "gpu_worker", gpu_worker), CYAML_FIELD_END,
 };
+static const cyaml_schema_field_t loader_fields[] = {LEAF(raw_loader, "spawn", spawn), CYAML_FIELD_END};
 static const cyaml_schema_field_t npu_fields[] = {
-    LEAF(raw_npu, "backend", backend), LEAF(raw_npu, "memory", memory), LEAF(raw_npu, "threads", threads),
+    LEAF(raw_npu, "spawn", spawn), LEAF(raw_npu, "backend", backend), LEAF(raw_npu, "memory", memory), LEAF(raw_npu, "threads", threads),
     LEAF(raw_npu, "streamed", streamed),
     LEAF(raw_npu, "manifest", manifest), LEAF(raw_npu, "device", device), LEAF(raw_npu, "many", many),
     LEAF(raw_npu, "timeout_ms", timeout_ms), CYAML_FIELD_END,
 };
 static const cyaml_schema_field_t gpu_fields[] = {
-    LEAF(raw_gpu, "backend", backend), LEAF(raw_gpu, "memory", memory), LEAF(raw_gpu, "threads", threads),
+    LEAF(raw_gpu, "spawn", spawn), LEAF(raw_gpu, "backend", backend), LEAF(raw_gpu, "memory", memory), LEAF(raw_gpu, "threads", threads),
     LEAF(raw_gpu, "streamed", streamed),
     LEAF(raw_gpu, "device", device), LEAF(raw_gpu, "allow_cpu_device", allow_cpu_device), LEAF(raw_gpu, "without", without),
     LEAF(raw_gpu, "max_buffer", max_buffer), LEAF(raw_gpu, "subgroup", subgroup), LEAF(raw_gpu, "many", many),
@@ -188,7 +189,8 @@ static const cyaml_schema_field_t http_fields[] = {
     LEAF(raw, "sandbox", sandbox), LEAF(raw, "checksums", checksums),                                                         \
     LEAF(raw, "stream_slots", stream_slots), memory_field,                                                                    \
     LEAF(raw, "restarts", restarts), LEAF(raw, "restarts_per_minute", restarts_per_minute),                                   \
-    LEAF(raw, "deadlines", deadlines), LEAF(raw, "heartbeat_s", heartbeat_s), LEAF(raw, "journal", journal),                                                 \
+    LEAF(raw, "deadlines", deadlines), LEAF(raw, "heartbeat_s", heartbeat_s), LEAF(raw, "journal", journal),                     \
+    LEAF(raw, "stage_socket", stage_socket), GROUP("loader", loader, loader_fields),                                          \
     GROUP("npu", npu, npu_fields), GROUP("gpu", gpu, gpu_fields), GROUP("http", http, http_fields), CYAML_FIELD_END           \
 }
 static const cyaml_schema_field_t fields_memory_word[] = TOP_FIELDS(LEAF(raw, "memory", memory_word));
@@ -206,7 +208,7 @@ static int key_find(const char *name)
     return -1;
 }
 
-/* "npu", "gpu", "memory", "http": keys that have keys below them. */
+/* "npu", "gpu", "memory", "http", "loader": keys that have keys below them. */
 static bool is_group(const char *name)
 {
     size_t n = strlen(name);
@@ -252,7 +254,7 @@ static const char *nearest(const char *name)
             best = keys[i].name;
         }
     }
-    static const char *const groups[] = {"npu", "gpu", "memory", "http"};
+    static const char *const groups[] = {"npu", "gpu", "memory", "http", "loader"};
     for (size_t i = 0; i < ARRAY_LEN(groups); i++) {
         unsigned d = util_distance(name, groups[i]);
         if (d < best_distance && d < strlen(name)) {
@@ -265,11 +267,6 @@ static const char *nearest(const char *name)
 
 static int unknown_key(const char *name, const char *place, struct err *err)
 {
-    for (size_t i = 0; i < ARRAY_LEN(absent_keys); i++) {
-        size_t n = strlen(absent_keys[i].name);
-        if (strncmp(absent_keys[i].name, name, n) == 0 && (name[n] == '\0' || name[n] == '.'))
-            return err_set(err, -EINVAL, "%s: key '%.80s' is not part of this version: %s", place, name, absent_keys[i].remedy);
-    }
     char prefix[16] = "", list[256];
     const char *dot = strchr(name, '.');
     if (dot && (size_t)(dot - name) + 2 <= sizeof(prefix)) {
@@ -289,7 +286,7 @@ struct walk {
     const char *path;
     yaml_parser_t parser;
     unsigned lines[N_KEYS]; /* 0 = not in the file */
-    unsigned group_lines[4];
+    unsigned group_lines[5];
     bool memory_is_mapping;
 };
 
@@ -355,7 +352,7 @@ static int walk_scalar(struct walk *w, const char *name, size_t line, struct err
 
 static int walk_group_start(struct walk *w, const char *name, size_t line, struct err *err)
 {
-    static const char *const groups[] = {"memory", "npu", "gpu", "http"};
+    static const char *const groups[] = {"memory", "npu", "gpu", "http", "loader"};
     char place[160];
     place_of(place, w->path, line);
     for (size_t i = 0; i < ARRAY_LEN(groups); i++) {
@@ -728,6 +725,8 @@ int config_load(const char *path, const char *const *overrides, int n_overrides,
     c->pin_threads = true;
     c->sandbox = true;
     c->checksums = true;
+    for (int i = 0; i < CONFIG_PROCESSES; i++)
+        c->spawn[i] = true;
     c->npu = (struct config_worker){.backend = "auto", .streamed = CONFIG_AUTO};
     c->gpu = (struct config_worker){.backend = "auto", .streamed = CONFIG_AUTO};
     c->xrt = (struct config_npu){.timeout_ms = 10000};
@@ -802,14 +801,16 @@ void config_sample(const char *model, char *buf, unsigned long buf_size)
         "# manifest: of NPU operators (docs/NPU.md), without which there is no NPU; device: its number; many: tokens from which on "
         "it is\n"
         "# used, auto (measured) or 1 to 4096; timeout_ms: of one run\n"
-        "npu: {backend: auto, memory: auto, threads: auto, streamed: auto, manifest: '', device: 0, many: auto, timeout_ms: "
+        "npu: {spawn: true, backend: auto, memory: auto, threads: auto, streamed: auto, manifest: '', device: 0, many: auto, "
+        "timeout_ms: "
         "10000}\n"
         "# backend: auto, vulkan or cpu; device: auto, a number of `gpu_worker --list-devices`, or part of a name\n"
         "# memory: a size or auto. For tests and around faults of drivers (docs/OPERATIONS.md): allow_cpu_device, validate and\n"
         "# profile: true or false; without: features, separated by commas; max_buffer: a size or auto; subgroup: auto, or 4 to "
         "128;\n"
         "# many: auto, or 1 to 4096\n"
-        "gpu: {backend: auto, device: auto, memory: auto, threads: auto, streamed: auto, allow_cpu_device: false, without: '',\n"
+        "gpu: {spawn: true, backend: auto, device: auto, memory: auto, threads: auto, streamed: auto, allow_cpu_device: false, "
+        "without: '',\n"
         "      max_buffer: auto, subgroup: auto, many: auto, validate: false, profile: false}\n"
         "# When a stage dies or hangs (docs/OPERATIONS.md): how often it is started again without progress in between, 0: never\n"
         "restarts: 5\n"
@@ -817,6 +818,11 @@ void config_sample(const char *model, char *buf, unsigned long buf_size)
         "deadlines: auto         # off: a stage that hangs, or stands in a debugger, is waited for\n"
         "heartbeat_s: 5          # a stage that does not answer for so many seconds hangs\n"
         "journal: auto           # requests in progress are noted in the runtime folder, for --resume; or off\n"
+        "# A stage with spawn: false (in the groups npu and gpu likewise) is started by others, with --stage-socket and this "
+        "path;\n"
+        "# '': a socket in the runtime folder\n"
+        "loader: {spawn: true}\n"
+        "stage_socket: ''\n"
         "# `coordinator serve` (docs/HTTP.md). listen: none, or address and port such as 127.0.0.1:8080; api_key_file: one key per "
         "line, needed\n"
         "# beyond loopback unless insecure is true; tls_cert, tls_key: PEM files; cors: none, * or one origin; times in seconds\n"

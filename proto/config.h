@@ -64,6 +64,8 @@ struct config {
     bool checksums;                  /* tensors are compared with the file's checksums when they are first read; default true */
     uint64_t caps[CONFIG_PROCESSES]; /* memory: bytes per process, 0 = auto */
     uint64_t total;                  /* memory.total: bytes of all processes together, 0 = no such limit */
+    bool spawn[CONFIG_PROCESSES];    /* of stages: the coordinator starts it; default true. false: others do, and it connects */
+    char stage_socket[1024];         /* absolute; where it connects; "" = in the runtime folder */
     uint32_t stream_slots;           /* through which streamed layers of a worker pass; 0 = auto, else 2..8 */
     struct config_worker npu, gpu;
     struct config_npu xrt;     /* keys npu.manifest, ... */

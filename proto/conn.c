@@ -221,6 +221,18 @@ void conn_set_filter(struct conn *c, bool (*filter)(void *ctx), void *ctx)
     c->filter_ctx = ctx;
 }
 
+void conn_set_owner(struct conn *c, const char *name, const struct conn_handlers *h, void *ctx)
+{
+    c->name = name;
+    c->handlers = h;
+    c->ctx = ctx;
+}
+
+int conn_fd(const struct conn *c)
+{
+    return c->fd;
+}
+
 size_t conn_pending(const struct conn *c)
 {
     return c->pending;

@@ -25,12 +25,16 @@ struct conn_handlers {
 /* A connected socket (takes fd on success). name borrows a long-lived string for traces. */
 int conn_open(uv_loop_t *loop, int fd, const char *name, const struct conn_handlers *h, void *ctx, struct conn **ret,
               struct err *err);
+/* Another owner: from now on his handlers are called, also when this is called from inside one. name: as above. */
+void conn_set_owner(struct conn *c, const char *name, const struct conn_handlers *h, void *ctx);
 /* Queues; fds are dup'ed, the caller's stay the caller's. The number must be what messages.def says. */
 int conn_send(struct conn *c, const struct msg *m, const int *fds, int n_fds, struct err *err);
 /* Messages of which filter says true are dropped as if they had been sent: for faults on demand (proto/fault.h). */
 void conn_set_filter(struct conn *c, bool (*filter)(void *ctx), void *ctx);
 /* Handles what has come and was not read yet: the last words of a peer whose death is known already. NULL is fine. */
 void conn_read(struct conn *c);
+/* Borrowed. */
+int conn_fd(const struct conn *c);
 /* Bytes still queued. */
 size_t conn_pending(const struct conn *c);
 /* No handler is called afterwards; memory goes in the last close callback. NULL is fine. Queued output is tried once. */

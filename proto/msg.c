@@ -21,6 +21,7 @@ struct field {
     size_t offset, len_offset, max; /* max: bytes of the array */
     uint64_t lo, hi;
     const char *doc;
+    bool secret; /* may be missing, and is not shown */
 };
 
 #define MSG_BEGIN(m, number, since, sender, n_fds, doc) static const struct field fields_##m[] = {
@@ -30,6 +31,7 @@ struct field {
 #define MSG_I32(m, f, text) {AT(m, f), .kind = FIELD_I32, .doc = text},
 #define MSG_F32(m, f, text) {AT(m, f), .kind = FIELD_F32, .doc = text},
 #define MSG_STR(m, f, max_, text) {AT(m, f), .kind = FIELD_STR, .max = max_, .doc = text},
+#define MSG_SECRET(m, f, max_, text) {AT(m, f), .kind = FIELD_STR, .max = max_, .doc = text, .secret = true},
 #define MSG_BIN(m, f, max_, text) \
     {AT(m, f), .kind = FIELD_BIN, .len_offset = offsetof(struct msg_##m, f##_len), .max = max_, .doc = text},
 #define MSG_END(m)   \
@@ -331,6 +333,7 @@ static bool key_is(const msgpack_object *k, const char *name)
     return k->type == MSGPACK_OBJECT_STR && k->via.str.size == strlen(name) && memcmp(k->via.str.ptr, name, k->via.str.size) == 0;
 }
 
+/* -ENOENT: it is not there, and err is as it was. */
 static int find_key(const msgpack_object_map *map, const char *name, const msgpack_object **ret, struct err *err)
 {
     *ret = NULL;
@@ -341,7 +344,12 @@ static int find_key(const msgpack_object_map *map, const char *name, const msgpa
             return err_set(err, -EPROTO, "field '%s' appears twice", name);
         *ret = &map->ptr[i].val;
     }
-    return *ret ? 0 : err_set(err, -EPROTO, "field '%s' is missing", name);
+    return *ret ? 0 : -ENOENT;
+}
+
+static int is_missing(const char *name, struct err *err)
+{
+    return err_set(err, -EPROTO, "field '%s' is missing", name);
 }
 
 static int decode_map(const msgpack_object *o, struct msg *ret, uint32_t *ret_unknown, struct err *err)
@@ -351,7 +359,7 @@ static int decode_map(const msgpack_object *o, struct msg *ret, uint32_t *ret_un
         return err_set(err, -EPROTO, "message is not a map of at most %d fields", MSG_MAX_FIELDS);
     int r = find_key(&o->via.map, "t", &v, err);
     if (r < 0)
-        return r;
+        return r == -ENOENT ? is_missing("t", err) : r;
     if (v->type != MSGPACK_OBJECT_POSITIVE_INTEGER || v->via.u64 > UINT32_MAX)
         return err_set(err, -EPROTO, "field 't' is not a message number");
     const struct type *ty = find_type(v->via.u64);
@@ -363,7 +371,9 @@ static int decode_map(const msgpack_object *o, struct msg *ret, uint32_t *ret_un
     ret->type = ty->number;
     for (const struct field *f = ty->fields; r == 0 && f->name; f++) {
         r = find_key(&o->via.map, f->name, &v, err);
-        if (r == 0)
+        if (r == -ENOENT)
+            r = f->secret ? 0 : is_missing(f->name, err);
+        else if (r == 0)
             r = unpack_field(f, v, base(ret), err);
     }
     return r < 0 ? err_wrap(err, r, "message '%s'", ty->name) : 0;
@@ -406,7 +416,7 @@ void msg_print(FILE *f, const struct msg *m)
             fprintf(f, " %s=%g", d->name, (double)*(const float *)p);
             break;
         case FIELD_STR:
-            fprintf(f, " %s='%s'", d->name, (const char *)p);
+            fprintf(f, " %s='%s'", d->name, d->secret && *(const char *)p ? "..." : (const char *)p);
             break;
         case FIELD_BIN:
         default:
@@ -427,7 +437,7 @@ static void document_field(FILE *f, const struct field *d)
         fprintf(f, ", at most %zu bytes", d->max - 1);
     else if (d->kind == FIELD_BIN)
         fprintf(f, ", at most %zu bytes", d->max);
-    fprintf(f, " | %s |\n", d->doc);
+    fprintf(f, " | %s%s |\n", d->doc, d->secret ? "; may be missing" : "");
 }
 
 void msg_document(FILE *f)

@@ -4,14 +4,14 @@
  * slots in stage_stream.c, what the loader fills in stage_fill.c.
  *
  * The stage lives as long as its coordinator: parent-death signal, and the end of the control socket ends the process. SIGINT
- * is ignored because a terminal sends it to the whole group; the coordinator decides what it means. */
+ * is ignored because a terminal sends it to the whole group; the coordinator decides what it means. A stage that others started has
+ * neither: the end of the socket has to do, and whoever started it may end it. */
 #include "proto/stage.h"
 
 #include <errno.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/prctl.h>
-#include <sys/socket.h>
 
 #include "proto/conn.h"
 #include "proto/fault.h"
@@ -216,6 +216,16 @@ static int on_collect(struct stage_io *io, const struct msg_collect *q, int fd, 
     return r < 0 ? r : conn_send(io->conn, &(struct msg){.type = MSG_TYPE_collecting}, NULL, 0, err);
 }
 
+static void on_error(struct stage_io *io, const struct msg_error *m)
+{
+    if (io->configured) {
+        log_debug("stage", "coordinator: %s", m->text);
+        return;
+    }
+    log_error("stage", "the coordinator refuses this stage: %s", m->text);
+    finish(io, 1);
+}
+
 static int handle(struct stage_io *io, const struct msg *m, int *fds, struct err *err)
 {
     switch (m->type) {
@@ -265,7 +275,7 @@ static int handle(struct stage_io *io, const struct msg *m, int *fds, struct err
         finish(io, 0);
         return 0;
     case MSG_TYPE_error:
-        log_debug("stage", "coordinator: %s", m->error.text);
+        on_error(io, &m->error);
         return 0;
     case MSG_NONE:
     case MSG_TYPE_hello:
@@ -352,34 +362,31 @@ static void stage_close(struct stage_io *io)
     free(io);
 }
 
-static int say_hello(struct stage_io *io, struct err *err)
+static int say_hello(struct stage_io *io, const char *token, struct err *err)
 {
     struct msg m = {.type = MSG_TYPE_hello, .hello = {.role = io->ops->role, .pid = (uint32_t)getpid()}};
     snprintf(m.hello.build, sizeof(m.hello.build), "%s", TANDEM_VERSION);
     snprintf(m.hello.backends, sizeof(m.hello.backends), "cpu");
+    snprintf(m.hello.token, sizeof(m.hello.token), "%s", token ? token : "");
     return conn_send(io->conn, &m, NULL, 0, err);
 }
 
-/* Unless a service manager or a debugger started it: then the end of the control socket has to do. */
-static bool dies_with_parent(int fd)
+/* False: the parent is gone already. */
+static bool die_with_parent(void)
 {
-    struct ucred cred;
-    socklen_t n = sizeof(cred);
-    return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &n) < 0 || cred.pid == getppid();
+    pid_t parent = getppid();
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    signal(SIGINT, SIG_IGN);
+    signal(SIGHUP, SIG_IGN);
+    return getppid() == parent;
 }
 
-int stage_run(const struct stage_ops *ops, int fd)
+int stage_run(const struct stage_ops *ops, int fd, const char *token)
 {
     static const struct conn_handlers handlers = {.message = on_message, .closed = on_closed};
     struct err err = {0};
-    if (dies_with_parent(fd)) {
-        pid_t parent = getppid();
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
-        if (getppid() != parent)
-            return 1;
-    }
-    signal(SIGINT, SIG_IGN);
-    signal(SIGHUP, SIG_IGN);
+    if (!token && !die_with_parent())
+        return 1;
     struct stage_io *io = calloc(1, sizeof(*io));
     if (!io)
         return 1;
@@ -404,7 +411,7 @@ int stage_run(const struct stage_ops *ops, int fd)
     else
         r = ops->open(&io->state, &err);
     if (r == 0)
-        r = say_hello(io, &err);
+        r = say_hello(io, token, &err);
     if (r < 0)
         stage_fail(io, &err);
     else

@@ -69,7 +69,8 @@ struct budget *stage_budget(struct stage_io *io);
 void *stage_reserve(struct stage_io *io, uint32_t output, struct chunk *c);
 void stage_commit(struct stage_io *io, uint32_t output);
 
-/* Runs until SHUTDOWN, EOF or a signal. fd: the control socket (takes). Returns the process's exit status. */
-int stage_run(const struct stage_ops *ops, int fd);
+/* Runs until SHUTDOWN, EOF or a signal. fd: the control socket (takes). token: NULL: the coordinator is our parent; otherwise
+ * what it wants to hear from those that others started. Returns the process's exit status. */
+int stage_run(const struct stage_ops *ops, int fd, const char *token);
 
 #endif

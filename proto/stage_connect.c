@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: MIT
- * Connects to the coordinator's socket. Called once by the main() of a stage, before anything else is opened. Owns the socket until
- * it hands it on. Whether the coordinator runs as the same user is checked by the connection (conn.c), as on a socket that was
- * inherited. */
+ * Connects to the coordinator's socket, then reads the token: what stands there now is what the listener wrote. Called once by the
+ * main() of a stage, before anything else is opened. Owns the socket until it hands it on. Whether the coordinator runs as the same
+ * user is checked by the connection (conn.c), as on a socket that was inherited. */
 #include "proto/stage_connect.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -25,11 +27,30 @@ static int try_once(const struct sockaddr_un *a, int *ret_fd)
     return 0;
 }
 
-int stage_connect(const char *path, int wait_ms, struct err *err)
+static int read_token(const char *socket, char token[STAGE_TOKEN_CHARS + 1], struct err *err)
+{
+    char path[PATH_MAX], text[STAGE_TOKEN_CHARS + 2];
+    struct stat st;
+    snprintf(path, sizeof(path), "%s" STAGE_TOKEN_SUFFIX, socket);
+    auto_fd fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (fd < 0 || fstat(fd, &st) < 0)
+        return err_set_errno(err, -errno, "stage token '%s': cannot be read; a coordinator that waits for stages writes it", path);
+    if (!S_ISREG(st.st_mode) || st.st_uid != geteuid() || (st.st_mode & 077))
+        return err_set(err, -EPERM, "stage token '%s' is not a file of this user with mode 0600", path);
+    ssize_t n = read(fd, text, sizeof(text));
+    text[n == STAGE_TOKEN_CHARS ? n : 0] = '\0';
+    if (strspn(text, "0123456789abcdef") != STAGE_TOKEN_CHARS)
+        return err_set(err, -EINVAL, "stage token '%s' has %zd bytes; expected %d hexadecimal digits", path, n, STAGE_TOKEN_CHARS);
+    memcpy(token, text, STAGE_TOKEN_CHARS + 1);
+    return 0;
+}
+
+int stage_connect(const char *path, int wait_ms, char token[STAGE_TOKEN_CHARS + 1], struct err *err)
 {
     struct sockaddr_un a = {.sun_family = AF_UNIX};
     struct stat st;
-    int fd = -1, r;
+    auto_fd fd = -1;
+    int r;
     if (*path == '\0' || strlen(path) >= sizeof(a.sun_path))
         return err_set(err, -ENAMETOOLONG, "--stage-socket '%.40s': %zu bytes; expected the path of a socket of 1 to %zu bytes",
                        path, strlen(path), sizeof(a.sun_path) - 1);
@@ -44,5 +65,8 @@ int stage_connect(const char *path, int wait_ms, struct err *err)
     }
     if (r == -ENOENT || r == -ECONNREFUSED)
         return err_set_errno(err, r, "--stage-socket '%s': nobody listens there, for %d ms; start the coordinator", path, wait_ms);
-    return r < 0 ? err_set_errno(err, r, "--stage-socket '%s'", path) : fd;
+    if (r < 0)
+        return err_set_errno(err, r, "--stage-socket '%s'", path);
+    r = read_token(path, token, err);
+    return r < 0 ? r : take_fd(&fd);
 }

@@ -320,14 +320,15 @@ static int run_stage(const struct single_program *p, int64_t fd)
         fprintf(stderr, "%s: error: --stage-fd %" PRId64 ": %s; expected an open socket\n", p->name, fd, strerror(errno));
         return 1;
     }
-    return stage_run(p->ops, (int)fd);
+    return stage_run(p->ops, (int)fd, NULL);
 }
 
 static int run_connected(const struct single_program *p, const char *path, struct err *err)
 {
-    int fd = stage_connect(path, CONNECT_MS, err);
+    char token[STAGE_TOKEN_CHARS + 1];
+    int fd = stage_connect(path, CONNECT_MS, token, err);
     if (fd >= 0)
-        return stage_run(p->ops, fd);
+        return stage_run(p->ops, fd, token);
     fprintf(stderr, "%s: error: %s\n", p->name, err->text);
     return 1;
 }

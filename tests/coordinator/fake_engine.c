@@ -222,6 +222,7 @@ int engine_stats(struct engine *e, struct monitor_snapshot *ret, struct err *err
         s->budget[BUDGET_KV] = 6;
         s->cap = 1000;
         s->cap_enforced = i == 2;
+        s->spawned = true;
         s->peak_bytes = 900;
     }
     return 0;

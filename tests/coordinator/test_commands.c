@@ -179,6 +179,7 @@ static void test_generate_json(void **state)
     assert_int_equal(json_integer_value(json_object_get(p, "peak_bytes")), 900);
     assert_int_equal(json_integer_value(json_object_get(p, "cap_bytes")), 1000);
     assert_true(json_is_true(json_object_get(p, "cap_enforced")));
+    assert_true(json_is_true(json_object_get(p, "spawned")));
     assert_int_equal(json_integer_value(json_object_get(json_object_get(p, "budget"), "total")), 11);
     json_decref(j);
 }

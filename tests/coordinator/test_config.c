@@ -51,6 +51,24 @@ static struct config *load(const char *text, const char *set)
     return c;
 }
 
+static void test_spawn(void **state)
+{
+    (void)state;
+    struct config *c = load("model: a\n", NULL);
+    for (int i = 0; i < CONFIG_PROCESSES; i++)
+        assert_true(c->spawn[i]);
+    assert_string_equal(c->stage_socket, "");
+    config_free(c);
+    c = load("model: a\nloader: {spawn: false}\nnpu: {spawn: true}\nstage_socket: run/s\n", "gpu.spawn=false");
+    assert_false(c->spawn[CONFIG_LOADER]);
+    assert_true(c->spawn[CONFIG_NPU]);
+    assert_false(c->spawn[CONFIG_GPU]);
+    char want[128];
+    snprintf(want, sizeof(want), "%s/run/s", dir);
+    assert_string_equal(c->stage_socket, want);
+    config_free(c);
+}
+
 static void test_defaults(void **state)
 {
     (void)state;
@@ -180,11 +198,11 @@ static const struct bad {
     {"model:\n", NULL, "line 1: key 'model': found ''; expected the path"},
     {"model: a\nmodle: b\n", NULL, "line 2: unknown key 'modle'; did you mean 'model'?"},
     {"model: a\nnpu: {treads: 3}\n", NULL,
-     "line 2: unknown key 'npu.treads'; did you mean 'npu.threads'? (known: backend, memory, threads, streamed, manifest, "
+     "line 2: unknown key 'npu.treads'; did you mean 'npu.threads'? (known: spawn, backend, memory, threads, streamed, manifest, "
      "device, many, timeout_ms)"},
     {"model: a\n\nzzzzz: 3\n", NULL,
      "line 3: unknown key 'zzzzz'; expected one of model, context, sequences, chunk_tokens, kv_type, pin_threads, sandbox, "
-     "checksums, stream_slots, memory, npu, gpu"},
+     "checksums, stream_slots, memory, loader, npu, gpu"},
     {"model: a\nthreads: 3\n", NULL, "did you mean 'npu.threads'"},
     {"model: a\nmodel: b\n", NULL, "line 2: key 'model' is given twice, first in line 1"},
     {"model: a\nmemory: {loader: 3MiB}\nmemory: auto\n", NULL, "line 3: key 'memory' is given twice, first in line 2"},
@@ -214,15 +232,19 @@ static const struct bad {
     {"model: a\ngpu: {many: 5000}\n", NULL, "key 'gpu.many': found '5000'; expected auto or a number of tokens from 1 to 4096"},
     {"model: a\ngpu: {max_buffer: 1KiB}\n", NULL, "key 'gpu.max_buffer': found '1KiB'; expected a size of at least 1MiB"},
     {"model: a\nnpu: {validate: true}\n", NULL, "unknown key 'npu.validate'; did you mean 'gpu.validate'"},
-    {"model: a\nnpu: {spawn: true}\n", NULL, "key 'npu.spawn' is not part of this version"},
-    {"model: a\nloader: {spawn: true}\n", NULL, "line 2: key 'loader' is not part of this version"},
+    {"model: a\nnpu: {spawn: maybe}\n", NULL, "line 2: key 'npu.spawn': found 'maybe'; expected true or false"},
+    {"model: a\nloader: {spawn: 0}\n", NULL, "line 2: key 'loader.spawn': found '0'; expected true or false"},
+    {"model: a\nloader: false\n", NULL, "key 'loader' has a single value; expected a mapping with any of spawn"},
+    {"model: a\nloader: {spwan: true}\n", NULL, "did you mean 'loader.spawn'"},
+    {"model: a\nloader: {spawn: true}\nloader: {spawn: true}\n", NULL, "line 3: key 'loader' is given twice, first in line 2"},
+    {"model: a\nstage_socket: [x]\n", NULL, "key 'stage_socket' has a list; expected the path of a socket"},
     {"model: a\nhttp: {listen: ''}\n", NULL, "line 2: key 'http.listen': found ''; expected none, or address and port"},
     {"model: a\nhttp: {max_body: 65MiB}\n", NULL, "key 'http.max_body': found '65MiB'; expected a size from 1KiB to 64MiB"},
     {"model: a\nhttp: {max_body: 1023}\n", NULL, "key 'http.max_body': found '1023'; expected a size from 1KiB to 64MiB"},
     {"model: a\nhttp: {timeout: 0}\n", NULL, "key 'http.timeout': found '0'; expected seconds from 1 to 86400"},
     {"model: a\nhttp: {listn: none}\n", NULL, "did you mean 'http.listen'"},
     {"model: a\nhttp: {cors: none}\nhttp: {cors: none}\n", NULL, "line 3: key 'http' is given twice, first in line 2"},
-    {"model: a\nnpu: cpu\n", NULL, "key 'npu' has a single value; expected a mapping with any of backend, memory, threads"},
+    {"model: a\nnpu: cpu\n", NULL, "key 'npu' has a single value; expected a mapping with any of spawn, backend, memory, threads"},
     {"model: a\nmemory: 2GiB\n", NULL, "key 'memory': found '2GiB'; expected auto, or a mapping"},
     {"model: a\nmemory: [1]\n", NULL, "key 'memory' has a list"},
     {"model: a\nmemory: {loader: 5}\n", NULL, "key 'memory.loader': found '5'; expected a size of at least 1MiB"},
@@ -321,14 +343,9 @@ static void test_hostile(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_defaults),
-        cmocka_unit_test(test_all_keys),
-        cmocka_unit_test(test_kv_types),
-        cmocka_unit_test(test_overrides),
-        cmocka_unit_test(test_sample_is_the_defaults),
-        cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_files),
-        cmocka_unit_test(test_hostile),
+        cmocka_unit_test(test_spawn),    cmocka_unit_test(test_defaults),  cmocka_unit_test(test_all_keys),
+        cmocka_unit_test(test_kv_types), cmocka_unit_test(test_overrides), cmocka_unit_test(test_sample_is_the_defaults),
+        cmocka_unit_test(test_refusals), cmocka_unit_test(test_files),     cmocka_unit_test(test_hostile),
     };
     return cmocka_run_group_tests_name("config", tests, setup, teardown);
 }

@@ -78,6 +78,7 @@ static void fill(struct monitor_snapshot *s)
                                            .cap = next(),
                                            .kills = next(),
                                            .cap_enforced = i % 3 == 0,
+                                           .spawned = i % 2 == 0,
                                            .restarts = next(),
                                            .busy_ns = next() * 1000000,
                                            .idle_ns = next() * 1000000,

@@ -12,13 +12,24 @@ fi
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 count=0
-for unit in "$source"/packaging/systemd/*.service "$source"/packaging/systemd/*.target; do
-    sed "s#/opt/tandem/bin/#$bin/#" "$unit" >"$folder/${unit##*/}"
+dropin=tandem-coordinator.service.d/attached.conf
+mkdir "$folder/${dropin%/*}"
+for unit in "$source"/packaging/systemd/*.service "$source"/packaging/systemd/*.target "$source/packaging/systemd/$dropin"; do
+    sed "s#/opt/tandem/bin/#$bin/#" "$unit" >"$folder/${unit#"$source/packaging/systemd/"}"
     count=$((count + 1))
 done
-[ "$count" -eq 5 ] || { echo "FAIL: $count unit files instead of 5" >&2; exit 1; }
+[ "$count" -eq 6 ] || { echo "FAIL: $count unit files instead of 6" >&2; exit 1; }
 cd "$folder"
 
+# First with the drop-in, then without it.
+said=$(systemd-analyze verify --man=no ./*.service ./*.target 2>&1) || { echo "FAIL: $said" >&2; exit 1; }
+[ -z "$said" ] || { echo "FAIL: systemd-analyze verify: $said" >&2; exit 1; }
+sed -i 's#/coordinator #/no-such-program #' "$dropin"
+if systemd-analyze verify --man=no ./tandem-coordinator.service >/dev/null 2>&1; then
+    echo "FAIL: systemd-analyze verify does not look at the drop-in" >&2
+    exit 1
+fi
+rm -r "${dropin%/*}"
 said=$(systemd-analyze verify --man=no ./*.service ./*.target 2>&1) || { echo "FAIL: $said" >&2; exit 1; }
 [ -z "$said" ] || { echo "FAIL: systemd-analyze verify: $said" >&2; exit 1; }
 

@@ -24,7 +24,7 @@ def shape(value, expected, where="top"):
         check(isinstance(value, expected) and (expected is bool or not isinstance(value, bool)), f"{where} is {value!r}")
 
 
-PROCESS = {"name": str, "pid": int, "backend": str, "cap_bytes": int, "cap_enforced": bool, "peak_bytes": int,
+PROCESS = {"name": str, "pid": int, "backend": str, "cap_bytes": int, "cap_enforced": bool, "spawned": bool, "peak_bytes": int,
            "budget": {"total": int}, "restarts": int, "last_reason": str}
 RECOVERIES = {"count": int, "last_stage": str, "detect_ms": NUMBER, "restart_ms": NUMBER, "remap_ms": NUMBER, "reprefill_ms": NUMBER,
               "pause_ms": NUMBER}

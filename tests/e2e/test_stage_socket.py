@@ -8,10 +8,18 @@ import struct
 import tandem
 from tandem import check, left_behind, processes, scratch, start, wait_until
 
+TOKEN = "0123456789abcdef" * 4
 PREAMBLE = b"TANDEM\r\n" + struct.pack("<II", 1, 0)
 
 
+def write_token(path, text=TOKEN, mode=0o600):
+    with open(path + ".token", "w", encoding="utf-8") as f:
+        f.write(text)
+    os.chmod(path + ".token", mode)
+
+
 def listen(path):
+    write_token(path)
     s = socket.socket(socket.AF_UNIX)
     s.bind(path)
     s.listen(1)
@@ -44,12 +52,14 @@ def test_hello_and_end():
                 c.settimeout(60)
                 body = hello(c)
                 check(b"\xa4role" + bytes([role]) in body, name, body)
+                check(b"\xa5token\xd9\x40" + TOKEN.encode() in body, name, body)
                 c.sendall(PREAMBLE)
                 with open(f"/proc/{process.pid}/status", encoding="utf-8") as f:
                     check(re.search(r"^State:\s+[SR]", f.read(), re.M), name)
         _, err = process.communicate(timeout=30)  # the socket is closed
         check(process.returncode == 0, name, process.returncode, err)
         os.unlink(path)
+        os.unlink(path + ".token")
     check(not left_behind(), left_behind())
 
 
@@ -66,6 +76,24 @@ def test_refusals():
         tandem.one_line_error(r, part)
 
 
+def test_token():
+    """What stands beside the socket, and who may read it."""
+    path = scratch("token.sock")
+    with listen(path) as s:
+        s.listen(16)
+        for text, mode, part in ((TOKEN[1:], 0o600, "has 63 bytes; expected 64 hexadecimal digits"),
+                                 (TOKEN.upper(), 0o600, "expected 64 hexadecimal digits"), ("", 0o600, "has 0 bytes"),
+                                 (TOKEN + "0", 0o600, "has 65 bytes"), (TOKEN, 0o640, "is not a file of this user with mode 0600")):
+            write_token(path, text, mode)
+            tandem.one_line_error(tandem.run("loader", "--stage-socket", path, status=1), part)
+        os.unlink(path + ".token")
+        os.symlink(scratch("elsewhere"), path + ".token")
+        tandem.one_line_error(tandem.run("loader", "--stage-socket", path, status=1), "stage token", "cannot be read")
+        os.unlink(path + ".token")
+        tandem.one_line_error(tandem.run("loader", "--stage-socket", path, status=1), "a coordinator that waits for stages writes it")
+    os.unlink(path)
+
+
 def test_another_user():
     """Nobody but the stage's own user is taken for its coordinator."""
     if os.geteuid() != 0:
@@ -74,6 +102,7 @@ def test_another_user():
     os.mkdir(folder, 0o777)
     os.chmod(folder, 0o777)
     path = os.path.join(folder, "sock")
+    write_token(path)
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:

@@ -241,6 +241,12 @@ static void test_fields(void **state)
     assert_int_equal(strlen(back.name.field), (max)-1);                         \
     assert_err(changed(&m, #field, STRING, max, err), -EPROTO, "'" #field "'"); \
     assert_err(changed(&m, #field, BINARY, 1, err), -EPROTO, "'" #field "'");
+#define MSG_SECRET(name, field, max, doc)                                     \
+    assert_ok(changed(&m, #field, DROP, 0, err));                             \
+    assert_int_equal(back.name.field[0], 0);                                  \
+    assert_err(changed(&m, #field, TWICE, 0, err), -EPROTO, "appears twice"); \
+    assert_err(changed(&m, #field, NIL, 0, err), -EPROTO, "'" #field "'");    \
+    assert_err(changed(&m, #field, STRING, max, err), -EPROTO, "'" #field "'");
 #define MSG_BIN(name, field, max, doc)                                                \
     check_field(&m, #field, false);                                                   \
     assert_ok(changed(&m, #field, BINARY, max, err));                                 \
@@ -375,7 +381,12 @@ static void test_print(void **state)
         fill(&m, all_types[i], false);
         msg_print(f, &m);
     }
+    struct msg hello;
+    fill(&hello, MSG_TYPE_hello, true);
+    msg_print(f, &hello);
     fclose(f);
+    assert_null(strstr(text, "token='x"));
+    assert_non_null(strstr(text, " token='...'\n"));
     assert_non_null(strstr(text, "attach_ring direction=0 index=0 epoch=1\n"));
     assert_non_null(strstr(text, " types=<0 bytes> "));
     assert_non_null(strstr(text, "error code=-2147483648 text=''\n"));

@@ -1225,7 +1225,7 @@ static void test_coordinator_killed(void **state)
 int main(int argc, char **argv)
 {
     if (argc == 3 && strcmp(argv[1], "--stage") == 0)
-        return stage_run(&stages[atoi(argv[2]) % MSG_ROLES], 3);
+        return stage_run(&stages[atoi(argv[2]) % MSG_ROLES], 3, NULL);
     uv_loop_t loop; /* the first one makes two descriptors that libuv keeps */
     if (uv_loop_init(&loop) == 0)
         uv_loop_close(&loop);

@@ -116,9 +116,10 @@ void stage_commit(struct stage_io *io, uint32_t output)
     io->out[output].n++;
 }
 
-int stage_run(const struct stage_ops *ops, int fd)
+int stage_run(const struct stage_ops *ops, int fd, const char *token)
 {
     (void)ops;
+    (void)token;
     (void)fd;
     fail_msg("no stage runs here");
     return 1;
