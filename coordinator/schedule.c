@@ -86,6 +86,13 @@ void schedule_attach(struct schedule *s, struct ring *tokens, struct ring *outpu
     s->tokens = tokens;
     s->output = output;
     s->epoch = epoch;
+    s->n_done = 0;
+}
+
+uint32_t schedule_in_flight(const struct schedule *s, uint32_t *ret_done)
+{
+    *ret_done = s->n_done;
+    return s->n_in_flight;
 }
 
 uint32_t schedule_active(const struct schedule *s)

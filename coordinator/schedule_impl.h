@@ -63,7 +63,7 @@ struct schedule {
     struct ring *tokens, *output;
     uint32_t epoch;
     uint64_t next_id;
-    uint32_t n_slots, n_flights, n_in_flight;
+    uint32_t n_slots, n_flights, n_in_flight, n_done; /* n_done: since the rings were attached */
     bool decode_in_flight;
     struct slot *slots;
     struct flight *flights;

@@ -44,6 +44,8 @@ struct supervise_options {
     void (*lost)(void *ctx);
     /* How far requests got: a number that rises. */
     uint64_t (*progress)(void *ctx);
+    /* Chunks that are on their way, and how many came back since `ready`. */
+    uint32_t (*in_flight)(void *ctx, uint32_t *ret_done);
     /* A stage reached its limit of restarts. fallback: plan it for its next backend; false: there is none, or it does not fit.
      * give_up: end the requests that may be the cause; false: there are none. Optional. */
     bool (*fallback)(void *ctx, enum msg_role role, const struct err *why);
