@@ -57,6 +57,8 @@ static const struct field top_fields[] = {
 static const struct field process_fields[] = {
     PROCESS("pid", KIND_INT, pid),
     PROCESS("answered", KIND_BOOL, answered),
+    PROCESS("working", KIND_BOOL, working),
+    PROCESS("layer", KIND_U32, layer),
     PROCESS("cap_bytes", KIND_U64, cap),
     PROCESS("cap_enforced", KIND_BOOL, cap_enforced),
     PROCESS("spawned", KIND_BOOL, spawned),

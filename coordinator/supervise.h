@@ -67,6 +67,8 @@ uint32_t supervise_epoch(const struct supervise *s);
 int supervise_pid(const struct supervise *s, enum msg_role role);             /* 0 when not running */
 bool supervise_spawned(const struct supervise *s, enum msg_role role);        /* false: others start it, and cap it */
 const char *supervise_backend(const struct supervise *s, enum msg_role role); /* "" until ready */
+/* Whether its data thread works on a chunk, and at which layer. */
+bool supervise_working(const struct supervise *s, enum msg_role role, uint32_t *ret_layer);
 const struct supervise_stage_stats *supervise_stage_stats(const struct supervise *s, enum msg_role role);
 /* Borrows fd. `collecting` tells when the worker adds to it. */
 int supervise_collect(struct supervise *s, enum msg_role role, int fd, uint64_t bytes, struct err *err);
