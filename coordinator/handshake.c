@@ -14,6 +14,7 @@
 #include "coordinator/segments.h"
 #include "coordinator/supervise_impl.h"
 #include "proto/log.h"
+#include "proto/shm.h"
 #include "proto/status.h"
 #include "proto/util.h"
 
@@ -124,6 +125,9 @@ static int on_segment_new(struct stage *st, const struct msg_segment_new *m, int
     struct supervise *s = st->owner;
     struct held_segment h = {.role = st->role, .kind = m->kind, .layer = m->layer, .bytes = m->bytes, .fd = *fd};
     struct held_segment *before = segments_find(s->segments, m->kind, m->layer);
+    int r = shm_check(*fd, m->bytes, err); /* or the loader would be blamed for it */
+    if (r < 0)
+        return err_wrap(err, r, "%s: SEGMENT_NEW (kind %u, layer %u)", msg_role_name(st->role), m->kind, m->layer);
     if (before && before->role == st->role && before->filled && !st->segments_known) { /* of its predecessor: not to its taste */
         segments_remove(s->segments, before);
         st->n_segments--;

@@ -106,13 +106,20 @@ static int weights(const struct config *c, struct plan *p, const struct gguf *g,
     return 0;
 }
 
+/* The loader gives a slot back after it has passed the chunk on, which may be through the whole pipeline by then: a credit is no
+ * promise of a free slot among as many as there are credits. */
+uint32_t plan_token_slots(const struct plan *p)
+{
+    return 2 * p->ring_slots;
+}
+
 static void rings(struct plan *p)
 {
     const struct hparams *h = &p->hparams;
     p->token_slot_bytes = chunk_slot_bytes(p->chunk_tokens, p->sequences, p->chunk_tokens * sizeof(uint32_t));
     p->worker_slot_bytes = chunk_slot_bytes(p->chunk_tokens, p->sequences, (size_t)p->chunk_tokens * h->hidden * sizeof(float));
     p->out_slot_bytes = chunk_slot_bytes(p->chunk_tokens, p->sequences, (size_t)p->logits_rows * h->vocab * sizeof(float));
-    p->process[CONFIG_COORDINATOR].bytes[BUDGET_RING] = ring_bytes(p->ring_slots, p->token_slot_bytes) +
+    p->process[CONFIG_COORDINATOR].bytes[BUDGET_RING] = ring_bytes(plan_token_slots(p), p->token_slot_bytes) +
                                                         3 * ring_bytes(p->ring_slots, p->worker_slot_bytes) +
                                                         ring_bytes(p->logits_slots, p->out_slot_bytes);
 }

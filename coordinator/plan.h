@@ -58,6 +58,7 @@ int plan_make(const struct config *c, const struct gguf *g, const struct plan_ma
               struct err *err);
 void plan_print(const struct plan *p, FILE *f);
 int plan_print_json(const struct plan *p, FILE *f, struct err *err);
+uint32_t plan_token_slots(const struct plan *p); /* of the ring to the loader */
 const char *plan_process_name(enum config_process p);
 
 #endif

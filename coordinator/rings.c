@@ -98,7 +98,7 @@ int rings_make(struct rings *r, uint32_t epoch, struct err *err)
     int code = 0;
     for (int i = 0; code == 0 && i < RINGS; i++) {
         size_t slot = i == RING_TOKENS ? p->token_slot_bytes : i == RING_OUTPUT ? p->out_slot_bytes : p->worker_slot_bytes;
-        uint32_t n = i == RING_OUTPUT ? p->logits_slots : p->ring_slots;
+        uint32_t n = i == RING_TOKENS ? plan_token_slots(p) : i == RING_OUTPUT ? p->logits_slots : p->ring_slots;
         r->ring_fds[i] = ring_make(ring_table[i].name, n, slot, epoch, err);
         code = MIN(r->ring_fds[i], 0);
     }

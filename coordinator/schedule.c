@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * Owns the sequence slots, the queue of requests and the records of chunks in flight; called by engine.c on the loop's thread.
- * It never touches a socket or a process and never blocks: a chunk is sent only with a credit, so the token ring has room.
+ * It never touches a socket or a process and never blocks: a chunk is sent only with a credit, and the token ring has room for more
+ * (plan_token_slots).
  *
  * Policy. One decode chunk at a time holds the next token of every sequence that has one (continuous batching): a sequence that
  * becomes ready while it is in flight joins the next one. Prompt chunks fill the other credits, in order of slots, and may hold
@@ -331,7 +332,7 @@ static struct flight *compose(struct schedule *s, bool decode)
     return f;
 }
 
-/* Writes a flight's chunk into the ring to the loader, which has room for all flights. */
+/* Writes a flight's chunk into the ring to the loader, which has room for it. */
 void schedule_issue(struct schedule *s, struct flight *f)
 {
     struct chunk_header *h = &f->chunk.h;

@@ -30,7 +30,7 @@ static void open_rings(struct world *w)
                        chunk_slot_bytes(w->plan.chunk_tokens, w->plan.sequences, 3 * VOCAB * 4)};
     for (int i = 0; i < 2; i++) {
         struct ring **r = i ? w->output : w->tokens;
-        w->fds[i] = ring_make("test", 4, slots[i], w->epoch, &err);
+        w->fds[i] = ring_make("test", i ? 4 : plan_token_slots(&w->plan), slots[i], w->epoch, &err);
         assert_true(w->fds[i] >= 0);
         assert_int_equal(ring_attach(w->fds[i], i ? RING_CONSUMER : RING_PRODUCER, w->epoch, w->bell, w->bell, &r[0], &err), 0);
         assert_int_equal(ring_attach(w->fds[i], i ? RING_PRODUCER : RING_CONSUMER, w->epoch, w->bell, w->bell, &r[1], &err), 0);
@@ -192,13 +192,18 @@ bool world_step(struct world *w)
     uint32_t ids[CHUNK_MAX_TOKENS];
     memcpy(ids, payload, c.h.payload_bytes);
     store_all(w, &c, ids);
-    ring_release(w->tokens[1]);
+    if (!w->late)
+        ring_release(w->tokens[1]);
     w->chunks++;
     w->largest = MAX(w->largest, c.h.n_tokens);
     if (c.h.n_seqs > 1 && c.h.n_tokens == c.h.n_seqs)
         w->decode_batch = MAX(w->decode_batch, c.h.n_seqs);
     if (!w->dead)
         answer(w, &c);
+    if (w->late) {
+        world_drain(w);
+        ring_release(w->tokens[1]);
+    }
     return true;
 }
 

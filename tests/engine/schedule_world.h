@@ -29,6 +29,7 @@ struct world {
     uint32_t die_after;              /* slots of the output ring that are still written; UINT32_MAX: all */
     uint32_t deadly_seq, deadly_pos; /* storing it is the end; UINT32_MAX: no position */
     bool dead;
+    bool late; /* a slot of the token ring is given back when its chunk has been through the pipeline, and not before */
 };
 
 void world_open(struct world *w, uint32_t sequences, uint32_t chunk, uint32_t context);

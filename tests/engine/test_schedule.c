@@ -89,6 +89,24 @@ static void test_all_logits(void **state)
     world_close(&w);
 }
 
+/* The loader may be slow to give a slot back: no chunk is lost for want of one. */
+static void test_slots_come_back_late(void **state)
+{
+    (void)state;
+    struct world w;
+    struct client c = {0};
+    uint32_t prompt[100] = {1, 2, 3};
+    world_open(&w, 1, 1, 128);
+    w.late = true;
+    struct request_params p = client_params(&c, prompt, 100, 20);
+    assert_int_equal(schedule_submit(w.s, &p, NULL, NULL), 0);
+    world_run(&w);
+    assert_int_equal(c.finish, ENGINE_FINISH_LENGTH);
+    assert_int_equal(c.n, 20);
+    client_check(&c, prompt, 100);
+    world_close(&w);
+}
+
 static void test_context_is_a_limit(void **state)
 {
     (void)state;
@@ -203,6 +221,7 @@ int main(void)
         cmocka_unit_test(test_text_is_independent_of_batching),
         cmocka_unit_test(test_pages_are_shared),
         cmocka_unit_test(test_all_logits),
+        cmocka_unit_test(test_slots_come_back_late),
         cmocka_unit_test(test_context_is_a_limit),
         cmocka_unit_test(test_failed_chunk_fails_its_requests_only),
         cmocka_unit_test(test_cancel_and_fail),
