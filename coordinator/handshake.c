@@ -77,10 +77,12 @@ static int send_held(struct stage *st, struct err *err)
         const struct held_segment *g = segments_at(all, i);
         if (g->role != st->role)
             continue;
-        struct msg m = {.type = MSG_TYPE_segment_held, .segment_held = {.kind = g->kind, .layer = g->layer, .bytes = g->bytes}};
+        struct msg m = {.type = MSG_TYPE_segment_held,
+                        .segment_held = {.filled = g->filled, .kind = g->kind, .layer = g->layer, .bytes = g->bytes}};
         r = child_send(st->child, &m, &g->fd, 1, err);
         st->n_segments++;
-        st->n_filled++;
+        st->n_held++;
+        st->n_filled += g->filled;
     }
     return r;
 }
@@ -128,16 +130,19 @@ static int on_segment_new(struct stage *st, const struct msg_segment_new *m, int
     int r = shm_check(*fd, m->bytes, err); /* or the loader would be blamed for it */
     if (r < 0)
         return err_wrap(err, r, "%s: SEGMENT_NEW (kind %u, layer %u)", msg_role_name(st->role), m->kind, m->layer);
-    if (before && before->role == st->role && before->filled && !st->segments_known) { /* of its predecessor: not to its taste */
-        segments_remove(s->segments, before);
+    bool loads = s->stages[MSG_ROLE_LOADER].configured;
+    if (before && before->role == st->role && st->n_held && !st->segments_known) { /* of its predecessor: not to its taste */
+        st->n_held--;
         st->n_segments--;
-        st->n_filled--;
+        st->n_filled -= before->filled;
+        s->n_stale_fills += !before->filled && loads;
+        segments_remove(s->segments, before);
     }
     if (st->role == MSG_ROLE_LOADER || st->segments_known || !segments_add(s->segments, &h))
         return err_set(err, -EPROTO, "%s: unexpected SEGMENT_NEW (kind %u, layer %u)", msg_role_name(st->role), m->kind, m->layer);
     take_fd(fd);
     st->n_segments++;
-    return s->stages[MSG_ROLE_LOADER].configured ? ask_for(s, &h, err) : 0;
+    return loads ? ask_for(s, &h, err) : 0;
 }
 
 static int on_segment_released(struct stage *st, const struct msg_segment_released *m, struct err *err)
@@ -161,7 +166,7 @@ static int on_segment_filled(struct stage *st, const struct msg_segment_filled *
         if (s->n_stale_fills == 0)
             return err_set(err, -EPROTO, "loader: SEGMENT_FILLED for kind %u layer %u, %s", m->kind, m->layer,
                            g && !g->filled ? "which is not sealed against writing" : "which nobody asked for");
-        s->n_stale_fills--; /* of a worker that ended meanwhile */
+        s->n_stale_fills--; /* of a segment that its worker made anew */
         return 0;
     }
     return handshake_filled(s, g, err);
@@ -172,6 +177,8 @@ int handshake_filled(struct supervise *s, struct held_segment *g, struct err *er
     struct stage *to = &s->stages[g->role];
     struct msg m = {.type = MSG_TYPE_segment_filled, .segment_filled = {.kind = g->kind, .layer = g->layer}};
     g->filled = true;
+    if (!to->configured)
+        return 0; /* it is told when it is there */
     to->n_filled++;
     int r = child_send(to->child, &m, NULL, 0, err);
     return r < 0 ? r : start_if_complete(to, err);

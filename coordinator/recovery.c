@@ -43,23 +43,16 @@ static bool passed_cap(struct stage *st, struct err *why)
     return more;
 }
 
-/* What nobody will fill, or need filled, any more. */
-static int drop_segments(struct stage *st, struct err *err)
+/* Segments stay: those that are filled, and those that are not, which the loader goes on to fill. What a loader had filled and did
+ * not come to say is told by the seal. */
+static int take_sealed(struct supervise *s, struct err *err)
 {
-    struct supervise *s = st->owner;
     int r = 0;
-    if (st->role == MSG_ROLE_LOADER)
-        s->n_stale_fills = 0;
-    for (uint32_t i = segments_count(s->segments); r == 0 && i-- > 0;) {
+    s->n_stale_fills = 0;
+    for (uint32_t i = 0; r == 0 && i < segments_count(s->segments); i++) {
         struct held_segment *g = segments_at(s->segments, i);
-        if (g->filled)
-            continue;
-        if (g->role == st->role) {
-            s->n_stale_fills += s->stages[MSG_ROLE_LOADER].configured;
-            segments_remove(s->segments, g);
-        } else if (st->role == MSG_ROLE_LOADER && handshake_is_sealed(g)) {
-            r = handshake_filled(s, g, err); /* it was done, and did not come to say so */
-        }
+        if (!g->filled && handshake_is_sealed(g))
+            r = handshake_filled(s, g, err);
     }
     return r;
 }
@@ -68,7 +61,7 @@ static void forget(struct stage *st)
 {
     status_unmap(take_ptr(&st->page));
     st->configured = st->attached = st->started = st->ready = st->pausing = st->lived = st->segments_known = false;
-    st->n_segments = st->n_filled = 0;
+    st->n_segments = st->n_filled = st->n_held = 0;
 }
 
 static int pause_others(struct supervise *s, struct err *err)
@@ -126,7 +119,7 @@ static bool decide(struct stage *st, const struct err *why, int signal, bool at_
 static int let_go(struct stage *st, struct err *err)
 {
     struct supervise *s = st->owner;
-    int r = drop_segments(st, err);
+    int r = st->role == MSG_ROLE_LOADER ? take_sealed(s, err) : 0;
     if (r == 0 && rings_made(s->rings)) {
         rings_drop(s->rings);
         s->epoch++;

@@ -28,6 +28,7 @@ struct stage {
     bool lived;   /* it was ready once */
     int pid;      /* of the process that runs, or ran last */
     uint32_t n_segments, n_filled;
+    uint32_t n_held; /* of its predecessor, among n_segments */
     bool segments_known;
     char backend[64];
     struct status *page;

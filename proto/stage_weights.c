@@ -23,6 +23,7 @@ struct held {
     uint32_t kind, layer;
     uint64_t bytes;
     int fd;
+    bool filled;
 };
 
 int stage_weights_held(struct stage_io *io, const struct msg_segment_held *m, int *fd, struct err *err)
@@ -32,7 +33,8 @@ int stage_weights_held(struct stage_io *io, const struct msg_segment_held *m, in
     struct held *h = calloc(1, sizeof(*h));
     if (!h)
         return err_set(err, -ENOMEM, "SEGMENT_HELD: out of memory");
-    *h = (struct held){.next = io->held, .kind = m->kind, .layer = m->layer, .bytes = m->bytes, .fd = take_fd(fd)};
+    *h = (struct held){
+        .next = io->held, .kind = m->kind, .layer = m->layer, .bytes = m->bytes, .fd = take_fd(fd), .filled = m->filled};
     io->held = h;
     return 0;
 }
@@ -53,15 +55,17 @@ static void drop_held(struct stage_io *io)
 }
 
 /* A predecessor's memfd for this segment, if there is one that is what its sender says; -1: none. */
-static int take_held(struct stage_io *io, const struct segment *s)
+static int take_held(struct stage_io *io, const struct segment *s, bool *ret_filled)
 {
     for (struct held **p = &io->held; *p; p = &(*p)->next) {
         struct held *h = *p;
         if (h->kind != s->kind || h->layer != s->layer)
             continue;
         int seals = fcntl(h->fd, F_GET_SEALS), fd = -1;
-        if (h->bytes == s->bytes && seals >= 0 && (seals & F_SEAL_WRITE) && shm_check(h->fd, s->bytes, NULL) == 0)
+        bool sealed = seals >= 0 && (seals & F_SEAL_WRITE);
+        if (h->bytes == s->bytes && (sealed || !h->filled) && shm_check(h->fd, s->bytes, NULL) == 0)
             fd = take_fd(&h->fd);
+        *ret_filled = h->filled;
         *p = h->next;
         held_free(h);
         return fd;
@@ -112,11 +116,12 @@ static int make_segment(struct stage_io *io, struct segment *s, struct err *err)
     int r = budget_take(&io->budget, BUDGET_WEIGHTS, s->bytes, err);
     if (r < 0)
         return err_wrap(err, r, "weights of layer %u", s->layer);
-    s->fd = take_held(io, s);
+    bool filled = false;
+    s->fd = take_held(io, s, &filled);
     if (s->fd >= 0) {
         s->made = true;
         io->n_coming++;
-        return hand_over(io, s, err);
+        return filled ? hand_over(io, s, err) : 0;
     }
     s->fd = shm_make("tandem-weights", s->bytes, true, err);
     if (s->fd < 0)

@@ -893,25 +893,33 @@ static void test_pause_out_of_turn(void **state)
 static void test_held(void **state)
 {
     (void)state;
-    for (int wrong = 0; wrong < 4; wrong++) { /* 1: not sealed, 2: of another size, 3: smaller than it says */
+    for (int wrong = 0; wrong < 5;
+         wrong++) { /* 1: not sealed, 2: of another size, 3: smaller than it says; 4: still being filled */
+        int unfilled = -1;
         struct boss b;
         boss_open(&b, MSG_ROLE_NPU);
         for (uint32_t layer = 0; layer < 3; layer++) {
             uint64_t bytes = wrong == 2 && layer == 1 ? 2 * SEGMENT_BYTES : SEGMENT_BYTES;
             int fd = shm_make("test", wrong == 3 && layer == 1 ? SEGMENT_BYTES / 2 : bytes, true, NULL);
-            if (wrong != 1 || layer != 1)
+            if ((wrong != 1 && wrong != 4) || layer != 1)
                 assert_ok(shm_seal_write(fd, err));
-            struct msg m = {.type = MSG_TYPE_segment_held, .segment_held = {.layer = layer, .bytes = bytes}};
+            if (wrong == 4 && layer == 1)
+                unfilled = dup(fd);
+            struct msg m = {.type = MSG_TYPE_segment_held,
+                            .segment_held = {.filled = wrong != 4 || layer != 1, .layer = layer, .bytes = bytes}};
             tell(&b, &m, &fd, 1);
             close(fd);
         }
         configure(&b);
-        if (wrong) {
+        if (wrong && wrong != 4) {
             const struct msg *m = expect(&b, MSG_TYPE_segment_new);
             assert_int_equal(m->segment_new.layer, 1);
             assert_ok(shm_seal_write(b.fds[b.n_taken - 1], err));
         }
         assert_int_equal(expect(&b, MSG_TYPE_segment_end)->segment_end.count, 2);
+        if (wrong == 4)
+            assert_ok(shm_seal_write(unfilled, err));
+        util_close_fd(&unfilled);
         if (wrong)
             tell(&b, &(struct msg){.type = MSG_TYPE_segment_filled, .segment_filled = {.layer = 1}}, NULL, 0);
         attach_all(&b);
