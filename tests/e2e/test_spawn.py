@@ -395,7 +395,7 @@ def test_valgrind():
     want = spawned(args)
     path = address()
     manager = Manager(path)
-    run = Run(settings(path, deadlines="off"), *args, env={"TANDEM_CPU": "ref"})
+    run = Run(settings(path, deadlines="off", sandbox="off"), *args, env={"TANDEM_CPU": "ref"})
     manager.start("npu_worker", "valgrind", "--error-exitcode=9", "--leak-check=full", "--errors-for-leak-kinds=definite")
     for name in ("loader", "gpu_worker"):
         manager.start(name)
