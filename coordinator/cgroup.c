@@ -150,6 +150,27 @@ static void enable_dmem(struct cgroup *g)
     g->dmem = write_file(g->path, "cgroup.subtree_control", "+dmem") == 0;
 }
 
+uint64_t cgroup_limit(const char *proc)
+{
+    uint64_t least = 0;
+    for (int v2 = 0; v2 < 2; v2++) {
+        char mount[1024], self[PATH_MAX - 1100], dir[PATH_MAX - 64];
+        if (!find_mount(proc, v2, mount, sizeof(mount)) || !find_self(proc, v2, self, sizeof(self)))
+            continue;
+        snprintf(dir, sizeof(dir), "%s%s", mount, self);
+        while (strlen(dir) >= strlen(mount)) {
+            uint64_t limit;
+            if (read_u64(dir, v2 ? "memory.max" : "memory.limit_in_bytes", &limit) == 0 && limit && (!least || limit < least))
+                least = limit;
+            char *slash = strrchr(dir, '/');
+            if (!slash)
+                break;
+            *slash = '\0';
+        }
+    }
+    return least;
+}
+
 static int try_parent(struct cgroup *g, const char *parent, struct err *err)
 {
     snprintf(g->parent, sizeof(g->parent), "%s", parent);

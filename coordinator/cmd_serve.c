@@ -19,7 +19,7 @@
 #define WORD_BYTES 64u            /* of the vocabulary, in order */
 #define ANSWER_TOKEN_BYTES 256u   /* text, and a score with twenty others */
 
-static uint64_t bytes_beside(const struct config *c, uint32_t vocab)
+uint64_t cmd_serve_bytes(const struct config *c, uint32_t vocab)
 {
     uint64_t formats = (uint64_t)c->sequences * FORMAT_BYTES + (uint64_t)vocab * WORD_BYTES;
     uint64_t queued = (uint64_t)(2 * c->sequences + c->http.max_queue) * c->context * sizeof(uint32_t);
@@ -50,7 +50,7 @@ int cmd_serve_prepare(struct command *c, struct engine_options *o, struct err *e
         return err_set(err, -EINVAL,
                        "config '%s': key 'http.listen' is none; `serve` needs an address, such as --set http.listen=127.0.0.1:8080",
                        c->config->path);
-    o->command_bytes = bytes_beside(c->config, tokenizer_vocab(c->tokenizer));
+    o->command_bytes = cmd_serve_bytes(c->config, tokenizer_vocab(c->tokenizer));
     o->started = started;
     o->stopping = stopping;
     o->ctx = c;

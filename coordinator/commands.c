@@ -65,12 +65,18 @@ static int run_plan(const struct command *c, struct err *err)
     struct gpu_device gpu;
     struct npu_device npu;
     struct plan_machine machine = {.gpu = &gpu, .npu = &npu};
+    struct hparams h;
+    uint64_t serve = 0;
     machine_memory(&machine.memory);
     int printed = 0, r = gpu_device_find(c->config, NULL, &gpu, err);
     if (r == 0)
         r = npu_device_find(c->config, NULL, &npu, err);
     if (r == 0)
-        r = plan_make(c->config, c->gguf, &machine, 0, p, err);
+        r = gemma3_hparams(c->gguf, &h, err);
+    if (r == 0 && strcmp(c->config->http.listen, "none") != 0)
+        serve = cmd_serve_bytes(c->config, h.vocab); /* `serve` is what this configuration is for */
+    if (r == 0)
+        r = plan_make(c->config, c->gguf, &machine, serve, p, err);
     if (r < 0 && r != -ENOMEM)
         return r;
     if (!p->gpu.vulkan)

@@ -41,6 +41,7 @@ int cmd_perplexity_run(struct command *c, struct err *err);
 uint64_t cmd_perplexity_bytes(const struct options *o, size_t n_ids); /* memory beside the pipeline */
 int cmd_imatrix_run(struct command *c, struct err *err);
 int cmd_bench_run(struct command *c, struct err *err);
+uint64_t cmd_serve_bytes(const struct config *c, uint32_t vocab); /* memory beside the pipeline */
 int cmd_serve_run(struct command *c, struct err *err);
 int cmd_serve_prepare(struct command *c, struct engine_options *o, struct err *err); /* before engine_open */
 /* These ask a coordinator that runs; they need neither model nor engine. */

@@ -69,6 +69,9 @@ int configure_fill(struct msg_configure *q, enum msg_role role, const struct con
                            sizeof(q->model));
         memcpy(q->model, c->model, strlen(c->model) + 1);
         q->checksums = c->checksums;
+        q->model_bytes = p->model.bytes;
+        q->model_time_ns = p->model.time_ns;
+        q->model_inode = p->model.inode;
     }
     int r = fault_list(c->faults, c->n_faults, msg_role_name(role), first, q->faults, err);
     if (r < 0)

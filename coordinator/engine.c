@@ -11,6 +11,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <uv.h>
 
 #include "coordinator/cgroup.h"
@@ -338,6 +339,17 @@ static int open_pipeline(struct engine *e, const struct engine_options *o, struc
     return 0;
 }
 
+/* Loaders that are started later must find the same file. */
+static void note_model(struct plan *p, const char *path)
+{
+    struct stat st;
+    if (stat(path, &st) < 0)
+        return; /* the first loader says why */
+    p->model.bytes = (uint64_t)st.st_size;
+    p->model.time_ns = (uint64_t)st.st_mtim.tv_sec * 1000000000 + (uint64_t)st.st_mtim.tv_nsec;
+    p->model.inode = st.st_ino;
+}
+
 int engine_open(const struct config *c, const struct gguf *g, const struct engine_options *o, struct engine **ret, struct err *err)
 {
     struct engine *e = calloc(1, sizeof(*e));
@@ -355,6 +367,7 @@ int engine_open(const struct config *c, const struct gguf *g, const struct engin
         r = npu_device_find(c, o ? o->stage_dir : NULL, &npu, err);
     if (r == 0)
         r = plan_make(c, g, &machine, e->command_bytes, &e->plan, err);
+    note_model(&e->plan, c->model);
     if (r == 0 && e->plan.npu.reason[0]) /* the config names a manifest: somebody wants the NPU */
         log_warn("engine", "npu_worker computes on the processor: %s", e->plan.npu.reason);
     if (r == 0 && e->plan.gpu.reason[0]) /* that there is none is no news; that one cannot be used is worth a warning */

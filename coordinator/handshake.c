@@ -109,7 +109,6 @@ static int send_held(struct stage *st, struct err *err)
             continue;
         struct msg m = {.type = MSG_TYPE_slot_held, .slot_held = {.kind = h->kind, .slot = h->slot, .bytes = h->bytes}};
         h->inherited = true;
-        h->serial = 0; /* what is asked for there has nobody who waits for it */
         r = child_send(st->child, &m, &h->fd, 1, err);
     }
     return r;

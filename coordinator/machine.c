@@ -14,6 +14,7 @@
 #include <unistd.h>
 #include <sys/resource.h>
 
+#include "coordinator/cgroup.h"
 #include "kernels/pool.h"
 #include "proto/budget.h"
 #include "proto/shm.h"
@@ -34,6 +35,11 @@ void machine_memory(struct machine *ret)
             ret->total = strtoull(line + 9, NULL, 10) * 1024;
         else if (strncmp(line, "MemAvailable:", 13) == 0)
             ret->available = strtoull(line + 13, NULL, 10) * 1024;
+    }
+    uint64_t limit = cgroup_limit(NULL); /* of a container or a service around us */
+    if (limit && ret->total) {
+        ret->total = MIN(ret->total, limit);
+        ret->available = MIN(ret->available, limit);
     }
 }
 

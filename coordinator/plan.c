@@ -229,7 +229,7 @@ static void totals(const struct config *c, struct plan *p)
         wanted += c->caps[i] ? 0 : more - MARGIN;
     }
     p->total_cap = c->total;
-    if (!c->total || taken >= c->total || wanted <= c->total - taken)
+    if (!c->total || taken > c->total || wanted <= c->total - taken)
         return;
     double share = (double)(c->total - taken) / (double)wanted;
     for (int i = 0; i < CONFIG_PROCESSES; i++) {

@@ -37,7 +37,10 @@ struct plan {
     uint64_t streamed_bytes;                      /* of weights, read from the file for a token */
     uint32_t npu_resident;                        /* layers whose weights stay on the NPU, unpacked */
     uint32_t npu_threads, gpu_threads;
-    bool pin_threads;      /* the workers' threads share cores in turns: each stays on its own */
+    bool pin_threads; /* the workers' threads share cores in turns: each stays on its own */
+    struct {
+        uint64_t bytes, time_ns, inode; /* of the model file, by who opens the pipeline; 0: not looked at */
+    } model;
     uint64_t tensor_bytes; /* of the file, the tied head counted once */
     uint64_t token_bytes;  /* of weights, all of which are read for a token */
     struct machine machine;

@@ -16,6 +16,7 @@
 #include "coordinator/plan.h"
 #include "coordinator/rings.h"
 #include "coordinator/segments.h"
+#include "coordinator/slots.h"
 #include "coordinator/supervise_impl.h"
 #include "proto/log.h"
 #include "proto/status.h"
@@ -60,6 +61,12 @@ static int settle_segments(struct supervise *s, struct err *err)
 
 static void forget(struct stage *st)
 {
+    struct slots *slots = st->owner->slots;
+    for (uint32_t i = 0; i < slots_count(slots); i++) {
+        struct held_slot *h = slots_at(slots, i);
+        if (h->role == st->role)
+            h->serial = 0; /* what is being filled there has nobody who waits for it */
+    }
     status_unmap(take_ptr(&st->page));
     st->configured = st->attached = st->started = st->ready = st->pausing = st->lived = st->segments_known = false;
     st->n_segments = st->n_filled = 0;

@@ -73,6 +73,23 @@ static int least_piece(const struct loader *l, size_t *ret, struct err *err)
     return 0;
 }
 
+/* A restarted loader opens the path again: it must be what its predecessor read. */
+static int same_file(const struct msg_configure *c, struct err *err)
+{
+    struct stat st;
+    if (c->model_bytes == 0)
+        return 0;
+    if (stat(c->model, &st) < 0)
+        return err_set_errno(err, -errno, "model '%s'", c->model);
+    uint64_t time_ns = (uint64_t)st.st_mtim.tv_sec * 1000000000 + (uint64_t)st.st_mtim.tv_nsec;
+    if ((uint64_t)st.st_size == c->model_bytes && st.st_ino == c->model_inode && time_ns == c->model_time_ns)
+        return 0;
+    return err_set(err, -EBADMSG,
+                   "model '%s' was replaced or written to since the start (%" PRIu64 " bytes, now %" PRIu64
+                   "); expected the file that the answers began with: start again",
+                   c->model, c->model_bytes, (uint64_t)st.st_size);
+}
+
 static int loader_configure(void *state, struct stage_io *io, const struct msg_configure *c, struct err *err)
 {
     struct loader *l = state;
@@ -80,7 +97,9 @@ static int loader_configure(void *state, struct stage_io *io, const struct msg_c
     size_t least = 0;
     hparams_from_msg(c, &expected);
     l->budget = stage_budget(io);
-    int r = gguf_open(c->model, true, &l->gguf, err);
+    int r = same_file(c, err);
+    if (r == 0)
+        r = gguf_open(c->model, true, &l->gguf, err);
     if (r == 0)
         r = gemma3_hparams(l->gguf, &l->hparams, err);
     if (r == 0 && memcmp(&expected, &l->hparams, sizeof(expected)) != 0)

@@ -195,9 +195,9 @@ static const int strict_calls[] = {
     CALL(munmap), CALL(mremap), CALL(madvise), CALL(brk), CALL(msync), CALL(mincore),
     /* threads and time */
     CALL(futex), CALL(set_robust_list), CALL(get_robust_list), CALL(rseq), CALL(set_tid_address), CALL(gettid), CALL(getpid),
-    CALL(getppid), CALL(sched_yield), CALL(sched_getaffinity), CALL(sched_setaffinity), CALL(getcpu), CALL(membarrier),
-    CALL(clock_gettime), CALL(clock_getres), CALL(clock_nanosleep), CALL(nanosleep), CALL(gettimeofday), CALL(time),
-    CALL(getrusage), CALL(times), CALL(restart_syscall), CALL(exit), CALL(exit_group),
+    CALL(getppid), CALL(sched_yield), CALL(sched_getaffinity), CALL(getcpu), CALL(membarrier), CALL(clock_gettime),
+    CALL(clock_getres), CALL(clock_nanosleep), CALL(nanosleep), CALL(gettimeofday), CALL(time), CALL(getrusage), CALL(times),
+    CALL(restart_syscall), CALL(exit), CALL(exit_group),
     /* signals to itself */
     CALL(rt_sigaction), CALL(rt_sigprocmask), CALL(rt_sigreturn), CALL(sigaltstack), CALL(rt_sigpending),
     /* what the C library asks */
@@ -205,15 +205,16 @@ static const int strict_calls[] = {
 
 /* Refused with EACCES: the C library opens a file now and then (malloc reads /proc/sys/vm/overcommit_memory when it gives memory
  * back) and does without. */
-static const int strict_refused[] = {CALL(open),      CALL(openat),     CALL(openat2),  CALL(creat),
-                                     CALL(stat),      CALL(lstat),      CALL(statx),    CALL(access),
-                                     CALL(faccessat), CALL(faccessat2), CALL(readlink), CALL(readlinkat)};
+static const int strict_refused[] = {
+    CALL(open),     CALL(openat),     CALL(openat2),          CALL(creat),     CALL(stat),
+    CALL(lstat),    CALL(statx),      CALL(access),           CALL(faccessat), CALL(faccessat2),
+    CALL(readlink), CALL(readlinkat), CALL(sched_setaffinity)}; /* it takes any process; threads have their places by now */
 
 /* Refused to drivers; sockets, processes and signals to others are below. */
 static const int driver_refused[] = {
     CALL(execve), CALL(execveat), CALL(fork), CALL(vfork), CALL(ptrace), CALL(process_vm_readv), CALL(process_vm_writev),
     CALL(process_madvise), CALL(kcmp), CALL(pidfd_getfd), CALL(pidfd_send_signal), CALL(socket), CALL(bind), CALL(listen),
-    CALL(accept), CALL(accept4), CALL(connect),
+    CALL(accept), CALL(accept4), CALL(connect), CALL(socketpair), CALL(sendto), CALL(sendmmsg),
     /* the machine */
     CALL(mount), CALL(umount2), CALL(move_mount), CALL(open_tree), CALL(fsopen), CALL(fsmount), CALL(fsconfig), CALL(fspick),
     CALL(mount_setattr), CALL(pivot_root), CALL(chroot), CALL(unshare), CALL(setns), CALL(init_module), CALL(finit_module),
@@ -224,10 +225,16 @@ static const int driver_refused[] = {
     /* ways around a filter, and parts of the kernel that no driver needs */
     CALL(io_uring_setup), CALL(io_uring_enter), CALL(io_uring_register), CALL(bpf), CALL(perf_event_open), CALL(userfaultfd),
     CALL(add_key), CALL(request_key), CALL(keyctl), CALL(fanotify_init), CALL(lookup_dcookie), CALL(tkill), CALL(rt_sigqueueinfo),
-    CALL(rt_tgsigqueueinfo),
+    CALL(rt_tgsigqueueinfo), CALL(shmget), CALL(msgget), CALL(semget), CALL(mq_open),
+    /* other processes of the same user, by number */
+    CALL(setpriority), CALL(sched_setaffinity), CALL(sched_setscheduler), CALL(sched_setparam), CALL(sched_setattr),
+    CALL(ioprio_set), CALL(migrate_pages), CALL(move_pages), CALL(setpgid), CALL(setsid),
     /* other users */
     CALL(setuid), CALL(setgid), CALL(setreuid), CALL(setregid), CALL(setresuid), CALL(setresgid), CALL(setfsuid), CALL(setfsgid),
-    CALL(setgroups), CALL(capset), CALL(chown), CALL(fchown), CALL(lchown), CALL(fchownat)};
+    CALL(setgroups), CALL(capset), CALL(chown), CALL(fchown), CALL(lchown), CALL(fchownat),
+    /* what Landlock does not see of files that are elsewhere */
+    CALL(chmod), CALL(fchmodat), CALL(utime), CALL(utimes), CALL(utimensat), CALL(futimesat), CALL(setxattr), CALL(lsetxattr),
+    CALL(removexattr), CALL(lremovexattr)};
 
 static struct scmp_arg_cmp equal(unsigned arg, scmp_datum_t value)
 {
@@ -286,6 +293,11 @@ static int driver_conditions(scmp_filter_ctx f, uint32_t refuse)
     int r = add_if(f, refuse, CALL(clone), masked(0, CLONE_THREAD, 0));
     r = r ? r : add_if(f, refuse, CALL(tgkill), unequal(0, (scmp_datum_t)self));
     r = r ? r : add_if(f, refuse, CALL(kill), unequal(0, (scmp_datum_t)self));
+    r = r ? r : add_if(f, refuse, CALL(prlimit64), unequal(0, 0));
+    r = r ? r : add_if(f, refuse, CALL(prctl), equal(0, PR_SET_PDEATHSIG));
+    r = r ? r : add_if(f, refuse, CALL(fcntl), equal(1, F_SETOWN));
+    r = r ? r : add_if(f, refuse, CALL(fcntl), equal(1, F_SETOWN_EX));
+    r = r ? r : add_if(f, refuse, CALL(fcntl), equal(1, F_SETSIG));
     /* input put into the terminal would be read by a shell */
     r = r ? r : add_if(f, refuse, CALL(ioctl), masked(1, UINT32_MAX, TIOCSTI));
     r = r ? r : add_if(f, refuse, CALL(ioctl), masked(1, UINT32_MAX, TIOCLINUX));

@@ -54,9 +54,9 @@ def refused(cfg, *sets):
 
 def test_refusals():
     cfg = config(model("demo", "q8_0"))
-    for sets in (["memory.npu_worker=11MiB"], ["memory.gpu_worker=9MiB"], ["memory.loader=4MiB"],
-                 ["memory.coordinator=8MiB"], ["npu.memory=2MiB"], ["gpu.memory=1MiB"], ["memory.total=70MiB"],
-                 ["memory.loader=4MiB", "memory.npu_worker=9MiB", "memory.total=64MiB"], ["memory.npu_worker=13MiB", "kv_type=f32"],
+    for sets in (["memory.npu_worker=9MiB"], ["memory.gpu_worker=5MiB"], ["memory.loader=4MiB"],
+                 ["memory.coordinator=8MiB"], ["npu.memory=2MiB"], ["gpu.memory=1MiB"], ["memory.total=60MiB"],
+                 ["memory.loader=4MiB", "memory.npu_worker=9MiB", "memory.total=64MiB"], ["memory.npu_worker=11MiB", "kv_type=f32"],
                  ["memory.npu_worker=20MiB", "chunk_tokens=512", "npu.streamed=0"],
                  ["memory.total=75MiB", "npu.streamed=0", "gpu.streamed=0", "chunk_tokens=256"]):
         text, _ = refused(cfg, *sets)
