@@ -18,8 +18,8 @@ struct segments;
 struct slots;
 struct status;
 
-/* One stage. Its states in order: down (no process, perhaps waiting for its time or for others to start it), started, configured, attached (it has the rings
- * of this epoch), started its data thread, ready. A pause takes a configured one back to configured. */
+/* One stage. Its states in order: down (no process, perhaps waiting for its time or for others to start it), started, configured,
+ * attached (it has the rings of this epoch), started its data thread, ready. A pause takes a configured one back to configured. */
 struct stage {
     struct supervise *owner;
     enum msg_role role;
@@ -50,9 +50,9 @@ struct supervise {
     struct segments *segments;
     struct slots *slots;
     struct stage_socket *socket; /* NULL: we start all stages */
-    uint32_t n_stale_fills; /* answers to come from the loader about segments that are gone */
-    bool recovering;        /* not all stages are ready */
-    bool was_ready;         /* once they were */
+    uint32_t n_stale_fills;      /* answers to come from the loader about segments that are gone */
+    bool recovering;             /* not all stages are ready */
+    bool was_ready;              /* once they were */
     bool no_restarts;
     struct supervise_recovery recovery;
     uint64_t lost_ns, configured_ns;
