@@ -127,7 +127,7 @@ static double rate(double n, uint64_t ns)
 
 double answer_prefill_rate(const struct answer *a)
 {
-    return rate(a->result.n_prompt, a->result.prefill_ns);
+    return rate(a->result.n_prompt - a->result.n_cached, a->result.prefill_ns);
 }
 
 double answer_decode_rate(const struct answer *a)

@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 
 #include "coordinator/api_impl.h"
+#include "coordinator/page.h"
 #include "proto/config.h"
 #include "proto/utf8.h"
 #include "proto/util.h"
@@ -142,6 +143,16 @@ static void route(struct api *a, struct http_exchange *x, size_t i)
         routes[i].post(a, x, j);
 }
 
+static void page(struct http_exchange *x, const struct page_file *f)
+{
+    size_t n = (size_t)(f->end - f->begin);
+    char *body = malloc(n);
+    if (body)
+        memcpy(body, f->begin, n);
+    http_set_type(x, f->type, PAGE_POLICY);
+    http_reply(x, 200, body, n, 0);
+}
+
 static void on_request(void *ctx, struct http_exchange *x)
 {
     struct api *a = ctx;
@@ -152,7 +163,10 @@ static void on_request(void *ctx, struct http_exchange *x)
             return;
         }
     }
-    if (strncmp(path, "/v1/models/", 11) == 0 && http_method(x) == HTTP_GET)
+    const struct page_file *f = http_method(x) == HTTP_GET ? page_find(path) : NULL;
+    if (f)
+        page(x, f);
+    else if (strncmp(path, "/v1/models/", 11) == 0 && http_method(x) == HTTP_GET)
         one_model(a, x, path + 11);
     else
         http_error(x, 404, NULL, "not_found", "there is nothing at '%.80s'; docs/HTTP.md lists the paths", path);

@@ -110,6 +110,7 @@ struct api_choice {
     uint32_t n_output;           /* generated, shown or not */
     bool stopped;                /* by a stop string */
     bool numerics_changed;       /* a stage went on with another backend meanwhile */
+    uint32_t n_cached;           /* of the prompt */
     uint64_t asked_ns, token_ns; /* the request, its last token */
     bool finished, begun_sent, finish_sent;
     const char *finish_reason;

@@ -163,6 +163,7 @@ static void on_finished(void *ctx, const struct request_result *r)
         grow(c, detokenizer_finish(c->detokenizer));
     c->released = c->n_text;
     c->numerics_changed = r->numerics_changed;
+    c->n_cached = r->n_cached;
     metrics_observe(&job->api->metrics.whole, util_now_ns() - c->asked_ns);
     metrics_observe(&job->api->metrics.queue, r->queue_ns);
     job->api->metrics.finished[c->stopped ? ENGINE_FINISH_STOP : r->finish]++;
@@ -278,6 +279,7 @@ static int submit(struct api_job *job, const struct api_prompt *prompts, struct 
                                    .max_tokens = job->params.max_tokens,
                                    .sample = job->params.sample,
                                    .choice = i % job->params.n,
+                                   .reuse = true,
                                    .no_journal = true,
                                    .scored = job->params.logprobs ? on_scored : NULL,
                                    .token = on_token,

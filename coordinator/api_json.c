@@ -110,11 +110,13 @@ static uint32_t tokens_until(const struct api_choice *c)
 
 static json_t *usage_json(const struct api_job *job)
 {
-    json_int_t n = 0;
-    for (uint32_t i = 0; i < job->n_choices; i++)
+    json_int_t n = 0, cached = 0;
+    for (uint32_t i = 0; i < job->n_choices; i++) {
         n += job->choices[i].n_output;
-    return json_pack("{s:I, s:I, s:I, s:{s:i}}", "prompt_tokens", (json_int_t)job->n_prompt_tokens, "completion_tokens", n,
-                     "total_tokens", (json_int_t)job->n_prompt_tokens + n, "prompt_tokens_details", "cached_tokens", 0);
+        cached += i % job->params.n == 0 ? job->choices[i].n_cached : 0; /* a prompt counts once, as above */
+    }
+    return json_pack("{s:I, s:I, s:I, s:{s:I}}", "prompt_tokens", (json_int_t)job->n_prompt_tokens, "completion_tokens", n,
+                     "total_tokens", (json_int_t)job->n_prompt_tokens + n, "prompt_tokens_details", "cached_tokens", cached);
 }
 
 /* Takes choices. */

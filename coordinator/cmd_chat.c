@@ -98,6 +98,7 @@ static int one_turn(struct chat *t, const char *text, struct err *err)
     commands_request(t->c, &q);
     q.ids = t->ids;
     q.n_ids = (uint32_t)t->n_ids;
+    q.reuse = true;
     r = answer_submit(&a, t->c->engine, &q, err);
     if (r == 0)
         r = run_answer(t, &a, err);

@@ -22,7 +22,7 @@
 static uint64_t bytes_beside(const struct config *c, uint32_t vocab)
 {
     uint64_t formats = (uint64_t)c->sequences * FORMAT_BYTES + (uint64_t)vocab * WORD_BYTES;
-    uint64_t queued = (uint64_t)(c->sequences + c->http.max_queue) * c->context * sizeof(uint32_t);
+    uint64_t queued = (uint64_t)(2 * c->sequences + c->http.max_queue) * c->context * sizeof(uint32_t);
     return http_memory(&c->http) + formats + JSON_FACTOR * c->http.max_body + queued +
            (uint64_t)c->sequences * c->context * ANSWER_TOKEN_BYTES;
 }

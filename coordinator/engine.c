@@ -77,7 +77,7 @@ static void *waiter_main(void *arg)
             break;
         if (ring_fill(output) || ring_poisoned(output))
             uv_async_send(&e->output);
-        bell_wait(bell, seen, 0, -1);
+        bell_wait(bell, seen, 0, BELL_AGAIN_NS);
     }
     return NULL;
 }
@@ -143,6 +143,8 @@ static void on_output(uv_async_t *a)
         supervise_kill(e->supervise, MSG_ROLE_GPU, &err);
         return;
     }
+    if (ring_fill(supervise_output_ring(e->supervise)))
+        uv_async_send(a);
     note_progress(e);
 }
 
@@ -199,6 +201,11 @@ static void on_lost(void *ctx)
 static uint64_t on_progress(void *ctx)
 {
     return schedule_progress(((struct engine *)ctx)->schedule);
+}
+
+static uint32_t on_in_flight(void *ctx, uint32_t *ret_done)
+{
+    return schedule_in_flight(((struct engine *)ctx)->schedule, ret_done);
 }
 
 static bool on_fallback(void *ctx, enum msg_role role, const struct err *why)
@@ -301,6 +308,7 @@ static int open_pipeline(struct engine *e, const struct engine_options *o, struc
                                    .ready = on_ready,
                                    .lost = on_lost,
                                    .progress = on_progress,
+                                   .in_flight = on_in_flight,
                                    .fallback = on_fallback,
                                    .give_up = on_give_up,
                                    .stats = on_stats,

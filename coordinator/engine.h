@@ -62,6 +62,7 @@ struct request_result {
     enum engine_finish finish;
     const struct err *err; /* ENGINE_FINISH_ERROR */
     uint32_t n_prompt, n_output;
+    uint32_t n_cached;                              /* of the prompt, in the KV cache already */
     uint64_t queue_ns, prefill_ns, decode_ns;       /* prefill: until the first token's logits are there */
     struct chunk_times prefill_times, decode_times; /* summed over the request's chunks */
     uint32_t prefill_chunks, decode_chunks;
@@ -81,6 +82,7 @@ struct request_params {
     const uint32_t *done;
     uint32_t n_done;
     struct journal_file *journal;
+    bool reuse;      /* of the KV cache that an earlier such request left, for a prompt that begins as it; never with all_logits */
     bool no_journal; /* whom the answer is for goes with this process */
     /* May be NULL. scored: before token, the row that the token was chosen from and a sampler to look at it with, borrowed for the
      * call. token: every generated token, the end token excluded. logits: row for prompt position pos, borrowed for the call. */
@@ -125,7 +127,9 @@ struct engine_process_stats {
     const char *name;
     int pid; /* 0: does not run */
     char backend[64];
-    bool answered; /* a stage: what it counts itself is of now; else of when it last answered */
+    bool working;   /* a stage: on a chunk at the moment, */
+    uint32_t layer; /* at this layer */
+    bool answered;  /* a stage: what it counts itself is of now; else of when it last answered */
     /* Bytes that it accounts for: now, at most so far, and as planned; of all, what it may take, and what it has besides. */
     uint64_t budget[BUDGET_CATEGORIES], peak[BUDGET_CATEGORIES], planned[BUDGET_CATEGORIES];
     uint64_t total_peak, limit, fixed;

@@ -14,9 +14,14 @@
 #include "coordinator/segments.h"
 #include "coordinator/slots.h"
 #include "coordinator/supervise_impl.h"
+#include "model/segment.h"
 #include "proto/log.h"
+#include "proto/shm.h"
 #include "proto/status.h"
 #include "proto/util.h"
+
+#define FILL_NEVER (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)
+#define OPEN_MAX 64u /* requests for one slot: a worker asks again only when it has been answered, or was paused */
 
 bool handshake_is_sealed(const struct held_segment *g)
 {
@@ -57,11 +62,12 @@ static int ask_for(struct supervise *s, const struct held_segment *g, struct err
     return child_send(s->stages[MSG_ROLE_LOADER].child, &m, &g->fd, 1, err);
 }
 
-static int ask_for_slot(struct supervise *s, const struct held_slot *h, struct err *err)
+static int ask_for_slot(struct supervise *s, struct held_slot *h, struct err *err)
 {
     struct msg m = {
         .type = MSG_TYPE_slot_fill,
         .slot_fill = {.kind = h->kind, .slot = h->slot, .layer = h->layer, .bytes = h->bytes_wanted, .serial = h->serial}};
+    h->n_open++;
     return child_send(s->stages[MSG_ROLE_LOADER].child, &m, &h->fd, 1, err);
 }
 
@@ -70,7 +76,8 @@ static int ask_for_all(struct supervise *s, struct err *err)
 {
     int r = 0;
     for (uint32_t i = 0; r == 0 && i < slots_count(s->slots); i++) {
-        const struct held_slot *h = slots_at(s->slots, i);
+        struct held_slot *h = slots_at(s->slots, i);
+        h->n_open = 0;
         r = h->serial ? ask_for_slot(s, h, err) : 0;
     }
     for (uint32_t i = 0; r == 0 && i < segments_count(s->segments); i++) {
@@ -86,9 +93,10 @@ static int send_held(struct stage *st, struct err *err)
     struct segments *all = st->owner->segments;
     int r = 0;
     for (uint32_t i = 0; r == 0 && i < segments_count(all); i++) {
-        const struct held_segment *g = segments_at(all, i);
+        struct held_segment *g = segments_at(all, i);
         if (g->role != st->role)
             continue;
+        g->inherited = true;
         struct msg m = {.type = MSG_TYPE_segment_held,
                         .segment_held = {.kind = g->kind, .layer = g->layer, .bytes = g->bytes, .filled = g->filled}};
         r = child_send(st->child, &m, &g->fd, 1, err);
@@ -100,6 +108,7 @@ static int send_held(struct stage *st, struct err *err)
         if (h->role != st->role)
             continue;
         struct msg m = {.type = MSG_TYPE_slot_held, .slot_held = {.kind = h->kind, .slot = h->slot, .bytes = h->bytes}};
+        h->inherited = true;
         h->serial = 0; /* what is asked for there has nobody who waits for it */
         r = child_send(st->child, &m, &h->fd, 1, err);
     }
@@ -141,18 +150,39 @@ static int on_hello(struct stage *st, const struct msg_hello *h, struct err *err
     return rings_made(s->rings) ? handshake_attach(st, err) : 0;
 }
 
+/* The loader writes into it: what a worker makes must not be its trap. never: seals that would be one. */
+static int check_memfd(const struct stage *st, uint32_t kind, uint64_t bytes, int fd, int never, struct err *err)
+{
+    const char *name = msg_role_name(st->role);
+    if (st->role != (kind == SEGMENT_ATTN ? MSG_ROLE_NPU : MSG_ROLE_GPU))
+        return err_set(err, -EPROTO, "%s: made room for weights of kind %u, which are not its own", name, kind);
+    if (bytes == 0)
+        return err_set(err, -EPROTO, "%s: made room for 0 bytes of weights", name);
+    int r = shm_check(fd, bytes, err);
+    if (r < 0)
+        return err_wrap(err, r, "%s", name);
+    int seals = fcntl(fd, F_GET_SEALS);
+    if (seals & never)
+        return err_set(err, -EPROTO, "%s: memfd for weights with seals 0x%x; expected one that can be filled", name,
+                       (unsigned)seals);
+    return 0;
+}
+
 static int on_segment_new(struct stage *st, const struct msg_segment_new *m, int *fd, struct err *err)
 {
     struct supervise *s = st->owner;
     struct held_segment h = {.role = st->role, .kind = m->kind, .layer = m->layer, .bytes = m->bytes, .fd = *fd};
     struct held_segment *before = segments_find(s->segments, m->kind, m->layer);
-    if (before && before->role == st->role && !st->segments_known) { /* of its predecessor: not to its taste */
+    int r = check_memfd(st, m->kind, m->bytes, *fd, FILL_NEVER | F_SEAL_SEAL, err);
+    if (r < 0)
+        return r;
+    if (before && before->inherited && !st->segments_known) { /* of its predecessor: not to its taste */
         s->n_stale_fills += !before->filled && s->stages[MSG_ROLE_LOADER].configured;
         st->n_segments--;
         st->n_filled -= before->filled;
         segments_remove(s->segments, before);
     }
-    if (st->role == MSG_ROLE_LOADER || st->segments_known || !segments_add(s->segments, &h))
+    if (st->segments_known || !segments_add(s->segments, &h))
         return err_set(err, -EPROTO, "%s: unexpected SEGMENT_NEW (kind %u, layer %u)", msg_role_name(st->role), m->kind, m->layer);
     take_fd(fd);
     st->n_segments++;
@@ -175,6 +205,7 @@ static int on_segment_filled(struct stage *st, const struct msg_segment_filled *
     struct supervise *s = st->owner;
     if (st->role != MSG_ROLE_LOADER)
         return err_set(err, -EPROTO, "%s: unexpected SEGMENT_FILLED", msg_role_name(st->role));
+    s->filling_ns = 0;
     struct held_segment *g = segments_find(s->segments, m->kind, m->layer);
     if (!g || g->filled || !handshake_is_sealed(g)) {
         if (s->n_stale_fills == 0)
@@ -212,10 +243,12 @@ static int on_slot_new(struct stage *st, const struct msg_slot_new *m, int *fd, 
     struct supervise *s = st->owner;
     struct held_slot h = {.role = st->role, .kind = m->kind, .slot = m->slot, .bytes = m->bytes, .fd = *fd};
     struct held_slot *before = slots_find(s->slots, m->kind, m->slot);
-    bool again = before && before->role == st->role && !st->segments_known; /* of its predecessor: not to its taste */
-    if (again)
+    int r = check_memfd(st, m->kind, m->bytes, *fd, FILL_NEVER, err);
+    if (r < 0)
+        return r;
+    if (before && before->inherited && !st->segments_known) /* of its predecessor: not to its taste */
         slots_remove(s->slots, before);
-    if (st->role == MSG_ROLE_LOADER || st->segments_known || !slots_add(s->slots, &h))
+    if (st->segments_known || !slots_add(s->slots, &h))
         return err_set(err, -EPROTO, "%s: unexpected SLOT_NEW (kind %u, slot %u)", msg_role_name(st->role), m->kind, m->slot);
     take_fd(fd);
     return 0;
@@ -228,6 +261,9 @@ static int on_slot_want(struct stage *st, const struct msg_slot_want *m, struct 
     if (!h || h->role != st->role || m->bytes > h->bytes)
         return err_set(err, -EPROTO, "%s: SLOT_WANT (kind %u, slot %u, layer %u) of a slot that it does not have",
                        msg_role_name(st->role), m->kind, m->slot, m->layer);
+    if (h->n_open >= OPEN_MAX)
+        return err_set(err, -EPROTO, "%s: SLOT_WANT (kind %u, slot %u) again and again; %u requests are not answered yet",
+                       msg_role_name(st->role), m->kind, m->slot, h->n_open);
     h->layer = m->layer;
     h->bytes_wanted = m->bytes;
     h->worker_serial = m->serial;
@@ -241,6 +277,8 @@ static int on_slot_filled(struct stage *st, const struct msg_slot_filled *m, str
     struct held_slot *h = st->role == MSG_ROLE_LOADER ? slots_find(s->slots, m->kind, m->slot) : NULL;
     if (!h)
         return err_set(err, -EPROTO, "%s: unexpected SLOT_FILLED (kind %u, slot %u)", msg_role_name(st->role), m->kind, m->slot);
+    s->filling_ns = 0;
+    h->n_open -= h->n_open > 0;
     if (m->serial != h->serial)
         return 0; /* something else has been wanted there since */
     h->serial = 0;

@@ -63,8 +63,10 @@ static void add_headers(const struct http_exchange *x, struct MHD_Response *r)
     char seconds[16];
     const char *type = stream ? "text/event-stream; charset=utf-8" : x->type;
     MHD_add_response_header(r, "Content-Type", type ? type : "application/json");
-    if (x->policy)
+    if (x->policy) {
         MHD_add_response_header(r, "Content-Security-Policy", x->policy);
+        MHD_add_response_header(r, "Referrer-Policy", "no-referrer");
+    }
     MHD_add_response_header(r, "Cache-Control", "no-store");
     MHD_add_response_header(r, "X-Content-Type-Options", "nosniff");
     if (x->status == 401)

@@ -10,6 +10,7 @@
 
 #include "coordinator/http_auth.h"
 #include "coordinator/http_impl.h"
+#include "coordinator/page.h"
 #include "proto/log.h"
 #include "proto/util.h"
 
@@ -100,7 +101,7 @@ static bool check_origin(struct http_exchange *x)
 static bool check_key(struct http_exchange *x)
 {
     const struct http *h = x->c->h;
-    if (!h->auth || strcmp(x->path, "/health") == 0 || http_auth_check(h->auth, header(x, "Authorization")))
+    if (!h->auth || strcmp(x->path, "/health") == 0 || page_find(x->path) || http_auth_check(h->auth, header(x, "Authorization")))
         return true;
     http_error(x, 401, NULL, "invalid_api_key", "no valid API key; expected the header 'Authorization: Bearer KEY'");
     return false;

@@ -1,17 +1,26 @@
 /* SPDX-License-Identifier: MIT
- * Notices stages that hang: one timer of the loop looks at the status page of each data thread, and pings each control thread. Only
- * kills; what follows is recovery.c's. `deadlines: off` leaves it out, for debuggers.
+ * Notices stages that hang, and chunks that are lost: one timer of the loop looks at the status page of each data thread and at the
+ * rings, and pings each control thread. Only kills; what follows is recovery.c's. `deadlines: off` leaves it out, for debuggers.
  *
  * A chunk may take as long as its stage's page says is usual, twenty times over, and at least two seconds; the first of its kind,
  * in which drivers compile, a minute. A stage that waits for input, space or weights is not busy. When this process itself did not
- * run for a while (stopped, suspended, starved), all clocks start anew. */
+ * run for a while (stopped, suspended, starved), all clocks start anew.
+ *
+ * A chunk that a stage takes and does not pass on is missing in the books of the rings, and the stage is the one whose books do not
+ * add up. What lies before a stage that waits, and is not taken, is its fault too. When chunks are on their way and lie nowhere,
+ * nobody has them and the books say nothing (they are written by the stages), all three have to go. The loader owes what it was
+ * asked to fill. */
 #include <errno.h>
 
 #include "coordinator/child.h"
 #include "coordinator/plan.h"
+#include "coordinator/rings.h"
+#include "coordinator/segments.h"
+#include "coordinator/slots.h"
 #include "coordinator/supervise_impl.h"
 #include "proto/config.h"
 #include "proto/log.h"
+#include "proto/ring.h"
 #include "proto/status.h"
 #include "proto/util.h"
 
@@ -24,6 +33,11 @@
 #define START_LIMIT (10 * SECOND)
 #define DRIVER_LIMIT (60 * SECOND) /* which compiles, on the control thread */
 #define ANSWER_LIMIT (60 * SECOND) /* of PAUSED after PAUSE, of READY after START */
+#define LOST_LIMIT                                                                                                               \
+    (2 * SECOND)                 /* of a chunk that is missing; where only waiting shows it, `heartbeat_s` later: a process that \
+                                  * does not answer is told as that */
+#define FILL_LIMIT (60 * SECOND) /* without any weights from the loader, and for the bytes at */
+#define FILL_RATE (UINT64_C(8) << 20) /* a second */
 
 static double seconds(uint64_t ns)
 {
@@ -88,10 +102,111 @@ static void check(struct stage *st, uint64_t now)
     }
 }
 
+/* How long `condition` has been true; *since: 0 while it is not. */
+static uint64_t lasts(const struct supervise *s, bool condition, uint64_t *since_ns, uint64_t now)
+{
+    *since_ns = !condition ? 0 : *since_ns ? *since_ns : now;
+    return *since_ns ? since(s, now, *since_ns) : 0;
+}
+
+static void check_books(struct stage *st, const struct ring_books *b, const struct status_work *w, uint64_t now)
+{
+    struct supervise *s = st->owner;
+    struct err why = {0};
+    uint64_t patience = LOST_LIMIT + s->o.config->heartbeat_s * SECOND;
+    int32_t missing = (int32_t)(b->taken - b->given);
+    bool could = w->since_ns == 0 && ((w->wait == STATUS_INPUT && b->has_input) || (w->wait == STATUS_SPACE && !b->output_full));
+    uint64_t owes = lasts(s, missing > 0, &st->owes_ns, now), idle = lasts(s, could, &st->idle_ns, now);
+    if (owes > LOST_LIMIT) {
+        err_set(&why, -ETIMEDOUT, "%s (pid %d) lost %d chunk%s: it took %u and passed %u on, %.1f s ago (see 'deadlines')",
+                msg_role_name(st->role), st->pid, missing, missing == 1 ? "" : "s", b->taken, b->given, seconds(owes));
+        hangs(st, owes, &why);
+    } else if (idle > patience) {
+        err_set(&why, -ETIMEDOUT, "%s (pid %d) hangs: it waits for %s, which is there, for %.1f s; at most %.1f s are allowed",
+                msg_role_name(st->role), st->pid, w->wait == STATUS_INPUT ? "a chunk" : "space in a ring", seconds(idle),
+                seconds(patience));
+        hangs(st, idle, &why);
+    }
+}
+
+/* Chunks on their way: somebody has each, or it lies in a ring. */
+static void check_chunks(struct supervise *s, uint64_t now)
+{
+    struct ring_books books[MSG_ROLES];
+    struct status_work work[MSG_ROLES];
+    struct err why = {0};
+    uint32_t done, n = s->o.in_flight(s->o.ctx, &done);
+    bool busy = false;
+    if (ring_poisoned(rings_tokens(s->rings))) {
+        err_set(&why, -EPROTO, "loader (pid %d) keeps more slots of its input ring than it can be working on, or has spoilt it",
+                s->stages[MSG_ROLE_LOADER].pid);
+        child_kill(s->stages[MSG_ROLE_LOADER].child, &why);
+        return;
+    }
+    for (int i = 0; i < MSG_ROLES; i++) {
+        status_read(s->stages[i].page, &work[i]);
+        busy |= work[i].since_ns || work[i].wait != STATUS_INPUT;
+    }
+    int full = n ? rings_books(s->rings, done, books, &why) : 0;
+    if (full < 0) {
+        log_warn("supervise", "the rings cannot be looked at: %s", why.text);
+        return;
+    }
+    for (int i = 0; n && i < MSG_ROLES; i++)
+        check_books(&s->stages[i], &books[i], &work[i], now);
+    uint64_t lost = lasts(s, n && !full && !busy, &s->lost_since_ns, now),
+             patience = LOST_LIMIT + s->o.config->heartbeat_s * SECOND;
+    if (lost <= patience)
+        return;
+    err_set(&why, -ETIMEDOUT,
+            "%u chunk%s lost: nobody has had %s for %.1f s, and no ring holds %s; which stage it was cannot be told", n,
+            n == 1 ? " is" : "s are", n == 1 ? "it" : "them", seconds(lost), n == 1 ? "it" : "them");
+    for (int i = 0; i < MSG_ROLES; i++)
+        hangs(&s->stages[i], lost, &why);
+}
+
+static void forget_chunks(struct supervise *s)
+{
+    s->lost_since_ns = 0;
+    for (int i = 0; i < MSG_ROLES; i++)
+        s->stages[i].owes_ns = s->stages[i].idle_ns = 0;
+}
+
+/* The most bytes that the loader was asked to fill and did not; 0: it owes nothing. */
+static uint64_t owed_bytes(struct supervise *s)
+{
+    uint64_t most = 0;
+    for (uint32_t i = 0; i < segments_count(s->segments); i++) {
+        const struct held_segment *g = segments_at(s->segments, i);
+        most = g->filled ? most : MAX(most, g->bytes);
+    }
+    for (uint32_t i = 0; i < slots_count(s->slots); i++) {
+        const struct held_slot *h = slots_at(s->slots, i);
+        most = h->serial ? MAX(most, MAX(h->bytes_wanted, 1u)) : most;
+    }
+    return most;
+}
+
+static void check_fills(struct supervise *s, uint64_t now)
+{
+    struct stage *st = &s->stages[MSG_ROLE_LOADER];
+    struct err why = {0};
+    uint64_t bytes = st->configured ? owed_bytes(s) : 0, limit = FILL_LIMIT + bytes / FILL_RATE * SECOND;
+    uint64_t silent = lasts(s, bytes > 0, &s->filling_ns, now);
+    if (silent <= limit)
+        return;
+    err_set(&why, -ETIMEDOUT, "loader (pid %d) hangs: weights are wanted and none have come for %.1f s; at most %.1f s are allowed",
+            st->pid, seconds(silent), seconds(limit));
+    hangs(st, silent, &why);
+}
+
 static void on_watch(uv_timer_t *t)
 {
-    struct supervise *s = t->data;
-    uint64_t now = util_now_ns();
+    liveness_look(t->data, util_now_ns());
+}
+
+void liveness_look(struct supervise *s, uint64_t now)
+{
     if (s->stopping || s->failed)
         return;
     if (now - s->watched_ns > LATE_NS)
@@ -106,6 +221,11 @@ static void on_watch(uv_timer_t *t)
         st->pinged_ns = st->pinged_ns ? st->pinged_ns : now; /* the oldest that is not answered */
         child_send(st->child, &ping, NULL, 0, NULL);         /* one that does not read is found by its silence */
     }
+    check_fills(s, now);
+    if (s->recovering)
+        forget_chunks(s);
+    else
+        check_chunks(s, now);
 }
 
 int liveness_open(struct supervise *s, struct err *err)

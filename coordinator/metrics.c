@@ -69,6 +69,9 @@ static void write_requests(const struct out *o, const struct metrics *m, const s
              s->kv_pages ? (double)s->kv_pages_used / (double)s->kv_pages : 0);
     of_model(o, "vllm:prompt_tokens_total", "counter", "Prompt tokens processed.", (double)s->counts.prompt_tokens);
     of_model(o, "vllm:generation_tokens_total", "counter", "Tokens generated.", (double)s->counts.output_tokens);
+    of_model(o, "vllm:prefix_cache_queries_total", "counter", "Prompt tokens that were looked for in what the KV cache keeps.",
+             (double)s->counts.asked_tokens);
+    of_model(o, "vllm:prefix_cache_hits_total", "counter", "Of these, those that were there.", (double)s->counts.cached_tokens);
     family(o, "vllm:request_success_total", "counter", "Answers of the HTTP server by how they ended.");
     static const struct {
         const char *reason;

@@ -120,6 +120,8 @@ static void take_process(const struct monitor *m, int i, bool pss, struct engine
     if (role >= 0) {
         const struct supervise_stage_stats *st = supervise_stage_stats(m->o.supervise, (enum msg_role)role);
         s->restarts = st->restarts;
+        s->working = supervise_working(m->o.supervise, (enum msg_role)role, &s->layer);
+        s->layer = MIN(s->layer, p->hparams.n_layers); /* a stage's word */
         memcpy(s->last_reason, st->reason, sizeof(s->last_reason));
     }
     if (role < 0)

@@ -32,6 +32,7 @@ static const struct field request_fields[] = {
 static const struct field token_fields[] = {
     COUNT("prompt", KIND_U64, counts.prompt_tokens),
     COUNT("output", KIND_U64, counts.output_tokens),
+    COUNT("cached", KIND_U64, counts.cached_tokens),
     COUNT("prompt_per_second", KIND_DOUBLE, counts.prompt_per_second),
     COUNT("output_per_second", KIND_DOUBLE, counts.output_per_second),
 };
@@ -56,6 +57,8 @@ static const struct field top_fields[] = {
 static const struct field process_fields[] = {
     PROCESS("pid", KIND_INT, pid),
     PROCESS("answered", KIND_BOOL, answered),
+    PROCESS("working", KIND_BOOL, working),
+    PROCESS("layer", KIND_U32, layer),
     PROCESS("cap_bytes", KIND_U64, cap),
     PROCESS("cap_enforced", KIND_BOOL, cap_enforced),
     PROCESS("spawned", KIND_BOOL, spawned),

@@ -167,5 +167,39 @@ int rings_look(const struct rings *r, int i, const char **ret_name, uint32_t *re
 {
     *ret_name = ring_table[i].name + strlen("tandem-");
     *ret_fill = *ret_slots = 0;
-    return r->made ? ring_look(r->ring_fds[i], ret_fill, ret_slots, err) : 0;
+    struct ring_sight seen;
+    int code = r->made ? ring_look(r->ring_fds[i], &seen, err) : 0;
+    if (r->made && code == 0) {
+        *ret_fill = seen.fill;
+        *ret_slots = seen.n_slots;
+    }
+    return code;
+}
+
+/* All that was taken is read before anything that was given: in between, it can only look as if more had been given. */
+int rings_books(const struct rings *r, uint32_t done, struct ring_books ret[MSG_ROLES], struct err *err)
+{
+    struct ring_sight before[RINGS], after[RINGS];
+    int code = 0, full = 0;
+    memset(ret, 0, MSG_ROLES * sizeof(*ret));
+    for (int i = 0; code == 0 && i < RINGS; i++)
+        code = ring_look(r->ring_fds[i], &before[i], err);
+    for (int i = 0; code == 0 && i < RINGS; i++)
+        code = ring_look(r->ring_fds[i], &after[i], err);
+    if (code < 0)
+        return code;
+    for (int i = 0; i < RINGS; i++) {
+        int from = ring_table[i].producer, to = ring_table[i].consumer;
+        uint32_t fill = i == RING_OUTPUT ? MIN(ring_fill(r->output), ring_n_slots(r->output)) : after[i].fill;
+        full += (int)fill;
+        if (from < MSG_ROLES) {
+            ret[from].given += i == RING_OUTPUT ? done + fill : after[i].head; /* of what lies there, some are logits */
+            ret[from].output_full |= fill >= after[i].n_slots;
+        }
+        if (to < MSG_ROLES) {
+            ret[to].taken += before[i].tail;
+            ret[to].has_input |= fill > 0;
+        }
+    }
+    return full;
 }

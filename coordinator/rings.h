@@ -22,7 +22,7 @@ void rings_close(struct rings *r);                                            /*
 int rings_make(struct rings *r, uint32_t epoch, struct err *err);
 void rings_drop(struct rings *r); /* closes and unmaps all rings; none is fine */
 bool rings_made(const struct rings *r);
-/* A stage that was killed leaves its count of waiters in its bell: its successor gets another. Not between make and drop. */
+/* A stage that was killed may leave anything in its bell: its successor gets another. Not between make and drop. */
 int rings_renew_bell(struct rings *r, enum msg_role role, struct err *err);
 
 /* As ATTACH_RING wants it; fds are borrowed. */
@@ -35,6 +35,15 @@ int rings_bell_fd(const struct rings *r, enum msg_role role);
 
 /* Of any ring, while they are made: its name, how many slots are full, of how many. i < SUPERVISE_RINGS (supervise.h). */
 int rings_look(const struct rings *r, int i, const char **ret_name, uint32_t *ret_fill, uint32_t *ret_slots, struct err *err);
+
+/* The books of a stage: chunks it has taken from its rings and put into rings, as both sides say. Each chunk that is taken is first
+ * passed on, so that `given` is never behind of `taken`, but of a stage that lost one. */
+struct ring_books {
+    uint32_t taken, given;
+    bool has_input, output_full; /* something lies in an input, no place is left in an output */
+};
+/* While rings are made. done: chunks that came to their end here, out of these rings. Returns how many slots are full in all. */
+int rings_books(const struct rings *r, uint32_t done, struct ring_books ret[MSG_ROLES], struct err *err);
 
 /* Our ends, while rings are made: producer of the token ring, consumer of gpu_worker's; our bell is always there. */
 struct ring *rings_tokens(struct rings *r);

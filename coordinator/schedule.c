@@ -6,7 +6,8 @@
  * becomes ready while it is in flight joins the next one. Prompt chunks fill the other credits, in order of slots, and may hold
  * tokens of several sequences; chunks of one prompt follow each other without waiting, so both workers are busy.
  * Where weights are streamed, chunks travel in passes instead (send_pass).
- * A slot is reused when its request has ended and none of its chunks is in flight; its first chunk frees the old KV. */
+ * A slot is reused when its request has ended and none of its chunks is in flight; its first chunk frees the old KV, or goes on
+ * behind the part of it that it shares (schedule_admit.c). */
 #include "coordinator/schedule.h"
 
 #include <errno.h>
@@ -15,7 +16,6 @@
 
 #include "coordinator/journal.h"
 #include "coordinator/schedule_impl.h"
-#include "model/work_plan.h"
 #include "proto/err.h"
 #include "proto/log.h"
 #include "proto/ring.h"
@@ -70,8 +70,10 @@ void schedule_close(struct schedule *s)
         s->queue = r->next;
         request_free(r);
     }
-    for (uint32_t i = 0; s->slots && i < s->n_slots; i++)
+    for (uint32_t i = 0; s->slots && i < s->n_slots; i++) {
         request_free(s->slots[i].req);
+        schedule_forget(&s->slots[i]);
+    }
     sampler_close(s->sampler);
     free(s->slots);
     free(s->flights);
@@ -84,6 +86,13 @@ void schedule_attach(struct schedule *s, struct ring *tokens, struct ring *outpu
     s->tokens = tokens;
     s->output = output;
     s->epoch = epoch;
+    s->n_done = 0;
+}
+
+uint32_t schedule_in_flight(const struct schedule *s, uint32_t *ret_done)
+{
+    *ret_done = s->n_done;
+    return s->n_in_flight;
 }
 
 uint32_t schedule_active(const struct schedule *s)
@@ -101,16 +110,13 @@ void schedule_count(const struct schedule *s, struct schedule_counts *ret)
                                     .failed = s->n_failed,
                                     .prompt_tokens = s->prompt_meter.total,
                                     .output_tokens = s->output_meter.total,
+                                    .asked_tokens = s->n_asked,
+                                    .cached_tokens = s->n_cached,
                                     .prompt_per_second = meter_rate(&s->prompt_meter, now),
                                     .output_per_second = meter_rate(&s->output_meter, now)};
     for (uint32_t i = 0; i < s->n_slots; i++)
         ret->running += s->slots[i].req != NULL;
     ret->queued = s->n_active - ret->running;
-}
-
-static uint64_t kv_pages(const struct schedule *s, uint32_t positions)
-{
-    return work_plan_kv_pages(&s->plan->hparams, positions, s->plan->chunk_tokens, s->plan->ring_slots);
 }
 
 static int request_check(const struct schedule *s, const struct request_params *p, struct err *err)
@@ -180,7 +186,7 @@ int schedule_submit(struct schedule *s, const struct request_params *p, struct r
     q->n_output = p->n_done;
     note(s, q);
     q->submitted_ns = util_now_ns();
-    q->pages = kv_pages(s, p->n_ids + room);
+    q->pages = schedule_kv_pages(s, p->n_ids + room);
     *s->queue_end = q;
     s->queue_end = &q->next;
     s->n_active++;
@@ -212,6 +218,8 @@ void schedule_slot_finish(struct schedule *s, struct slot *slot, enum engine_fin
 {
     struct request *r = slot->req;
     slot->req = NULL;
+    if (why != ENGINE_FINISH_ERROR)
+        schedule_keep(s, slot, r);
     if (s->suspect == (uint32_t)(slot - s->slots))
         schedule_next_suspect(s);
     request_finish(s, r, why, err);
@@ -246,29 +254,6 @@ void schedule_fail(struct schedule *s, const struct err *err)
         if (!s->queue)
             s->queue_end = &s->queue;
         request_finish(s, r, ENGINE_FINISH_ERROR, err);
-    }
-}
-
-/* Requests in order, as long as there is a slot, and pages for all that each may store. */
-static void admit(struct schedule *s)
-{
-    uint64_t held = 0;
-    for (uint32_t i = 0; i < s->n_slots; i++)
-        held += s->slots[i].req || s->slots[i].in_flight ? s->slots[i].pages : 0;
-    for (uint32_t i = 0; i < s->n_slots && s->queue; i++) {
-        struct slot *slot = &s->slots[i];
-        if (slot->req || slot->in_flight)
-            continue;
-        if (s->queue->pages > s->plan->kv_pages - held)
-            return;
-        struct request *r = s->queue;
-        s->queue = r->next;
-        if (!s->queue)
-            s->queue_end = &s->queue;
-        r->next = NULL;
-        r->started_ns = util_now_ns();
-        held += r->pages;
-        *slot = (struct slot){.req = r, .pages = r->pages, .stale = slot->stale};
     }
 }
 
@@ -314,7 +299,9 @@ static void chunk_add(struct schedule *s, struct flight *f, uint32_t slot_index,
             f->rows[f->n_logits++].pos = pos;
         }
     }
+    slot->told = slot->n_sent == 0 ? 0 : MAX(slot->told, slot->committed);
     slot->n_sent += n;
+    slot->extent = MAX(slot->extent, slot->n_sent);
     slot->in_flight++;
 }
 
@@ -326,7 +313,7 @@ static void add_stale(struct schedule *s, struct chunk *c)
         listed |= UINT64_C(1) << c->seqs[i].seq;
     for (uint32_t i = 0; i < s->n_slots; i++) {
         struct slot *slot = &s->slots[i];
-        bool ended = !slot->in_flight && (!slot->req || slot->n_sent == 0);
+        bool ended = !slot->in_flight && (slot->req ? slot->n_sent == 0 : !slot->kept);
         if (!slot->stale || !ended || (listed >> i & 1))
             continue;
         c->seqs[c->h.n_seqs++] = (struct chunk_seq){.seq = i, .flags = CHUNK_SEQ_FREE};
@@ -410,7 +397,7 @@ void schedule_pump(struct schedule *s)
 {
     if (!s->tokens)
         return;
-    admit(s);
+    schedule_admit(s);
     if (plan_streams(s->plan)) {
         if (s->n_in_flight == 0)
             send_pass(s);

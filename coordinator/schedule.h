@@ -33,7 +33,8 @@ int schedule_submit(struct schedule *s, const struct request_params *p, struct r
 void schedule_cancel(struct schedule *s, struct request *r);
 /* Send as many chunks as there are credits for. */
 void schedule_pump(struct schedule *s);
-/* Take everything from the output ring, sample, call back, pump. -EPROTO when gpu_worker breaks the format. */
+/* Take what lies in the output ring, sample, call back, pump. -EPROTO when gpu_worker breaks the format. What is committed
+ * meanwhile may be left: the ring is not empty then. */
 int schedule_drain(struct schedule *s, struct err *err);
 /* The pipeline is gone: every request finishes with ENGINE_FINISH_ERROR. */
 void schedule_fail(struct schedule *s, const struct err *err);
@@ -44,8 +45,10 @@ struct schedule_counts {
     uint32_t queued, running, sequences;         /* requests; slots for those that run */
     uint64_t finished, failed;                   /* requests, since start; with an error */
     uint64_t prompt_tokens, output_tokens;       /* since start: prompt positions processed, tokens sampled */
+    uint64_t asked_tokens, cached_tokens;        /* prompt tokens of requests that may reuse, and those that were in the KV cache */
     double prompt_per_second, output_per_second; /* of late (meter.h) */
 };
+uint32_t schedule_in_flight(const struct schedule *s, uint32_t *ret_done); /* chunks; of these rings, those that came back */
 void schedule_count(const struct schedule *s, struct schedule_counts *ret);
 
 #endif

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * What the files of the schedule share: schedule.c (queue, slots, what is sent), schedule_output.c (what comes back),
- * schedule_restart.c (the pipeline stopped and runs again). Nobody else includes it. Thread: the loop's. */
+ * What the files of the schedule share: schedule.c (queue, what is sent), schedule_admit.c (slots), schedule_output.c (what comes
+ * back), schedule_restart.c (the pipeline stopped and runs again). Nobody else includes it. Thread: the loop's. */
 #ifndef TANDEM_COORDINATOR_SCHEDULE_IMPL_H
 #define TANDEM_COORDINATOR_SCHEDULE_IMPL_H
 
@@ -32,7 +32,11 @@ struct slot {
     uint32_t committed;  /* positions whose chunk has come back */
     uint32_t in_flight;  /* chunks */
     uint64_t pages;      /* of the KV cache that its request may come to hold */
-    bool stale;          /* the KV cache holds what an earlier request left: the next chunk of all frees it */
+    bool stale;          /* the KV cache holds what an earlier request left: the next chunk of all frees it, unless it is kept */
+    uint32_t *kept;      /* ids of an ended request, all n_sent of them in the KV cache when in_flight is 0; owned, may be NULL */
+    uint64_t kept_at;    /* rises with every slot that keeps something */
+    uint32_t extent;     /* positions issued at most since the slot was freed, */
+    uint32_t told;       /* and committed ones that npu_worker was told of */
 };
 
 struct span { /* tokens of one slot in a chunk */
@@ -59,7 +63,7 @@ struct schedule {
     struct ring *tokens, *output;
     uint32_t epoch;
     uint64_t next_id;
-    uint32_t n_slots, n_flights, n_in_flight;
+    uint32_t n_slots, n_flights, n_in_flight, n_done; /* n_done: since the rings were attached */
     bool decode_in_flight;
     struct slot *slots;
     struct flight *flights;
@@ -67,6 +71,8 @@ struct schedule {
     struct request *queue, **queue_end;
     uint32_t n_active;
     uint64_t n_finished, n_failed;
+    uint64_t n_kept;                         /* slots, so far */
+    uint64_t n_asked, n_cached;              /* prompt tokens of requests that may reuse, and those that did */
     struct meter prompt_meter, output_meter; /* tokens */
     uint32_t suspect;  /* slot whose request runs alone, to see whether stages die of it; or SCHEDULE_NOBODY */
     uint64_t progress; /* how often a request got further than ever before */
@@ -77,6 +83,12 @@ struct schedule {
 /* schedule.c */
 void schedule_slot_finish(struct schedule *s, struct slot *slot, enum engine_finish why, const struct err *err);
 void schedule_issue(struct schedule *s, struct flight *f); /* writes its chunk into the ring to the loader */
+
+/* schedule_admit.c */
+uint64_t schedule_kv_pages(const struct schedule *s, uint32_t positions); /* that a sequence may come to hold */
+void schedule_admit(struct schedule *s); /* requests in order, as long as there is a slot, and pages for all that each may store */
+void schedule_keep(struct schedule *s, struct slot *slot, struct request *r); /* it ended there; its ids may be taken */
+void schedule_forget(struct slot *slot);                                      /* what it keeps is to be freed */
 
 /* schedule_restart.c: a request got further than ever before; the suspect is gone. */
 void schedule_advanced(struct schedule *s, struct slot *slot);

@@ -108,6 +108,8 @@ static int take_done(struct schedule *s, const struct chunk *c, const struct err
         struct request *r = slot->req;
         slot->in_flight--;
         slot->committed = MAX(slot->committed, f->spans[i].pos + f->spans[i].n);
+        if (failed)
+            schedule_forget(slot);
         if (!r)
             continue;
         add_times(f->decode ? &r->result.decode_times : &r->result.prefill_times, &c->h.times);
@@ -127,6 +129,7 @@ static int take_done(struct schedule *s, const struct chunk *c, const struct err
         meter_add(&s->prompt_meter, util_now_ns(), f->chunk.h.n_tokens);
     f->id = 0;
     s->n_in_flight--;
+    s->n_done++;
     return 0;
 }
 
@@ -167,7 +170,8 @@ static int take_slot(struct schedule *s, const void *mem, struct err *err)
 int schedule_drain(struct schedule *s, struct err *err)
 {
     void *mem;
-    while (s->output && (mem = ring_peek(s->output))) {
+    /* No more at once than the ring holds: one that is filled without end would keep the loop from everything else. */
+    for (uint32_t n = s->output ? ring_n_slots(s->output) : 0; n && s->output && (mem = ring_peek(s->output)); n--) {
         int r = take_slot(s, mem, err);
         ring_release(s->output);
         if (r < 0)

@@ -2,6 +2,8 @@
  * The schedule when the pipeline stops and runs again. Called by engine.c on the loop's thread. Tokens that were drawn and rows
  * that were given out are never drawn or given out again: what comes twice is skipped.
  *
+ * What slots keep for reuse (schedule_admit.c) outlives the death of another stage than npu_worker, but no change of backend.
+ *
  * With the KV cache intact, chunks in flight are sent again as they were: K and V are stored by position, so that repeating them
  * changes nothing. Where it is lost, every sequence is sent from its first position, generated tokens included, and asks for
  * logits only where none were taken yet.
@@ -77,6 +79,7 @@ void schedule_mark_numerics(struct schedule *s)
     for (uint32_t i = 0; i < s->n_slots; i++) {
         if (s->slots[i].req)
             s->slots[i].req->result.numerics_changed = true;
+        schedule_forget(&s->slots[i]);
     }
 }
 
@@ -102,9 +105,11 @@ static void drop_all(struct schedule *s, bool kv_lost)
     for (uint32_t i = 0; i < s->n_slots; i++) {
         struct slot *slot = &s->slots[i];
         if (kv_lost) {
-            slot->committed = 0;
+            slot->committed = slot->told = slot->extent = 0;
             slot->stale = false;
         }
+        if (slot->committed == 0)
+            schedule_forget(slot);
         slot->n_sent = slot->committed;
         slot->in_flight = 0;
     }

@@ -19,6 +19,7 @@ struct held_segment {
     uint64_t bytes;
     int fd; /* the table's */
     bool filled;
+    bool inherited; /* its maker has ended; the successor may make another in its place, once */
 };
 
 struct segments *segments_open(void);    /* NULL: out of memory */

@@ -16,7 +16,9 @@ struct held_slot {
     enum msg_role role; /* of the worker that made it */
     uint32_t kind, slot;
     uint64_t bytes;
-    int fd; /* the table's */
+    int fd;          /* the table's */
+    bool inherited;  /* as of a segment */
+    uint32_t n_open; /* requests that the loader has not answered, those that were replaced included */
     uint32_t layer;
     uint64_t bytes_wanted, worker_serial, serial; /* of the last request; serial 0: none is open */
 };

@@ -186,6 +186,15 @@ const char *supervise_backend(const struct supervise *s, enum msg_role role)
     return s->stages[role].backend;
 }
 
+bool supervise_working(const struct supervise *s, enum msg_role role, uint32_t *ret_layer)
+{
+    struct status_work w = {0};
+    if (s->stages[role].page && s->stages[role].ready)
+        status_read(s->stages[role].page, &w);
+    *ret_layer = w.since_ns ? w.layer : 0;
+    return w.since_ns != 0;
+}
+
 const struct supervise_stage_stats *supervise_stage_stats(const struct supervise *s, enum msg_role role)
 {
     return &s->stages[role].stats;

@@ -44,6 +44,8 @@ struct supervise_options {
     void (*lost)(void *ctx);
     /* How far requests got: a number that rises. */
     uint64_t (*progress)(void *ctx);
+    /* Chunks that are on their way, and how many came back since `ready`. */
+    uint32_t (*in_flight)(void *ctx, uint32_t *ret_done);
     /* A stage reached its limit of restarts. fallback: plan it for its next backend; false: there is none, or it does not fit.
      * give_up: end the requests that may be the cause; false: there are none. Optional. */
     bool (*fallback)(void *ctx, enum msg_role role, const struct err *why);
@@ -65,6 +67,8 @@ uint32_t supervise_epoch(const struct supervise *s);
 int supervise_pid(const struct supervise *s, enum msg_role role);             /* 0 when not running */
 bool supervise_spawned(const struct supervise *s, enum msg_role role);        /* false: others start it, and cap it */
 const char *supervise_backend(const struct supervise *s, enum msg_role role); /* "" until ready */
+/* Whether its data thread works on a chunk, and at which layer. */
+bool supervise_working(const struct supervise *s, enum msg_role role, uint32_t *ret_layer);
 const struct supervise_stage_stats *supervise_stage_stats(const struct supervise *s, enum msg_role role);
 /* Borrows fd. `collecting` tells when the worker adds to it. */
 int supervise_collect(struct supervise *s, enum msg_role role, int fd, uint64_t bytes, struct err *err);

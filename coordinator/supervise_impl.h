@@ -36,6 +36,8 @@ struct stage {
     uint64_t asked_ns;  /* its last PAUSE or START, or the start of the process */
     uint64_t cap_kills; /* of this stage by the kernel, so far */
     uint64_t silent_ns; /* it hung: how long already when that was noticed */
+    uint64_t owes_ns;   /* since when it has taken more chunks than it passed on; 0: it has not */
+    uint64_t idle_ns;   /* since when it waits for what is there; 0: it does not */
     uv_timer_t delay;   /* until it is started again, or missed */
     bool delay_open;
     struct restart restart;
@@ -60,6 +62,8 @@ struct supervise {
     uv_timer_t grace, watch;
     bool grace_open, watch_open, stopping, failed;
     uint64_t watched_ns, resumed_ns, ping_serial;
+    uint64_t lost_since_ns; /* chunks are on their way, and nowhere; 0: they are not */
+    uint64_t filling_ns;    /* since when the loader owes weights and has filled nothing; 0: it owes none, or did just now */
 };
 
 /* supervise.c */
@@ -81,5 +85,6 @@ void recovery_ready(struct supervise *s); /* a stage became ready */
 
 /* liveness.c */
 int liveness_open(struct supervise *s, struct err *err);
+void liveness_look(struct supervise *s, uint64_t now); /* what its timer does */
 
 #endif

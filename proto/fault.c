@@ -32,6 +32,7 @@ enum event {
     EVENT_CORRUPT_SLOT,
     EVENT_CORRUPT_MESSAGE,
     EVENT_DROP_MESSAGE,
+    EVENT_DROP_CHUNK,
     EVENT_OOM,
     EVENT_DEVICE_LOST,
     EVENT_SHORT_READ,
@@ -40,15 +41,16 @@ enum event {
 };
 
 static const char *const event_names[EVENTS] = {
-    "abort",           "segv",         "exit", "hang",        "slow",       "corrupt-slot",
-    "corrupt-message", "drop-message", "oom",  "device-lost", "short-read", "eio"};
+    "abort",        "segv",       "exit", "hang",        "slow",       "corrupt-slot", "corrupt-message",
+    "drop-message", "drop-chunk", "oom",  "device-lost", "short-read", "eio"};
 static const char *const stage_names[] = {"loader", "npu_worker", "gpu_worker"};
 
 const char *const fault_help =
     "Faults (--fault STAGE:EVENT@WHEN, to rehearse failures):\n"
     "  STAGE                loader, npu_worker or gpu_worker\n"
-    "  EVENT                abort, segv, exit, hang, slow (100 ms more), corrupt-slot, corrupt-message, drop-message, oom,\n"
-    "                       device-lost (of the workers); short-read (the model ends there), eio (one read fails) (of the loader)\n"
+    "  EVENT                abort, segv, exit, hang, slow (100 ms more), corrupt-slot, corrupt-message, drop-message,\n"
+    "                       drop-chunk, oom, device-lost (of the workers); short-read (the model ends there), eio (one read fails) "
+    "(of the loader)\n"
     "  WHEN                 start; N: with the Nth chunk; layer=L: with the first chunk of layer L; p=0.01,seed=7: with each\n"
     "                       chunk by chance. A stage that was restarted has no faults, unless :always follows\n";
 
@@ -66,7 +68,7 @@ struct faults {
     struct fault list[FAULTS_MAX];
     int n, control_fd;
     uint64_t chunks;
-    bool spoil_slot;
+    bool spoil_slot, drop_chunk;
     _Atomic int messages; /* to be dropped */
 };
 
@@ -165,7 +167,7 @@ static int parse(const char *text, struct fault *f, int *ret_stage, struct err *
     if (event < 0)
         return err_set(err, -EINVAL,
                        "fault '%s': event '%.*s'; expected abort, segv, exit, hang, slow, corrupt-slot, corrupt-message, "
-                       "drop-message, oom, device-lost, short-read or eio",
+                       "drop-message, drop-chunk, oom, device-lost, short-read or eio",
                        text, (int)(at - colon - 1), colon + 1);
     f->event = (enum event)event;
     bool loader = *ret_stage == 0, reads = event == EVENT_SHORT_READ || event == EVENT_EIO;
@@ -316,6 +318,9 @@ static int fire(struct faults *f, struct fault *q, const char *place, struct err
     case EVENT_DROP_MESSAGE:
         atomic_fetch_add(&f->messages, 1);
         return 0;
+    case EVENT_DROP_CHUNK:
+        f->drop_chunk = true;
+        return 0;
     case EVENT_OOM:
         take_memory();
         return 0;
@@ -381,6 +386,13 @@ bool fault_slot(struct faults *f)
     bool spoil = f->spoil_slot;
     f->spoil_slot = false;
     return spoil;
+}
+
+bool fault_drops(struct faults *f)
+{
+    bool drops = f->drop_chunk;
+    f->drop_chunk = false;
+    return drops;
 }
 
 bool fault_message(void *ctx)

@@ -32,6 +32,8 @@ int fault_start(struct faults *f, struct err *err);
 int fault_chunk(struct faults *f, uint32_t layer, struct err *err);
 /* Is the slot that is about to be committed to be spoiled? Once for each time that the event came. Data thread. */
 bool fault_slot(struct faults *f);
+/* Is the chunk that was taken to be lost, without a word? Likewise. */
+bool fault_drops(struct faults *f);
 /* Is this message to be dropped? Likewise. ctx: the struct faults. Main thread; a conn_filter. */
 bool fault_message(void *ctx);
 

@@ -2,9 +2,9 @@
  * Owns the mapping of one ring or bell. One producer thread and one consumer thread per ring; neither blocks in here but in
  * bell_wait. The other side is another process and is not trusted: its index is read once and checked.
  *
- * Sleeping without losing a wake-up: a waiter reads the bell's sequence, looks at its rings, then announces itself in `waiters`
+ * Sleeping without losing a wake-up: a waiter reads the bell's sequence, looks at its rings, then announces itself in `waiting`
  * and sleeps only if the sequence is still the same (the kernel compares again). A ringer first publishes its index (release),
- * then adds to the sequence, then looks at `waiters`; both words are seq_cst, so either the ringer sees the waiter and wakes it
+ * then adds to the sequence, then looks at `waiting`; both words are seq_cst, so either the ringer sees the waiter and wakes it
  * or the waiter sees the new sequence. The wake system call is skipped when nobody waits. */
 #include "proto/ring.h"
 
@@ -12,6 +12,7 @@
 #include <inttypes.h>
 #include <limits.h>
 #include <linux/futex.h>
+#include <stdbool.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -32,7 +33,7 @@ struct bell {
     uint32_t magic;
     uint32_t pad[15];
     _Atomic uint32_t sequence;
-    _Atomic uint32_t waiters;
+    _Atomic uint32_t waiting; /* 1: somebody sleeps, or is about to */
 };
 
 struct ring_memory {
@@ -53,6 +54,7 @@ struct ring {
     uint8_t *slots;
     size_t bytes, slot_bytes; /* trusted copies */
     uint32_t n_slots, own;    /* own index: only we write it, so ours is the truth */
+    _Atomic bool poisoned;    /* by us: the mark in shared memory could be taken back */
     enum ring_side side;
     struct bell *own_bell, *peer_bell;
 };
@@ -93,7 +95,7 @@ void bell_unmap(struct bell *b)
 void bell_ring(struct bell *b)
 {
     atomic_fetch_add(&b->sequence, 1);
-    if (atomic_load(&b->waiters))
+    if (atomic_load(&b->waiting))
         syscall(SYS_futex, &b->sequence, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
 }
 
@@ -122,12 +124,12 @@ int bell_wait(struct bell *b, uint32_t seen, uint64_t spin_ns, int64_t timeout_n
         } while (util_now_ns() < end);
     }
     struct timespec ts = {.tv_sec = timeout_ns / 1000000000, .tv_nsec = timeout_ns % 1000000000};
-    atomic_fetch_add(&b->waiters, 1);
+    atomic_store(&b->waiting, 1);
     long r = 0;
     if (atomic_load(&b->sequence) == seen)
         r = syscall(SYS_futex, &b->sequence, FUTEX_WAIT, seen, timeout_ns < 0 ? NULL : &ts, NULL, 0);
     int code = r < 0 && errno == ETIMEDOUT ? -ETIMEDOUT : 0;
-    atomic_fetch_sub(&b->waiters, 1);
+    atomic_store(&b->waiting, 0);
     return code;
 }
 
@@ -239,11 +241,12 @@ uint32_t ring_n_slots(const struct ring *r)
 
 int ring_poisoned(const struct ring *r)
 {
-    return atomic_load_explicit(&r->m->poisoned, memory_order_acquire) != 0;
+    return atomic_load_explicit(&r->poisoned, memory_order_relaxed) || atomic_load_explicit(&r->m->poisoned, memory_order_acquire);
 }
 
 void ring_poison(struct ring *r)
 {
+    atomic_store(&r->poisoned, true);
     atomic_store(&r->m->poisoned, 1);
     bell_ring(r->own_bell);
     bell_ring(r->peer_bell);
@@ -255,7 +258,7 @@ uint32_t ring_fill(const struct ring *r)
     return head - atomic_load_explicit(&r->m->tail, memory_order_acquire);
 }
 
-int ring_look(int fd, uint32_t *ret_fill, uint32_t *ret_slots, struct err *err)
+int ring_look(int fd, struct ring_sight *ret, struct err *err)
 {
     void *p;
     int r = shm_map(fd, PAGE, false, &p, err);
@@ -265,8 +268,8 @@ int ring_look(int fd, uint32_t *ret_fill, uint32_t *ret_slots, struct err *err)
     uint32_t tail = atomic_load(&m->tail); /* first: the other one is not behind it then */
     uint32_t head = atomic_load(&m->head), n = MIN(m->n_slots, RING_MAX_SLOTS);
     shm_unmap(p, PAGE);
-    *ret_slots = n;
-    *ret_fill = MIN(head - tail, n); /* what moved between the two looks may add up to more */
+    *ret = (struct ring_sight){
+        .head = head, .tail = tail, .n_slots = n, .fill = MIN(head - tail, n)}; /* between the two looks more may have moved */
     return 0;
 }
 

@@ -3,7 +3,8 @@
  * Memory: header (magic, version, epoch, n_slots, slot_bytes) | head line | tail line | page-aligned slots.
  * Indices run freely in u32. fill > n_slots is a hostile peer: the ring is poisoned and both sides are woken.
  * A bell is one futex word in a memfd of its own: everything a thread waits for rings that one bell (all its input rings,
- * and space in its output rings). Threads: one producer, one consumer; ring_poison from any. No allocation after attach. */
+ * and space in its output rings); one thread waits. Threads: one producer, one consumer; ring_poison from any. No allocation after
+ * attach. */
 #ifndef TANDEM_PROTO_RING_H
 #define TANDEM_PROTO_RING_H
 
@@ -19,6 +20,9 @@ int bell_make(struct err *err);
 int bell_map(int fd, struct bell **ret, struct err *err); /* borrows fd */
 void bell_unmap(struct bell *b);
 void bell_ring(struct bell *b);
+/* How long a wait should be at most before one looks again: another who maps the bell can take back that somebody waits, after
+ * which nobody wakes him. */
+#define BELL_AGAIN_NS INT64_C(500000000)
 /* Protocol of a wait: v = bell_read(); check everything; if nothing: bell_wait(v, timeout). */
 uint32_t bell_read(struct bell *b);
 /* Spins up to spin_ns, then futex-waits. timeout_ns < 0: for ever. 0 or -ETIMEDOUT. Spurious wakes happen. */
@@ -49,8 +53,12 @@ void ring_commit(struct ring *r);
 void *ring_peek(struct ring *r);
 void ring_release(struct ring *r);
 uint32_t ring_fill(const struct ring *r); /* slots committed and not released; approximate from other threads */
-/* For onlookers: how many slots of the ring in a memfd are full, of how many. */
-int ring_look(int fd, uint32_t *ret_fill, uint32_t *ret_slots, struct err *err);
+struct ring_sight {
+    uint32_t head, tail;    /* slots committed and released so far, as producer and consumer say */
+    uint32_t fill, n_slots; /* how many are full, of how many */
+};
+/* For onlookers: the ring in a memfd; tail is read first. */
+int ring_look(int fd, struct ring_sight *ret, struct err *err);
 void ring_poison(struct ring *r); /* for ever; rings both bells */
 int ring_poisoned(const struct ring *r);
 

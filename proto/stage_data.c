@@ -42,11 +42,11 @@ void *stage_reserve(struct stage_io *io, uint32_t output, struct chunk *c)
             break;
         if (!start)
             start = util_now_ns();
-        status_waits(io->page, true);
-        bell_wait(io->bell, seen, 0, -1);
+        status_waits(io->page, STATUS_SPACE);
+        bell_wait(io->bell, seen, 0, BELL_AGAIN_NS);
     }
     if (start) {
-        status_waits(io->page, false);
+        status_goes_on(io->page);
         uint64_t waited = util_now_ns() - start;
         io->process_blocked_ns += waited;
         atomic_fetch_add_explicit(&io->blocked_ns, waited, memory_order_relaxed);
@@ -116,12 +116,24 @@ static int process(struct stage_io *io, uint32_t input, const void *payload, str
                                                 .n_tokens = c->h.n_tokens,
                                                 .usual_ns = *usual});
     int r = io->faults ? fault_chunk(io->faults, c->h.layer, err) : 0;
+    if (r == 0 && io->faults && fault_drops(io->faults))
+        r = -ECANCELED;
     if (r == 0)
         r = io->ops->process(io->state, io, input, c, payload, err);
-    status_waits(io->page, true);
+    status_waits(io->page, STATUS_INPUT);
     uint64_t took = util_now_ns() - io->process_start_ns - io->process_blocked_ns;
     *usual = *usual ? *usual + took / 8 - *usual / 8 : MAX(took, 1u);
     return r;
+}
+
+/* A chunk that finds no place because of that would be lost without a word. */
+static int check_outputs(const struct stage_io *io, struct err *err)
+{
+    for (uint32_t i = 0; i < io->ops->n_outputs; i++) {
+        if (ring_poisoned(io->outputs[i].ring))
+            return err_set(err, -EPROTO, "output ring %u is poisoned: its reader wrote an impossible index, or closed it", i);
+    }
+    return 0;
 }
 
 static int take_chunk(struct stage_io *io, uint32_t input, const void *slot, struct err *err)
@@ -159,6 +171,8 @@ static int take_chunk(struct stage_io *io, uint32_t input, const void *slot, str
             err_set(&why, r, "%s could not process a chunk (code %d)", msg_role_name(io->ops->role), r);
         r = forward_failure(io, &why);
     }
+    if (r == -ECANCELED && (r = check_outputs(io, err)) < 0)
+        return r;
     if (io->misfit)
         return err_set(err, -EMSGSIZE, "chunk %" PRIu64 " of %u tokens needs a slot of %zu bytes in an output ring; it has less",
                        c->h.id, n, io->misfit);
@@ -191,7 +205,7 @@ static void park(struct stage_io *io, uint32_t hold, uint32_t seen)
 {
     if (atomic_exchange(&io->parked, hold) != hold)
         uv_async_send(&io->report);
-    bell_wait(io->bell, seen, 0, -1);
+    bell_wait(io->bell, seen, 0, BELL_AGAIN_NS);
 }
 
 static void *data_main(void *arg)
@@ -222,7 +236,7 @@ static void *data_main(void *arg)
             uv_async_send(&io->report);
         }
         uint64_t start = util_now_ns();
-        bell_wait(io->bell, seen, 0, -1);
+        bell_wait(io->bell, seen, 0, BELL_AGAIN_NS);
         atomic_fetch_add_explicit(&io->idle_ns, util_now_ns() - start, memory_order_relaxed);
     }
     atomic_store(&io->done, true);

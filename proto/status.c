@@ -15,9 +15,9 @@
 struct status {
     uint32_t magic, reserved;
     _Atomic uint64_t since_ns, chunk, usual_ns;
-    _Atomic uint32_t layer, n_tokens;
+    _Atomic uint32_t layer, n_tokens, wait;
 };
-_Static_assert(sizeof(struct status) == 40, "layout");
+_Static_assert(sizeof(struct status) == 48, "layout");
 
 int status_make(struct err *err)
 {
@@ -65,14 +65,21 @@ void status_busy(struct status *s, const struct status_work *w)
     STORE(since_ns, w->since_ns);
 }
 
-void status_waits(struct status *s, bool waits)
+void status_waits(struct status *s, enum status_wait wait)
 {
-    STORE(since_ns, waits ? 0 : util_now_ns());
+    STORE(wait, wait);
+    STORE(since_ns, 0);
+}
+
+void status_goes_on(struct status *s)
+{
+    STORE(since_ns, util_now_ns());
 }
 
 void status_read(const struct status *s, struct status_work *ret)
 {
     *ret = (struct status_work){.since_ns = LOAD(since_ns),
+                                .wait = (enum status_wait)LOAD(wait),
                                 .chunk = LOAD(chunk),
                                 .layer = LOAD(layer),
                                 .n_tokens = LOAD(n_tokens),

@@ -5,7 +5,6 @@
 #ifndef TANDEM_PROTO_STATUS_H
 #define TANDEM_PROTO_STATUS_H
 
-#include <stdbool.h>
 #include <stdint.h>
 
 struct err;
@@ -15,15 +14,19 @@ int status_make(struct err *err);                             /* returns an owne
 int status_map(int fd, struct status **ret, struct err *err); /* borrows fd */
 void status_unmap(struct status *s);                          /* NULL is fine */
 
+enum status_wait { STATUS_INPUT, STATUS_SPACE, STATUS_WEIGHTS };
+
 struct status_work {
-    uint64_t since_ns; /* CLOCK_MONOTONIC; 0: waits for input, space or weights */
+    uint64_t since_ns;     /* CLOCK_MONOTONIC; 0: it waits, */
+    enum status_wait wait; /* for this */
     uint64_t chunk;
     uint32_t layer, n_tokens;
     uint64_t usual_ns; /* mean of chunks of that kind so far; 0: the first one */
 };
 /* Data thread. */
 void status_busy(struct status *s, const struct status_work *w);
-void status_waits(struct status *s, bool waits); /* in the middle of a chunk: the clock stands, or starts anew */
+void status_waits(struct status *s, enum status_wait wait); /* also in the middle of a chunk: the clock stands */
+void status_goes_on(struct status *s);                      /* and starts anew */
 /* Reader. The fields may belong to two chunks that follow each other. */
 void status_read(const struct status *s, struct status_work *ret);
 

@@ -153,12 +153,19 @@ class Stream:
         return json.loads(line[6:])
 
 
+def usage_of(answer):
+    """Without what depends on earlier requests."""
+    usage = dict(answer["usage"])
+    check(usage.pop("prompt_tokens_details").keys() == {"cached_tokens"}, answer["usage"])
+    return usage
+
+
 def joined(events):
     """What the events of a stream say, in the shape of an answer that was not streamed."""
     choices, usage = {}, None
     for e in events:
         check("error" not in e, e)
-        usage = e.get("usage") or usage
+        usage = usage_of(e) if e.get("usage") else usage
         for part in e["choices"]:
             c = choices.setdefault(part["index"], {"text": "", "logprobs": None, "finish_reason": None})
             check(c["finish_reason"] is None, "an event after the last one:", e)
@@ -189,7 +196,7 @@ def plain(answer):
         if "message" in c:
             one["begun"] = True
         choices.append(one)
-    return choices, answer["usage"]
+    return choices, usage_of(answer)
 
 
 class Raw:

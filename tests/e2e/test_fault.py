@@ -114,6 +114,12 @@ def test_hang():
         check(not left_behind(), left_behind())
 
 
+def test_lost_chunk():
+    """A chunk that a stage takes and does not pass on: nobody is busy then, and the books of the rings say who it was."""
+    for stage, when in (("loader", 3), ("npu_worker", 30), ("gpu_worker", 36)):
+        ends(f"{stage}:drop-chunk@{when}", f"{stage} (pid ", "lost 1 chunk: it took ", "see 'deadlines'")
+
+
 def test_slow():
     """Only time is lost; and chance is the same for the same seed."""
     want = ask(status=0)

@@ -54,7 +54,7 @@ def refused(cfg, *sets):
 
 def test_refusals():
     cfg = config(model("demo", "q8_0"))
-    for sets in (["memory.npu_worker=12MiB"], ["memory.gpu_worker=9MiB"], ["memory.loader=4MiB"],
+    for sets in (["memory.npu_worker=11MiB"], ["memory.gpu_worker=9MiB"], ["memory.loader=4MiB"],
                  ["memory.coordinator=8MiB"], ["npu.memory=2MiB"], ["gpu.memory=1MiB"], ["memory.total=70MiB"],
                  ["memory.loader=4MiB", "memory.npu_worker=9MiB", "memory.total=64MiB"], ["memory.npu_worker=13MiB", "kv_type=f32"],
                  ["memory.npu_worker=20MiB", "chunk_tokens=512", "npu.streamed=0"],

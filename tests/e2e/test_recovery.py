@@ -390,8 +390,7 @@ def test_given_up():
         tandem.skip("sanitizers want to be loaded first")
     env = {"LD_PRELOAD": os.path.join(os.path.dirname(tandem.BIN), "tests", "libhungry.so"), "HUNGRY": "gpu_worker",
            "HUNGRY_AFTER_MS": "200"}
-    run = Run(config(model("demo", "f32"), restarts_per_minute=1), "generate", "--prompt", "Once", "--max-tokens", "1900", "--seed", "3",
-              env=env)
+    run = Run(config(model("demo", "f32"), restarts_per_minute=1), "bench", "--gen-tokens", "1900", env=env)
     run.end(1)
     check("given up: 1 time in a row a stage died while it was under way" in run.lines[-1] and "raise 'memory.gpu_worker'" in run.lines[-1], run.log())
 

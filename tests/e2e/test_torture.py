@@ -11,7 +11,7 @@ import torture  # noqa: E402
 
 
 def test_a_hundred_kills():
-    words = ["--bin", tandem.BIN, "--model", model("demo", "q8_0"), "--kills", "20" if tandem.SANITIZE else "100", "--seed", "4",
+    words = ["--bin", tandem.BIN, "--model", model("demo", "q8_0"), "--kills", "20" if tandem.SANITIZE else "100", "--seed", "4", "--tokens", "150",
              "--set", "npu: {threads: 1}", "--set", "gpu: {threads: 1}"]
     check(torture.main(words) == 0, "see above")
 

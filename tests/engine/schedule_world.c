@@ -89,6 +89,8 @@ void world_restart(struct world *w, bool died, bool kv_lost)
     w->dead = false;
     if (kv_lost)
         memset(w->n_seen, 0, sizeof(w->n_seen));
+    if (kv_lost)
+        memset(w->first, 0, sizeof(w->first));
     open_rings(w);
     schedule_restart(w->s, w->tokens[0], w->output[0], w->epoch, kv_lost);
     schedule_pump(w->s);
@@ -154,16 +156,25 @@ static void answer(struct world *w, struct chunk *c)
     world_commit(w);
 }
 
+/* As npu_worker/kv.c: a page goes when no position from the committed one on sees it. */
+static uint32_t lowest_page(const struct world *w, uint32_t pos)
+{
+    uint32_t window = w->plan.hparams.window;
+    return window && pos + 1 > window ? (pos + 1 - window) / WORK_PLAN_PAGE_POSITIONS : 0;
+}
+
 static void store_all(struct world *w, const struct chunk *c, const uint32_t *ids)
 {
     for (uint32_t i = 0; i < c->h.n_seqs; i++) {
         if (c->seqs[i].flags & CHUNK_SEQ_FREE)
-            w->n_seen[c->seqs[i].seq] = 0;
+            w->n_seen[c->seqs[i].seq] = w->first[c->seqs[i].seq] = 0;
         assert_true(c->seqs[i].committed_pos <= w->n_seen[c->seqs[i].seq]);
+        w->first[c->seqs[i].seq] = MAX(w->first[c->seqs[i].seq], lowest_page(w, c->seqs[i].committed_pos));
     }
     for (uint32_t i = 0; i < c->h.n_tokens; i++) {
         uint32_t seq = c->tokens[i].seq, pos = c->tokens[i].pos;
         assert_true(pos <= w->n_seen[seq]); /* no gap */
+        assert_true(lowest_page(w, pos) >= w->first[seq]);
         w->n_seen[seq] = MAX(w->n_seen[seq], pos + 1);
         w->dead |= seq == w->deadly_seq && pos == w->deadly_pos;
         w->hashes[seq][pos] = store(pos ? w->hashes[seq][pos - 1] : 0, ids[i], pos);
@@ -236,6 +247,7 @@ static void on_finished(void *ctx, const struct request_result *r)
     c->finished = true;
     c->finish = r->finish;
     c->numerics_changed = r->numerics_changed;
+    c->n_cached = r->n_cached;
     if (r->err) {
         c->code = r->err->code;
         snprintf(c->text, sizeof(c->text), "%.159s", r->err->text);

@@ -23,6 +23,7 @@ struct world {
     int bell_fd, fds[2];
     struct ring *tokens[2], *output[2]; /* coordinator's end, pipeline's end */
     uint32_t n_seen[64];                /* positions stored per slot, */
+    uint32_t first[64];                 /* pages given back where there is a window, */
     uint32_t hashes[64][WORLD_CONTEXT]; /* and the hash of what was stored up to each */
     uint32_t chunks, largest, decode_batch;
     struct err fail_next;
@@ -45,7 +46,7 @@ void world_commit(struct world *w);
 void world_run(struct world *w);
 
 struct client {
-    uint32_t ids[512], n, rows;
+    uint32_t ids[512], n, rows, n_cached;
     bool finished, numerics_changed;
     enum engine_finish finish;
     int code;

@@ -18,6 +18,8 @@ static void check(const struct chunk *c, const uint8_t *slot, size_t slot_bytes,
     if (payload < slot || offset > slot_bytes || c->h.payload_bytes > slot_bytes - offset || c->h.layer >= limits.n_layers ||
         c->h.n_tokens > limits.max_tokens || c->h.n_seqs > limits.max_seqs)
         abort();
+    if (c->h.pass_count ? c->h.pass_index >= c->h.pass_count : c->h.pass_index)
+        abort();
     for (uint32_t i = 0; i < c->h.n_tokens; i++) {
         if (c->tokens[i].seq >= limits.max_seqs || c->tokens[i].pos >= limits.context)
             abort();

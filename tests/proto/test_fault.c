@@ -27,6 +27,7 @@ static void test_words(void **state)
                                        "loader:corrupt-slot@2",
                                        "loader:corrupt-message@2",
                                        "loader:drop-message@start:always",
+                                       "npu_worker:drop-chunk@3",
                                        "loader:oom@1",
                                        "loader:exit@1"};
     static const struct {

@@ -78,10 +78,12 @@ static void test_fill_and_wrap(void **state)
         }
         assert_int_equal(ring_fill(p.rings[0]), n);
         assert_int_equal(ring_fill(p.rings[1]), n);
-        uint32_t fill, slots;
-        assert_ok(ring_look(p.ring_fd, &fill, &slots, err));
-        assert_int_equal(fill, n);
-        assert_int_equal(slots, 4);
+        struct ring_sight seen;
+        assert_ok(ring_look(p.ring_fd, &seen, err));
+        assert_int_equal(seen.fill, n);
+        assert_int_equal(seen.head - seen.tail, n);
+        assert_int_equal(seen.tail, NEAR_WRAP + got);
+        assert_int_equal(seen.n_slots, 4);
         if (n == 4)
             assert_null(ring_reserve(p.rings[RING_PRODUCER]));
         for (uint32_t i = 0; i < n; i++) {
@@ -103,17 +105,18 @@ static void test_look(void **state)
 {
     (void)state;
     struct pair p;
-    uint32_t fill, slots, *m;
+    struct ring_sight seen;
+    uint32_t *m;
     pair_open(&p, 4, 100, NEAR_WRAP);
     assert_ok(shm_map(p.ring_fd, 4096, true, (void **)&m, err));
     m[16] += 1000; /* head */
-    assert_ok(ring_look(p.ring_fd, &fill, &slots, err));
-    assert_int_equal(fill, 4);
+    assert_ok(ring_look(p.ring_fd, &seen, err));
+    assert_int_equal(seen.fill, 4);
     m[3] = UINT32_MAX; /* n_slots */
-    assert_ok(ring_look(p.ring_fd, &fill, &slots, err));
-    assert_int_equal(slots, RING_MAX_SLOTS);
+    assert_ok(ring_look(p.ring_fd, &seen, err));
+    assert_int_equal(seen.n_slots, RING_MAX_SLOTS);
     shm_unmap(m, 4096);
-    assert_true(ring_look(p.bell_fds[0] + 1000, &fill, &slots, NULL) < 0);
+    assert_true(ring_look(p.bell_fds[0] + 1000, &seen, NULL) < 0);
     pair_close(&p);
 }
 
@@ -198,9 +201,10 @@ static void hostile(enum ring_side victim, int32_t off)
         assert_true(ring_poisoned(p.rings[i]));
         assert_int_not_equal(bell_read(p.bells[i]), before[i]);
     }
-    *index -= (uint32_t)off; /* for ever */
-    assert_null(ring_peek(p.rings[RING_CONSUMER]));
-    assert_null(ring_reserve(p.rings[RING_PRODUCER]));
+    *index -= (uint32_t)off; /* for ever, */
+    ((uint32_t *)m)[6] = 0;  /* even when the mark goes: who saw it remembers */
+    assert_true(ring_poisoned(p.rings[victim]));
+    assert_null(victim == RING_CONSUMER ? ring_peek(p.rings[victim]) : ring_reserve(p.rings[victim]));
     shm_unmap(m, 4096);
     pair_close(&p);
 }

@@ -629,6 +629,40 @@ static void test_hostile_ring(void **state)
     expect_error(&b, -EPROTO, "input ring 0 is poisoned");
 }
 
+/* A reader that lies: what has no place any more must not be lost without a word. */
+static void test_hostile_reader(void **state)
+{
+    (void)state;
+    struct boss b;
+    void *m;
+    start(&b, MSG_ROLE_NPU);
+    assert_ok(shm_map(b.ring_fds[1][0], 4096, true, &m, err));
+    *(uint32_t *)(void *)((uint8_t *)m + 128) = 1000; /* tail */
+    shm_unmap(m, 4096);
+    put(&b, 0, 1);
+    expect_error(&b, -EPROTO, "input ring 0: output ring 0 is poisoned");
+}
+
+/* A neighbour that spoils the count of waiters in a bell keeps nobody asleep for ever. */
+static void test_hostile_bell(void **state)
+{
+    (void)state;
+    struct boss b;
+    void *m;
+    struct chunk c;
+    const void *y;
+    start(&b, MSG_ROLE_NPU);
+    usleep(20000); /* it sleeps; where it does not yet, the test is only weaker */
+    assert_ok(shm_map(b.bell_fds[1], 4096, true, &m, err));
+    *(uint32_t *)(void *)((uint8_t *)m + 68) = 0; /* waiters */
+    shm_unmap(m, 4096);
+    put(&b, 0, 2);
+    get(&b, 0, &c, &y);
+    ring_release(b.rings[1][0]);
+    assert_int_equal(c.h.id, 2);
+    end(&b);
+}
+
 static void test_small_output_slots(void **state)
 {
     (void)state;
@@ -719,7 +753,7 @@ static void fill_slot(struct boss *b, const int *slots, uint32_t layer, uint8_t 
     tell(b, &m, NULL, 0);
 }
 
-static void start_streaming(struct boss *b, int *ret_slots)
+static void configure_streaming(struct boss *b, int *ret_slots)
 {
     boss_open(b, MSG_ROLE_NPU);
     struct msg m = configure_msg();
@@ -735,6 +769,11 @@ static void start_streaming(struct boss *b, int *ret_slots)
         ret_slots[i] = b->fds[b->n_taken - 1];
     }
     fill_segments(b, 1, true);
+}
+
+static void start_streaming(struct boss *b, int *ret_slots)
+{
+    configure_streaming(b, ret_slots);
     tell_type(b, MSG_TYPE_start);
     expect(b, MSG_TYPE_ready);
 }
@@ -800,6 +839,20 @@ static void test_streaming(void **state)
     assert_true(s->stream_hits >= 3 && s->stream_hits < 6);
     assert_true(s->stream_wait_ns >= s->stream_wait_max_ns && s->stream_wait_max_ns > 0);
     assert_int_equal(s->weights, 4 * SEGMENT_BYTES);
+    end(&b);
+}
+
+/* An answer to nothing: the slot was never asked for. */
+static void test_filled_too_early(void **state)
+{
+    (void)state;
+    struct boss b;
+    int slots[2];
+    configure_streaming(&b, slots);
+    tell(&b, &(struct msg){.type = MSG_TYPE_slot_filled, .slot_filled = {.slot = 1}}, NULL, 0);
+    tell_type(&b, MSG_TYPE_start);
+    expect(&b, MSG_TYPE_ready);
+    fill_slot(&b, slots, 2, 12, 0);
     end(&b);
 }
 
@@ -1237,6 +1290,9 @@ int main(int argc, char **argv)
         FD_TEST(test_blocked),
         FD_TEST(test_broken_chunk),
         FD_TEST(test_hostile_ring),
+        FD_TEST(test_hostile_reader),
+        FD_TEST(test_hostile_bell),
+        FD_TEST(test_filled_too_early),
         FD_TEST(test_small_output_slots),
         FD_TEST(test_fill),
         FD_TEST(test_fill_fails),
