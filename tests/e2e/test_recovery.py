@@ -175,7 +175,7 @@ def test_long_prompt():
 
 def test_logits_and_perplexity():
     """Rows are given out once each, and are the same bits."""
-    cfg = config(model("demo", "q8_0"), chunk_tokens=32)
+    cfg = config(model("demo", "q8_0"), chunk_tokens=32, restarts=1000, restarts_per_minute=1000)
     ids = long_prompt(1900)
     want = tandem.evaluate(cfg, ids)
     score = scoring(40000)

@@ -158,6 +158,8 @@ def test_interrupted_while_it_waits():
     manager = Manager(path)
     manager.start("loader")
     check(run.wait("loader (pid "), run.log())
+    check(knock(path, PREAMBLE).startswith(PREAMBLE), "who says nothing more is sent away after a while")
+    check(run.wait("it said no HELLO within 5000 ms"), run.log())
     run.process.send_signal(signal.SIGINT)
     run.end(status=130)
     manager.end()
@@ -282,6 +284,37 @@ def test_strangers():
     manager.end()
     check(token not in run.log(), "the token is in the log")
     gone(path)
+
+
+def test_hostile():
+    """Who has the token is a stage, and is treated as one: nonsense ends it, and the one that comes after it is as good as any."""
+    want = spawned(SEEDED)
+    path = address()
+    manager = Manager(path)
+    run = Run(settings(path), *SEEDED)
+    for name in STAGES:
+        manager.start(name)
+    run.wait_ready()
+    with open(path + ".token", encoding="utf-8") as f:
+        greeting = hello(ROLES["npu_worker"], f.read())
+    manager.running["npu_worker"].kill()
+    check(run.wait("it goes on when others have started it again"), run.log())
+    pid = os.fork()
+    if pid == 0:
+        try:
+            s = socket.socket(socket.AF_UNIX)
+            s.connect(path)
+            s.sendall(greeting + b"\xff" * 64)
+            signal.pause()
+        finally:
+            os._exit(3)
+    check(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL, "it was not killed")
+    check(run.wait(f"npu_worker (pid {pid}): frame of 4294967295 bytes"), run.log())
+    manager.restart("npu_worker")
+    got, listed = answers(run.end())
+    check(got == want, "the text is another", run.log())
+    check([listed[s]["restarts"] for s in STAGES] == [0, 2, 0], [listed[s]["restarts"] for s in STAGES])
+    manager.end()
 
 
 def test_another_user():
