@@ -21,6 +21,7 @@ struct slot {
     int fd;
     void *data;            /* read-only mapping */
     _Atomic uint32_t want; /* index of a layer in `layers`, + 1; 0: none yet */
+    _Atomic uint64_t turn; /* of the wish, among those of all slots: they are asked for in order */
     _Atomic uint32_t held; /* likewise: what is in it, whole */
     uint32_t asked;        /* likewise: of the last request; the main thread's */
     uint64_t serial;       /* of the last request */
@@ -38,6 +39,7 @@ struct stream {
     struct layer *layers;    /* in the order of a pass */
     uint32_t by_number[512]; /* index + 1 in `layers`; 0: not streamed */
     uint64_t serial;
+    uint64_t turns;   /* wishes so far; the data thread's, or the main thread's while none runs */
     uint32_t current; /* index + 1 of the layer that the data thread is at */
     bool released;    /* its slot is another's already */
     _Atomic uint64_t visits, hits, wait_ns, wait_max_ns;
@@ -128,27 +130,48 @@ int stage_stream_make(struct stage_io *io, struct err *err)
     return MIN(r, 0);
 }
 
+static void wish(struct stream *s, uint32_t index)
+{
+    struct slot *t = &s->slots[s->layers[index].slot];
+    atomic_store(&t->turn, ++s->turns);
+    atomic_store(&t->want, index + 1);
+}
+
 void stage_stream_start(struct stage_io *io)
 {
     struct stream *s = io->stream;
-    for (uint32_t i = s ? MIN(s->n_layers, s->n_slots) : 0; i > 0; i--)
-        atomic_store(&s->slots[s->layers[i - 1].slot].want, i);
+    for (uint32_t i = 0; s && i < MIN(s->n_layers, s->n_slots); i++)
+        wish(s, i);
     if (s)
         s->current = 0;
     io->pass_open = false;
 }
 
+/* The slot whose wish has not been passed on for longest; NULL: all have. */
+static struct slot *next_wish(struct stream *s, uint32_t *ret_want)
+{
+    struct slot *first = NULL;
+    for (uint32_t i = 0; i < s->n_slots; i++) {
+        struct slot *t = &s->slots[i];
+        uint32_t want = atomic_load(&t->want);
+        if (want == 0 || want == t->asked || (first && atomic_load(&t->turn) > atomic_load(&first->turn)))
+            continue;
+        first = t;
+        *ret_want = want;
+    }
+    return first;
+}
+
 int stage_stream_ask(struct stage_io *io, struct err *err)
 {
     struct stream *s = io->stream;
-    for (uint32_t i = 0; s && io->running && i < s->n_slots; i++) {
-        struct slot *t = &s->slots[i];
-        uint32_t want = atomic_load(&t->want);
-        if (want == 0 || want == t->asked)
-            continue;
+    struct slot *t;
+    uint32_t want = 0;
+    while (s && io->running && (t = next_wish(s, &want))) {
         const struct layer *l = &s->layers[want - 1];
-        struct msg m = {.type = MSG_TYPE_slot_want,
-                        .slot_want = {.kind = l->kind, .slot = i, .layer = l->layer, .bytes = l->bytes, .serial = ++s->serial}};
+        struct msg m = {
+            .type = MSG_TYPE_slot_want,
+            .slot_want = {.kind = l->kind, .slot = l->slot, .layer = l->layer, .bytes = l->bytes, .serial = ++s->serial}};
         atomic_store(&t->held, 0);
         t->asked = want;
         t->serial = s->serial;
@@ -207,7 +230,7 @@ static void release(struct stage_io *io)
 {
     struct stream *s = io->stream;
     const struct layer *l = &s->layers[s->current - 1];
-    atomic_store(&s->slots[l->slot].want, l->next + 1);
+    wish(s, l->next);
     s->released = true;
     uv_async_send(&io->report);
 }
@@ -218,7 +241,7 @@ static bool wait_for(struct stage_io *io, uint32_t index)
     for (;;) {
         uint32_t seen = bell_read(io->bell);
         if (atomic_load(&t->want) != index + 1) { /* out of turn */
-            atomic_store(&t->want, index + 1);
+            wish(io->stream, index);
             uv_async_send(&io->report);
         } else if (atomic_load(&t->held) == index + 1) {
             return true;
