@@ -14,7 +14,6 @@
 #include "proto/ring.h"
 #include "proto/shm.h"
 #include "proto/stage_impl.h"
-#include "proto/status.h"
 #include "proto/util.h"
 
 struct slot {
@@ -22,7 +21,7 @@ struct slot {
     int fd;
     void *data;            /* read-only mapping */
     _Atomic uint32_t want; /* index of a layer in `layers`, + 1; 0: none yet */
-    _Atomic uint32_t turn; /* of that wish among all: what is wanted first is needed first */
+    _Atomic uint64_t turn; /* of the wish, among those of all slots: they are asked for in order */
     _Atomic uint32_t held; /* likewise: what is in it, whole */
     uint32_t asked;        /* likewise: of the last request; the main thread's */
     uint64_t serial;       /* of the last request */
@@ -40,7 +39,7 @@ struct stream {
     struct layer *layers;    /* in the order of a pass */
     uint32_t by_number[512]; /* index + 1 in `layers`; 0: not streamed */
     uint64_t serial;
-    uint32_t turn;    /* of the last wish; the data thread's, while it runs */
+    uint64_t turns;   /* wishes so far; the data thread's, or the main thread's while none runs */
     uint32_t current; /* index + 1 of the layer that the data thread is at */
     bool released;    /* its slot is another's already */
     _Atomic uint64_t visits, hits, wait_ns, wait_max_ns;
@@ -131,48 +130,48 @@ int stage_stream_make(struct stage_io *io, struct err *err)
     return MIN(r, 0);
 }
 
-/* The data thread, or the main thread while none runs. */
-static void wish(struct stream *s, struct slot *t, uint32_t want)
+static void wish(struct stream *s, uint32_t index)
 {
-    atomic_store(&t->turn, ++s->turn);
-    atomic_store(&t->want, want);
+    struct slot *t = &s->slots[s->layers[index].slot];
+    atomic_store(&t->turn, ++s->turns);
+    atomic_store(&t->want, index + 1);
 }
 
 void stage_stream_start(struct stage_io *io)
 {
     struct stream *s = io->stream;
     for (uint32_t i = 0; s && i < MIN(s->n_layers, s->n_slots); i++)
-        wish(s, &s->slots[s->layers[i].slot], i + 1);
+        wish(s, i);
     if (s)
         s->current = 0;
     io->pass_open = false;
 }
 
-/* The slot whose wish is the oldest that was not passed on; NULL: none. */
-static struct slot *oldest_wish(struct stream *s)
+/* The slot whose wish has not been passed on for longest; NULL: all have. */
+static struct slot *next_wish(struct stream *s, uint32_t *ret_want)
 {
-    struct slot *oldest = NULL;
-    uint32_t turn = 0;
+    struct slot *first = NULL;
     for (uint32_t i = 0; i < s->n_slots; i++) {
         struct slot *t = &s->slots[i];
-        uint32_t want = atomic_load(&t->want), its = atomic_load(&t->turn);
-        if (want == 0 || want == t->asked || (oldest && (int32_t)(its - turn) > 0))
+        uint32_t want = atomic_load(&t->want);
+        if (want == 0 || want == t->asked || (first && atomic_load(&t->turn) > atomic_load(&first->turn)))
             continue;
-        oldest = t;
-        turn = its;
+        first = t;
+        *ret_want = want;
     }
-    return oldest;
+    return first;
 }
 
 int stage_stream_ask(struct stage_io *io, struct err *err)
 {
     struct stream *s = io->stream;
     struct slot *t;
-    while (s && io->running && (t = oldest_wish(s))) {
-        uint32_t want = atomic_load(&t->want), i = (uint32_t)(t - s->slots);
+    uint32_t want = 0;
+    while (s && io->running && (t = next_wish(s, &want))) {
         const struct layer *l = &s->layers[want - 1];
-        struct msg m = {.type = MSG_TYPE_slot_want,
-                        .slot_want = {.kind = l->kind, .slot = i, .layer = l->layer, .bytes = l->bytes, .serial = ++s->serial}};
+        struct msg m = {
+            .type = MSG_TYPE_slot_want,
+            .slot_want = {.kind = l->kind, .slot = l->slot, .layer = l->layer, .bytes = l->bytes, .serial = ++s->serial}};
         atomic_store(&t->held, 0);
         t->asked = want;
         t->serial = s->serial;
@@ -189,7 +188,7 @@ int stage_stream_filled(struct stage_io *io, const struct msg_slot_filled *m, st
     if (!s || m->slot >= s->n_slots || m->serial > s->serial)
         return err_set(err, -EPROTO, "unexpected SLOT_FILLED (kind %u, slot %u, layer %u)", m->kind, m->slot, m->layer);
     struct slot *t = &s->slots[m->slot];
-    if (m->serial != t->serial || t->asked == 0)
+    if (m->serial != t->serial)
         return 0; /* something else is wanted there by now */
     const struct layer *l = &s->layers[t->asked - 1];
     if (l->layer != m->layer || l->kind != m->kind)
@@ -231,7 +230,7 @@ static void release(struct stage_io *io)
 {
     struct stream *s = io->stream;
     const struct layer *l = &s->layers[s->current - 1];
-    wish(s, &s->slots[l->slot], l->next + 1);
+    wish(s, l->next);
     s->released = true;
     uv_async_send(&io->report);
 }
@@ -242,14 +241,14 @@ static bool wait_for(struct stage_io *io, uint32_t index)
     for (;;) {
         uint32_t seen = bell_read(io->bell);
         if (atomic_load(&t->want) != index + 1) { /* out of turn */
-            wish(io->stream, t, index + 1);
+            wish(io->stream, index);
             uv_async_send(&io->report);
         } else if (atomic_load(&t->held) == index + 1) {
             return true;
         }
         if (atomic_load_explicit(&io->stop, memory_order_acquire) || atomic_load(&io->hold))
             return false;
-        bell_wait(io->bell, seen, 0, BELL_AGAIN_NS);
+        bell_wait(io->bell, seen, 0, -1);
     }
 }
 
@@ -277,10 +276,7 @@ int stage_stream_enter(struct stage_io *io, uint32_t layer, struct err *err)
         atomic_fetch_add_explicit(&s->hits, 1, memory_order_relaxed);
     } else {
         uint64_t start = util_now_ns();
-        status_waits(io->page, STATUS_WEIGHTS);
-        bool there = wait_for(io, index - 1);
-        status_waits(io->page, STATUS_INPUT);
-        if (!there)
+        if (!wait_for(io, index - 1))
             return -ECANCELED;
         uint64_t waited = util_now_ns() - start;
         io->process_blocked_ns += waited;

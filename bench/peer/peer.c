@@ -390,6 +390,8 @@ int main(int argc, char **argv)
         return 1;
     struct model_params mp = api.model_defaults();
     mp.n_gpu_layers = 0;
+    if (getenv("TANDEM_PEER_NO_REPACK")) /* repacked weights are memory of its own beside the mapped file */
+        mp.use_extra_bufts = false;
     void *model = api.model_load(argv[2], mp);
     if (!model)
         return fail(argv[2], "the peer does not load it"), 1;

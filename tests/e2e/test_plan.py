@@ -54,11 +54,11 @@ def refused(cfg, *sets):
 
 def test_refusals():
     cfg = config(model("demo", "q8_0"))
-    for sets in (["memory.npu_worker=9MiB"], ["memory.gpu_worker=5MiB"], ["memory.loader=4MiB"],
-                 ["memory.coordinator=8MiB"], ["npu.memory=2MiB"], ["gpu.memory=1MiB"], ["memory.total=60MiB"],
-                 ["memory.loader=4MiB", "memory.npu_worker=9MiB", "memory.total=64MiB"], ["memory.npu_worker=11MiB", "kv_type=f32"],
-                 ["memory.npu_worker=20MiB", "chunk_tokens=512", "npu.streamed=0"],
-                 ["memory.total=75MiB", "npu.streamed=0", "gpu.streamed=0", "chunk_tokens=256"]):
+    for sets in (["memory.npu_worker=8MiB"], ["memory.gpu_worker=4MiB"], ["memory.loader=4MiB"],
+                 ["memory.coordinator=3MiB"], ["npu.memory=2MiB"], ["gpu.memory=1MiB"], ["memory.total=50MiB"],
+                 ["memory.loader=4MiB", "memory.npu_worker=6MiB", "memory.total=40MiB"], ["memory.npu_worker=9MiB", "kv_type=f32"],
+                 ["memory.npu_worker=15MiB", "chunk_tokens=512", "npu.streamed=0"],
+                 ["memory.total=60MiB", "npu.streamed=0", "gpu.streamed=0", "chunk_tokens=256"]):
         text, _ = refused(cfg, *sets)
         print("  ", sets, text.strip()[:200])
     start = tandem.run("coordinator", "--config", cfg, "--set", "memory.total=40MiB", "generate", "--prompt", "a", status=None)
