@@ -35,7 +35,7 @@ int child_start(struct child *c, struct err *err)
     if (c->running)
         abort();
     c->running = true;
-    c->silent = c->told_pause = c->told_start = false;
+    c->silent = c->mute = c->told_pause = c->told_start = false;
     c->why.code = 0;
     c->starts++;
     return 0;

@@ -15,8 +15,8 @@ struct child {
     enum msg_role role;
     struct child_handlers h;
     void *ctx;
-    bool running, silent; /* silent: it reads nothing and says nothing */
-    struct err why;       /* code: it was killed */
+    bool running, silent, mute; /* silent: it reads nothing and says nothing; mute: it answers pings and does nothing */
+    struct err why;             /* code: it was killed */
     int starts;
     uint32_t epoch; /* of the last PAUSE or CONFIGURE */
     bool told_pause, told_start;

@@ -210,7 +210,7 @@ static void keep_to_it(enum msg_role role)
     struct child *c = fake_children[role];
     const struct stage *st = &w.supervise->stages[role];
     struct msg hello = {.type = MSG_TYPE_hello, .hello = {.role = role, .pid = 1, .build = TANDEM_VERSION}};
-    if (!c || !c->running || c->silent)
+    if (!c || !c->running || c->silent || c->mute)
         return;
     if (!st->configured)
         say(c, &hello);
@@ -286,7 +286,7 @@ static bool answer(struct fuzz_input *in, uint8_t lie)
     if (fill == 0 || !w.ready)
         return false;
     for (int i = 0; i < MSG_ROLES; i++) {
-        if (fake_children[i]->silent || fake_children[i]->why.code)
+        if (fake_children[i]->silent || fake_children[i]->mute || fake_children[i]->why.code)
             return false;
     }
     int r = fill > SLOTS || *word(tokens, AT_POISONED)
@@ -509,6 +509,9 @@ static void act(struct fuzz_input *in)
             if (full > slots || slots > RING_MAX_SLOTS)
                 abort();
         }
+        break;
+    case 27:
+        c->mute = true;
         break;
     case 26:
         supervise_no_restarts(w.supervise);
