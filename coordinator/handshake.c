@@ -143,7 +143,7 @@ static int on_hello(struct stage *st, const struct msg_hello *h, struct err *err
     if (r < 0)
         return r;
     st->configured = true;
-    s->configured_ns = util_now_ns();
+    s->configured_ns = st->moved_ns = util_now_ns();
     if (st->role == MSG_ROLE_LOADER && (r = ask_for_all(s, err)) < 0)
         return r;
     return rings_made(s->rings) ? handshake_attach(st, err) : 0;
@@ -185,6 +185,7 @@ static int on_segment_new(struct stage *st, const struct msg_segment_new *m, int
         return err_set(err, -EPROTO, "%s: unexpected SEGMENT_NEW (kind %u, layer %u)", msg_role_name(st->role), m->kind, m->layer);
     take_fd(fd);
     st->n_segments++;
+    st->moved_ns = util_now_ns();
     return s->stages[MSG_ROLE_LOADER].configured ? ask_for(s, &h, err) : 0;
 }
 
@@ -224,6 +225,7 @@ int handshake_filled(struct supervise *s, struct held_segment *g, struct err *er
     if (!to->configured)
         return 0; /* the one that comes is told before it is configured */
     to->n_filled++;
+    to->moved_ns = util_now_ns();
     int r = child_send(to->child, &m, NULL, 0, err);
     return r < 0 ? r : start_if_complete(to, err);
 }

@@ -33,10 +33,10 @@
 #define START_LIMIT (10 * SECOND)
 #define DRIVER_LIMIT (60 * SECOND) /* which compiles, on the control thread */
 #define ANSWER_LIMIT (60 * SECOND) /* of PAUSED after PAUSE, of READY after START */
-#define LOST_LIMIT                                                                                                               \
-    (2 * SECOND)                 /* of a chunk that is missing; where only waiting shows it, `heartbeat_s` later: a process that \
-                                  * does not answer is told as that */
-#define FILL_LIMIT (60 * SECOND) /* without any weights from the loader, and for the bytes at */
+/* Of a chunk that is missing; where only waiting shows it, `heartbeat_s` is added: a process that does not answer is told as that.
+ */
+#define LOST_LIMIT (2 * SECOND)
+#define FILL_LIMIT (60 * SECOND)      /* without any weights from the loader, and for the bytes at */
 #define FILL_RATE (UINT64_C(8) << 20) /* a second */
 
 static double seconds(uint64_t ns)
@@ -55,10 +55,16 @@ static bool check_chunk(struct stage *st, uint64_t now)
     struct status_work w;
     struct err why = {0};
     status_read(st->page, &w);
-    if (w.since_ns == 0 || w.since_ns > now)
+    if (w.since_ns == 0)
         return false;
+    if (w.since_ns > now && w.since_ns - now > SECOND) {
+        err_set(&why, -EPROTO, "%s (pid %d): its status page says that it began chunk %llu in the future", msg_role_name(st->role),
+                st->pid, (unsigned long long)w.chunk);
+        hangs(st, 0, &why);
+        return true;
+    }
     uint64_t usual = MIN(w.usual_ns, 1000 * SECOND), limit = usual ? MAX(20 * usual, CHUNK_LEAST) : CHUNK_FIRST;
-    uint64_t took = now - MAX(w.since_ns, st->owner->resumed_ns);
+    uint64_t took = now - MIN(now, MAX(w.since_ns, st->owner->resumed_ns));
     if (took <= limit)
         return false;
     err_set(&why, -ETIMEDOUT,
@@ -99,6 +105,11 @@ static void check(struct stage *st, uint64_t now)
         err_set(&why, -ETIMEDOUT, "%s (pid %d) hangs: it has not %s for %.1f s", msg_role_name(st->role), st->pid,
                 st->pausing ? "let go of its rings" : "become ready", seconds(asked));
         hangs(st, asked, &why);
+    } else if (st->configured && !st->segments_known && st->n_filled >= st->n_segments &&
+               since(s, now, st->moved_ns) > ANSWER_LIMIT) {
+        err_set(&why, -ETIMEDOUT, "%s (pid %d) hangs: it has not said which weights it needs for %.1f s", msg_role_name(st->role),
+                st->pid, seconds(since(s, now, st->moved_ns)));
+        hangs(st, since(s, now, st->moved_ns), &why);
     }
 }
 
@@ -109,22 +120,43 @@ static uint64_t lasts(const struct supervise *s, bool condition, uint64_t *since
     return *since_ns ? since(s, now, *since_ns) : 0;
 }
 
+/* The loader has something to fill for it. */
+static bool waits_for_loader(const struct stage *st)
+{
+    const struct supervise *s = st->owner;
+    for (uint32_t i = 0; i < slots_count(s->slots); i++) {
+        const struct held_slot *h = slots_at(s->slots, i);
+        if (h->role == st->role && h->serial)
+            return true;
+    }
+    return false;
+}
+
+static bool could_go_on(const struct stage *st, const struct ring_books *b, const struct status_work *w)
+{
+    if (w->since_ns)
+        return false;
+    return w->wait == STATUS_INPUT ? b->has_input : w->wait == STATUS_SPACE ? !b->output_full : !waits_for_loader(st);
+}
+
 static void check_books(struct stage *st, const struct ring_books *b, const struct status_work *w, uint64_t now)
 {
     struct supervise *s = st->owner;
     struct err why = {0};
     uint64_t patience = LOST_LIMIT + s->o.config->heartbeat_s * SECOND;
     int32_t missing = (int32_t)(b->taken - b->given);
-    bool could = w->since_ns == 0 && ((w->wait == STATUS_INPUT && b->has_input) || (w->wait == STATUS_SPACE && !b->output_full));
-    uint64_t owes = lasts(s, missing > 0, &st->owes_ns, now), idle = lasts(s, could, &st->idle_ns, now);
+    uint64_t owes = lasts(s, missing > 0, &st->owes_ns, now), idle = lasts(s, could_go_on(st, b, w), &st->idle_ns, now);
     if (owes > LOST_LIMIT) {
         err_set(&why, -ETIMEDOUT, "%s (pid %d) lost %d chunk%s: it took %u and passed %u on, %.1f s ago (see 'deadlines')",
                 msg_role_name(st->role), st->pid, missing, missing == 1 ? "" : "s", b->taken, b->given, seconds(owes));
         hangs(st, owes, &why);
     } else if (idle > patience) {
-        err_set(&why, -ETIMEDOUT, "%s (pid %d) hangs: it waits for %s, which is there, for %.1f s; at most %.1f s are allowed",
-                msg_role_name(st->role), st->pid, w->wait == STATUS_INPUT ? "a chunk" : "space in a ring", seconds(idle),
-                seconds(patience));
+        err_set(&why, -ETIMEDOUT, "%s (pid %d) hangs: it waits for %s for %.1f s; at most %.1f s are allowed",
+                msg_role_name(st->role), st->pid,
+                w->wait == STATUS_INPUT   ? "a chunk that is there"
+                : w->wait == STATUS_SPACE ? "space that is there"
+                                          : "weights that it did not ask for",
+                seconds(idle), seconds(patience));
         hangs(st, idle, &why);
     }
 }

@@ -33,6 +33,7 @@ struct stage {
     char backend[64];
     struct status *page;
     uint64_t pinged_ns; /* the oldest ping after which nothing was heard; 0: none */
+    uint64_t moved_ns;  /* when it was configured, or announced or was given a segment last */
     uint64_t asked_ns;  /* its last PAUSE or START, or the start of the process */
     uint64_t cap_kills; /* of this stage by the kernel, so far */
     uint64_t silent_ns; /* it hung: how long already when that was noticed */

@@ -53,8 +53,9 @@ struct ring {
     struct ring_memory *m;
     uint8_t *slots;
     size_t bytes, slot_bytes; /* trusted copies */
-    uint32_t n_slots, own;    /* own index: only we write it, so ours is the truth */
-    _Atomic bool poisoned;    /* by us: the mark in shared memory could be taken back */
+    uint32_t n_slots;
+    _Atomic uint32_t own;  /* our index: only we write it, so ours is the truth */
+    _Atomic bool poisoned; /* by us: the mark in shared memory could be taken back */
     enum ring_side side;
     struct bell *own_bell, *peer_bell;
 };
@@ -214,7 +215,7 @@ int ring_attach(int fd, enum ring_side side, uint32_t epoch, struct bell *own, s
     ring->slot_bytes = header.slot_bytes;
     ring->n_slots = header.n_slots;
     ring->side = side;
-    ring->own = atomic_load(side == RING_PRODUCER ? &ring->m->head : &ring->m->tail);
+    atomic_init(&ring->own, atomic_load(side == RING_PRODUCER ? &ring->m->head : &ring->m->tail));
     ring->own_bell = own;
     ring->peer_bell = peer;
     *ret = ring;
@@ -252,10 +253,16 @@ void ring_poison(struct ring *r)
     bell_ring(r->peer_bell);
 }
 
+static uint32_t own_index(const struct ring *r)
+{
+    return atomic_load_explicit(&r->own, memory_order_relaxed);
+}
+
 uint32_t ring_fill(const struct ring *r)
 {
-    uint32_t head = atomic_load_explicit(&r->m->head, memory_order_acquire);
-    return head - atomic_load_explicit(&r->m->tail, memory_order_acquire);
+    uint32_t own = own_index(r);
+    return r->side == RING_PRODUCER ? own - atomic_load_explicit(&r->m->tail, memory_order_acquire)
+                                    : atomic_load_explicit(&r->m->head, memory_order_acquire) - own;
 }
 
 int ring_look(int fd, struct ring_sight *ret, struct err *err)
@@ -276,8 +283,7 @@ int ring_look(int fd, struct ring_sight *ret, struct err *err)
 /* Slots between the two indices as this side sees them; poisons and returns UINT32_MAX when that is impossible. */
 static uint32_t fill(struct ring *r)
 {
-    uint32_t n = r->side == RING_PRODUCER ? r->own - atomic_load_explicit(&r->m->tail, memory_order_acquire)
-                                          : atomic_load_explicit(&r->m->head, memory_order_acquire) - r->own;
+    uint32_t n = ring_fill(r);
     if (ring_poisoned(r))
         return UINT32_MAX;
     if (n > r->n_slots) {
@@ -287,28 +293,33 @@ static uint32_t fill(struct ring *r)
     return n;
 }
 
+static uint32_t step(struct ring *r)
+{
+    uint32_t next = own_index(r) + 1;
+    atomic_store_explicit(&r->own, next, memory_order_relaxed);
+    return next;
+}
+
 void *ring_reserve(struct ring *r)
 {
     uint32_t n = fill(r);
-    return n >= r->n_slots ? NULL : r->slots + (size_t)(r->own & (r->n_slots - 1)) * r->slot_bytes;
+    return n >= r->n_slots ? NULL : r->slots + (size_t)(own_index(r) & (r->n_slots - 1)) * r->slot_bytes;
 }
 
 void ring_commit(struct ring *r)
 {
-    r->own++;
-    atomic_store_explicit(&r->m->head, r->own, memory_order_release);
+    atomic_store_explicit(&r->m->head, step(r), memory_order_release);
     bell_ring(r->peer_bell);
 }
 
 void *ring_peek(struct ring *r)
 {
     uint32_t n = fill(r);
-    return n == 0 || n == UINT32_MAX ? NULL : r->slots + (size_t)(r->own & (r->n_slots - 1)) * r->slot_bytes;
+    return n == 0 || n == UINT32_MAX ? NULL : r->slots + (size_t)(own_index(r) & (r->n_slots - 1)) * r->slot_bytes;
 }
 
 void ring_release(struct ring *r)
 {
-    r->own++;
-    atomic_store_explicit(&r->m->tail, r->own, memory_order_release);
+    atomic_store_explicit(&r->m->tail, step(r), memory_order_release);
     bell_ring(r->peer_bell);
 }

@@ -52,7 +52,8 @@ void ring_commit(struct ring *r);
 /* Consumer: oldest unread slot or NULL (empty or poisoned); release gives it back and rings the peer. */
 void *ring_peek(struct ring *r);
 void ring_release(struct ring *r);
-uint32_t ring_fill(const struct ring *r); /* slots committed and not released; approximate from other threads */
+/* Slots committed and not released, by this side's own index, which nobody else can change; approximate from other threads. */
+uint32_t ring_fill(const struct ring *r);
 struct ring_sight {
     uint32_t head, tail;    /* slots committed and released so far, as producer and consumer say */
     uint32_t fill, n_slots; /* how many are full, of how many */

@@ -334,7 +334,7 @@ static void on_deadline(uv_timer_t *t)
     _exit(io->status ? io->status : 1);
 }
 
-static void stage_close(struct stage_io *io)
+void stage_stop(struct stage_io *io)
 {
     stage_data_stop(io);
     conn_close(io->conn);
@@ -347,8 +347,10 @@ static void stage_close(struct stage_io *io)
     uv_run(&io->loop, UV_RUN_DEFAULT);
     if (uv_loop_close(&io->loop) < 0)
         log_error("stage", "event loop still has handles");
-    if (io->status)
-        _exit(io->status); /* nothing is left to say; drivers of a lost device hang or crash when they are asked to tidy up */
+}
+
+void stage_free(struct stage_io *io)
+{
     drop_rings(io);
     if (io->state)
         io->ops->close(io->state);
@@ -381,24 +383,21 @@ static bool die_with_parent(void)
     return getppid() == parent;
 }
 
-int stage_run(const struct stage_ops *ops, int fd, const char *token)
+struct stage_io *stage_open(const struct stage_ops *ops, int fd, const char *token)
 {
     static const struct conn_handlers handlers = {.message = on_message, .closed = on_closed};
     struct err err = {0};
-    if (!token && !die_with_parent())
-        return 1;
     struct stage_io *io = calloc(1, sizeof(*io));
     if (!io)
-        return 1;
+        return NULL;
     io->ops = ops;
     io->control_fd = fd;
     memset(io->held_slots, 0xff, sizeof(io->held_slots)); /* -1 */
     io->segments_end = &io->segments;
     io->jobs_end = &io->jobs;
-    setenv("UV_USE_IO_URING", "0", 0); /* some versions of libuv would; seccomp cannot see what a ring is asked for */
     if (uv_loop_init(&io->loop) < 0) {
         free(io);
-        return 1;
+        return NULL;
     }
     uv_signal_init(&io->loop, &io->term);
     uv_async_init(&io->loop, &io->report, on_report);
@@ -414,9 +413,23 @@ int stage_run(const struct stage_ops *ops, int fd, const char *token)
         r = say_hello(io, token, &err);
     if (r < 0)
         stage_fail(io, &err);
-    else
+    return io;
+}
+
+int stage_run(const struct stage_ops *ops, int fd, const char *token)
+{
+    if (!token && !die_with_parent())
+        return 1;
+    setenv("UV_USE_IO_URING", "0", 0); /* some versions of libuv would; seccomp cannot see what a ring is asked for */
+    struct stage_io *io = stage_open(ops, fd, token);
+    if (!io)
+        return 1;
+    if (!io->finished)
         uv_run(&io->loop, UV_RUN_DEFAULT);
     int status = io->status;
-    stage_close(io);
+    stage_stop(io);
+    if (status)
+        _exit(status); /* nothing is left to say; drivers of a lost device hang or crash when they are asked to tidy up */
+    stage_free(io);
     return status;
 }

@@ -81,7 +81,12 @@ struct stage_io {
     _Atomic uint64_t chunks, tokens, busy_ns, idle_ns, blocked_ns;
 };
 
-/* stage.c: the stage cannot go on; tells the coordinator and ends with status 1. */
+/* stage.c. What stage_run does, without what concerns the process. open: NULL: out of memory; takes fd. Then the loop is run until
+ * `finished`. stop: the threads, the loop and its handles; gives up, and the process with it, when they do not end in time. */
+struct stage_io *stage_open(const struct stage_ops *ops, int fd, const char *token);
+void stage_stop(struct stage_io *io);
+void stage_free(struct stage_io *io);
+/* The stage cannot go on; tells the coordinator and ends with status 1. */
 void stage_fail(struct stage_io *io, const struct err *err);
 
 /* stage_weights.c */

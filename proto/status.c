@@ -79,7 +79,7 @@ void status_goes_on(struct status *s)
 void status_read(const struct status *s, struct status_work *ret)
 {
     *ret = (struct status_work){.since_ns = LOAD(since_ns),
-                                .wait = (enum status_wait)LOAD(wait),
+                                .wait = (enum status_wait)MIN(LOAD(wait), (uint32_t)STATUS_WEIGHTS),
                                 .chunk = LOAD(chunk),
                                 .layer = LOAD(layer),
                                 .n_tokens = LOAD(n_tokens),
