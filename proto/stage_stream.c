@@ -14,6 +14,7 @@
 #include "proto/ring.h"
 #include "proto/shm.h"
 #include "proto/stage_impl.h"
+#include "proto/status.h"
 #include "proto/util.h"
 
 struct slot {
@@ -188,7 +189,7 @@ int stage_stream_filled(struct stage_io *io, const struct msg_slot_filled *m, st
     if (!s || m->slot >= s->n_slots || m->serial > s->serial)
         return err_set(err, -EPROTO, "unexpected SLOT_FILLED (kind %u, slot %u, layer %u)", m->kind, m->slot, m->layer);
     struct slot *t = &s->slots[m->slot];
-    if (m->serial != t->serial)
+    if (m->serial != t->serial || t->asked == 0)
         return 0; /* something else is wanted there by now */
     const struct layer *l = &s->layers[t->asked - 1];
     if (l->layer != m->layer || l->kind != m->kind)
@@ -248,7 +249,7 @@ static bool wait_for(struct stage_io *io, uint32_t index)
         }
         if (atomic_load_explicit(&io->stop, memory_order_acquire) || atomic_load(&io->hold))
             return false;
-        bell_wait(io->bell, seen, 0, -1);
+        bell_wait(io->bell, seen, 0, BELL_AGAIN_NS);
     }
 }
 
@@ -276,7 +277,10 @@ int stage_stream_enter(struct stage_io *io, uint32_t layer, struct err *err)
         atomic_fetch_add_explicit(&s->hits, 1, memory_order_relaxed);
     } else {
         uint64_t start = util_now_ns();
-        if (!wait_for(io, index - 1))
+        status_waits(io->page, STATUS_WEIGHTS);
+        bool there = wait_for(io, index - 1);
+        status_waits(io->page, STATUS_INPUT);
+        if (!there)
             return -ECANCELED;
         uint64_t waited = util_now_ns() - start;
         io->process_blocked_ns += waited;

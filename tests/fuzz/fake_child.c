@@ -17,10 +17,10 @@ int child_path(const char *stage_dir, const char *name, char *buf, size_t size, 
     return snprintf(buf, size, "%s/%s", stage_dir ? stage_dir : ".", name) < 0 ? -EINVAL : 0;
 }
 
-int child_open(uv_loop_t *loop, enum msg_role role, const char *stage_dir, const struct child_handlers *h, void *ctx,
+int child_open(uv_loop_t *loop, enum msg_role role, const char *stage_dir, bool spawn, const struct child_handlers *h, void *ctx,
                struct child **ret, struct err *err)
 {
-    (void)stage_dir;
+    (void)stage_dir, (void)spawn;
     struct child *c = calloc(1, sizeof(*c));
     if (!c)
         return err_set(err, -ENOMEM, "out of memory");
@@ -129,6 +129,18 @@ void fake_child_end(struct child *c, int signal)
     else
         err_set(&why, -ECHILD, "ended by signal %d", signal);
     c->h.ended(c->ctx, &why, signal);
+}
+
+int child_attach(struct child *c, struct conn *conn, int pid, const struct msg *hello, struct err *err)
+{
+    (void)c, (void)conn, (void)pid, (void)hello;
+    return err_set(err, -ENOTSUP, "none of these is started by others");
+}
+
+bool child_spawned(const struct child *c)
+{
+    (void)c;
+    return true;
 }
 
 bool child_running(const struct child *c)

@@ -568,6 +568,8 @@ static void set_up(uint8_t how)
     struct err err = {0};
     memset(&w, 0, sizeof(w));
     w.config.model = model;
+    for (int i = 0; i < CONFIG_PROCESSES; i++)
+        w.config.spawn[i] = true;
     w.config.restarts = 1 + how % 4;
     w.config.restarts_per_minute = 20;
     w.config.heartbeat_s = 1 + how / 4 % 4;
