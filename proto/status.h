@@ -17,7 +17,7 @@ void status_unmap(struct status *s);                          /* NULL is fine */
 enum status_wait { STATUS_INPUT, STATUS_SPACE, STATUS_WEIGHTS };
 
 struct status_work {
-    uint64_t since_ns; /* CLOCK_MONOTONIC; 0: it waits, */
+    uint64_t since_ns;     /* CLOCK_MONOTONIC; 0: it waits, */
     enum status_wait wait; /* for this */
     uint64_t chunk;
     uint32_t layer, n_tokens;

@@ -27,8 +27,9 @@ uint64_t fuzz_u64(struct fuzz_input *in);
 /* A message of any type, as a decoder may hand it over. */
 void fuzz_message(struct fuzz_input *in, struct msg *ret);
 
-#define FUZZ_FD_GOOD 6 /* what a stage that keeps the protocol would send; the kinds below it are pipes, unsealed, too small, ... \
-                        */
+#define FUZZ_FD_GOOD                                                                                             \
+    6 /* what a stage that keeps the protocol would send; the kinds below it are pipes, unsealed, too small, ... \
+       */
 int fuzz_fd(uint8_t kind, size_t bytes); /* owned */
 /* Ends the process when more descriptors are open than at the first call. Every so many calls it looks. */
 void fuzz_check_fds(void);
