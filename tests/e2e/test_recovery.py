@@ -45,8 +45,11 @@ class Run:
         return "\n".join(self.lines)
 
     def wait(self, words, n=1, seconds=60):
+        """Whether it was said; it may have ended since."""
         wait_until(lambda: self.count(words) >= n or self.process.poll() is not None, seconds, lambda: (words, self.log()))
-        return self.process.poll() is None
+        if self.process.poll() is not None:
+            self.threads[0].join()
+        return self.count(words) >= n
 
     def wait_ready(self):
         check(self.wait(" is ready: ", 3), "ended early:", self.log())
