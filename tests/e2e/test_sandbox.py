@@ -107,7 +107,7 @@ def test_what_is_forbidden_ends_a_stage():
         tandem.skip("with sanitizers, filters only report")
     for victim in tandem.STAGES:
         env = {"LD_PRELOAD": TRESPASS, "TRESPASS": victim, "TRESPASS_AFTER_MS": "1000", "TRESPASS_DOES": "socket"}
-        process = start("coordinator", "--config", config(model("demo", "f32")), *LONG, env=env)
+        process = start("coordinator", "--config", config(model("demo", "f32"), restarts=0), *LONG, env=env)
         _, err = finish(process, 120)
         check(process.returncode == 1, f"{victim}: status {process.returncode}", err)
         check(f"{victim} (pid " in err and "was ended by its seccomp filter (SIGSYS)" in err and "trespass:" not in err, err)
