@@ -36,9 +36,15 @@ bool plan_streams(const struct plan *p)
     return p->residency[CONFIG_NPU].n_streamed || p->residency[CONFIG_GPU].n_streamed;
 }
 
-uint32_t plan_stream_slots(const struct config *c)
+uint32_t plan_stream_slots(const struct config *c, uint32_t n_layers)
 {
-    return c->stream_slots ? c->stream_slots : DEFAULT_STREAM_SLOTS;
+    uint32_t wanted = c->stream_slots ? c->stream_slots : DEFAULT_STREAM_SLOTS;
+    return MIN(wanted, MAX(n_layers / 2, DEFAULT_STREAM_SLOTS)); /* with more, hardly a layer would have to give its place up */
+}
+
+uint64_t plan_npu_memory(const struct config *c, const struct npu_device *npu)
+{
+    return c->npu.memory || !npu->xrt ? c->npu.memory : DEFAULT_NPU_POOL;
 }
 
 static int collect_types(const struct gguf *g, struct plan_inputs *p, struct err *err)
@@ -148,7 +154,7 @@ static void weights(const struct plan_inputs *in, const struct plan_choice *ch, 
 {
     for (int i = 0; i < 2; i++) {
         enum config_process worker = i ? CONFIG_GPU : CONFIG_NPU;
-        uint32_t n = ch->streamed[i], slots = plan_stream_slots(in->config);
+        uint32_t n = ch->streamed[i], slots = plan_stream_slots(in->config, p->hparams.n_layers);
         p->residency[worker] = (struct residency){.n_layers = p->hparams.n_layers, .n_streamed = n, .n_slots = n ? slots : 0};
         struct held h = hold(in, &p->residency[worker], i);
         p->process[worker].bytes[BUDGET_WEIGHTS] = h.pinned + h.slots;
@@ -302,7 +308,7 @@ void plan_compose(const struct plan_inputs *in, const struct plan_choice *ch, st
     for (int i = CONFIG_LOADER; i < CONFIG_PROCESSES; i++)
         p->process[i].others = !c->spawn[i];
     p->pin_threads = c->pin_threads && p->npu_threads + p->gpu_threads > cores;
-    p->npu_pool = (c->npu.memory || !p->npu.xrt ? c->npu.memory : DEFAULT_NPU_POOL) / 5 * 4;
+    p->npu_pool = plan_npu_memory(c, &p->npu) / 5 * 4;
     p->npu_resident = ch->npu_resident;
     weights(in, ch, p);
 

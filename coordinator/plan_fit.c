@@ -105,13 +105,15 @@ static void fit_npu_resident(const struct plan_inputs *in, struct plan_choice *c
 static uint32_t forced(const struct plan_inputs *in, int worker)
 {
     uint32_t n = worker ? in->config->gpu.streamed : in->config->npu.streamed;
-    return n == CONFIG_AUTO ? n : residency_round(in->hparams.n_layers, n, plan_stream_slots(in->config));
+    return n == CONFIG_AUTO ? n : residency_round(in->hparams.n_layers, n, plan_stream_slots(in->config, in->hparams.n_layers));
 }
 
 static uint32_t most_streamed(const struct plan_inputs *in, int worker)
 {
     uint32_t n = forced(in, worker);
-    return n == CONFIG_AUTO ? residency_round(in->hparams.n_layers, in->hparams.n_layers, plan_stream_slots(in->config)) : n;
+    return n == CONFIG_AUTO
+               ? residency_round(in->hparams.n_layers, in->hparams.n_layers, plan_stream_slots(in->config, in->hparams.n_layers))
+               : n;
 }
 
 /* The limit that a KV cache shall leave room under. */
@@ -168,7 +170,7 @@ static void widen_passes(const struct plan_inputs *in, struct plan_choice *ch, s
 /* Of the layers that may be streamed or not, the fewest bytes: for each number of npu_worker's layers the least of gpu_worker's. */
 static void pin_most(const struct plan_inputs *in, struct plan_choice *ch, struct plan *p)
 {
-    uint32_t slots = plan_stream_slots(in->config), most[2] = {most_streamed(in, 0), most_streamed(in, 1)};
+    uint32_t slots = plan_stream_slots(in->config, in->hparams.n_layers), most[2] = {most_streamed(in, 0), most_streamed(in, 1)};
     bool free_choice[2] = {forced(in, 0) == CONFIG_AUTO, forced(in, 1) == CONFIG_AUTO};
     struct plan_choice best = *ch, try = *ch;
     uint64_t best_bytes = UINT64_MAX;
@@ -293,8 +295,9 @@ static int describe_limits(const struct plan_inputs *in, char *text, size_t size
     int n = 0;
     knobs_of(&c, k);
     for (int i = 0; i < KNOBS; i++) {
-        value[i] = *k[i].value;
-        *k[i].value = k[i].value == &c.npu.memory && value[i] ? UINT64_C(1) << 50 : 0; /* 0 of npu.memory is a limit of its own */
+        bool pool = k[i].value == &c.npu.memory;
+        value[i] = pool ? plan_npu_memory(&c, in->machine->npu) : *k[i].value;
+        *k[i].value = pool && value[i] ? UINT64_C(1) << 50 : 0; /* without a value an NPU's pool has its default */
     }
     if (!chooses(in, &c))
         return 0;
@@ -340,6 +343,10 @@ static void describe_others(const struct plan_inputs *in, char *text, size_t siz
     c.sequences = 1;
     if (in->config->sequences > 1 && chooses(in, &c))
         used += (size_t)snprintf(text + used, size - used, "%slower 'sequences'", used ? ", or " : "");
+    c = *in->config;
+    c.stream_slots = 0;
+    if (in->config->stream_slots && chooses(in, &c))
+        used += (size_t)snprintf(text + used, size - used, "%sset 'stream_slots' to auto", used ? ", or " : "");
     c = *in->config;
     c.npu.streamed = c.gpu.streamed = CONFIG_AUTO;
     if ((in->config->npu.streamed != CONFIG_AUTO || in->config->gpu.streamed != CONFIG_AUTO) && chooses(in, &c))

@@ -34,7 +34,8 @@ enum plan_limit {
     PLAN_MACHINE
 };
 
-uint32_t plan_stream_slots(const struct config *c);
+uint32_t plan_stream_slots(const struct config *c, uint32_t n_layers);          /* as the config says; at most half of the layers */
+uint64_t plan_npu_memory(const struct config *c, const struct npu_device *npu); /* or its default; 0: no pool */
 /* The whole plan for a choice, whether it fits or not. */
 void plan_compose(const struct plan_inputs *in, const struct plan_choice *ch, struct plan *ret);
 /* The first limit that a plan passes; *ret_process: of PLAN_CAP. */

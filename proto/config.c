@@ -20,7 +20,8 @@
 
 #define FILE_MAX_BYTES (64u << 10)
 #define VALUE_MAX_BYTES 4095u
-#define POOL_MIN_BYTES (1u << 20)
+#define POOL_MIN_BYTES (UINT64_C(1) << 20)
+#define POOL_MAX_BYTES (UINT64_C(256) << 40) /* no process has more addresses */
 #define FILE_NAME_BYTES sizeof(((struct config *)NULL)->xrt.manifest)
 #define SIZE_MIN_BYTES (1u << 10)
 #define SIZE_MAX_BYTES (64u << 20)
@@ -83,7 +84,7 @@ struct key {
         .name = (name_), .kind = (kind_), .allow_auto = (auto_), .min = (min_), .max = (max_), .raw = offsetof(struct raw, raw_), \
         .offset = offsetof(struct config, out_), .expected = (expected_)                                                          \
     }
-#define EXPECT_SIZE "a size of at least 1MiB such as 512MiB or 2GiB, or auto"
+#define EXPECT_SIZE "a size from 1MiB to 256TiB such as 512MiB or 2GiB, or auto"
 #define EXPECT_LAYERS "auto or a number of layers from 0 to 512"
 #define EXPECT_BOOL "true or false"
 #define EXPECT_THREADS "auto or a whole number from 1 to 1024"
@@ -581,7 +582,7 @@ static int apply(struct config *c, const struct key *k, const char *value, const
         }
         break;
     case KIND_BYTES:
-        if (util_parse_bytes(value, &bytes) == 0 && bytes >= POOL_MIN_BYTES) {
+        if (util_parse_bytes(value, &bytes) == 0 && bytes >= POOL_MIN_BYTES && bytes <= POOL_MAX_BYTES) {
             memcpy(out, &bytes, sizeof(bytes));
             return 0;
         }
@@ -661,9 +662,13 @@ static int apply_override(struct config *c, const char *text, struct err *err)
         return err_set(err, -EINVAL, "%s: expected key=value, such as --set gpu.threads=2", place);
     snprintf(name, sizeof(name), "%.*s", (int)n, text);
     int k = key_find(name);
-    if (k < 0 && is_group(name))
-        return err_set(err, -EINVAL, "%s: key '%s' has keys below it; expected one of them, such as %s.threads=2", place, name,
-                       name);
+    if (is_group(name) && (k < 0 || text[n + 1] == '{')) {
+        char prefix[sizeof(name) + 1], list[256];
+        snprintf(prefix, sizeof(prefix), "%s.", name);
+        list_names(prefix, list, sizeof(list));
+        return err_set(err, -EINVAL, "%s: key '%s' has keys below it; expected one of them at a time, as %sKEY=VALUE (known: %s)",
+                       place, name, prefix, list);
+    }
     return k < 0 ? unknown_key(name, place, err) : apply(c, &keys[k], text + n + 1, place, err);
 }
 

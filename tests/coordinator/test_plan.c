@@ -93,6 +93,34 @@ static void test_device_demanded(void **state)
     assert_true(p.device_bytes > 1 << 20);
 }
 
+/* The pool that an NPU has without a word of the config is a limit with a name. */
+static void test_default_pool(void **state)
+{
+    (void)state;
+    static struct plan p;
+    static const struct gpu_device none = {.vulkan = false};
+    const struct npu_device npu = {.xrt = true, .name = "Simulated", .fixed = UINT64_C(3) << 30};
+    const struct plan_machine m = {.gpu = &none, .npu = &npu};
+    struct config c = *config;
+    struct err err = {0};
+    unsigned least = 0;
+    strcpy(c.gpu.backend, "cpu");
+    strcpy(c.npu.backend, "xrt");
+    assert_int_equal(plan_make(&c, gguf, &m, 0, &p, &err), -ENOMEM);
+    const char *said = strstr(err.text, "'npu.memory' is 2.0 GiB; raise it to at least ");
+    if (!said || sscanf(said, "'npu.memory' is 2.0 GiB; raise it to at least %u MiB", &least) != 1)
+        fail_msg("%s", err.text);
+    c.npu.memory = (uint64_t)least << 20;
+    assert_int_equal(plan_make(&c, gguf, &m, 0, &p, &err), 0);
+    c.npu.memory -= 1 << 20;
+    assert_int_equal(plan_make(&c, gguf, &m, 0, &p, &err), -ENOMEM);
+    strcpy(c.npu.backend, "auto");
+    c.npu.memory = 0;
+    assert_int_equal(plan_make(&c, gguf, &m, 0, &p, &err), 0);
+    assert_false(p.npu.xrt);
+    assert_non_null(strstr(p.npu.reason, "'npu.memory' is 2.0 GiB"));
+}
+
 static int plan_kv(int kv_type, uint32_t context, struct plan *ret, struct err *err)
 {
     static const struct gpu_device none = {.vulkan = false};
@@ -218,6 +246,6 @@ int main(void)
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_device_with_room), cmocka_unit_test(test_device_too_small),
                                        cmocka_unit_test(test_device_demanded),  cmocka_unit_test(test_kv_types),
                                        cmocka_unit_test(test_machine),          cmocka_unit_test(test_machine_shrinks),
-                                       cmocka_unit_test(test_device_streams)};
+                                       cmocka_unit_test(test_device_streams),   cmocka_unit_test(test_default_pool)};
     return cmocka_run_group_tests(tests, open_model, close_model);
 }

@@ -28,6 +28,7 @@ def proposals(text):
     others = [f"context={n}" for n in re.findall(r"lower 'context' to at most (\d+)", text)]
     others += ["kv_type=q8_0"] if "set 'kv_type' to q8_0" in text else []
     others += ["chunk_tokens=auto"] if "set 'chunk_tokens' to auto" in text else []
+    others += ["stream_slots=auto"] if "set 'stream_slots' to auto" in text else []
     others += ["sequences=1"] if "lower 'sequences'" in text else []
     return raise_all, others
 
@@ -58,8 +59,10 @@ def test_refusals():
                  ["memory.coordinator=3MiB"], ["npu.memory=2MiB"], ["gpu.memory=1MiB"], ["memory.total=50MiB"],
                  ["memory.loader=4MiB", "memory.npu_worker=6MiB", "memory.total=40MiB"], ["memory.npu_worker=9MiB", "kv_type=f32"],
                  ["memory.npu_worker=15MiB", "chunk_tokens=512", "npu.streamed=0"],
-                 ["memory.total=60MiB", "npu.streamed=0", "gpu.streamed=0", "chunk_tokens=256"]):
+                 ["memory.total=60MiB", "npu.streamed=0", "gpu.streamed=0", "chunk_tokens=256"],
+                 ["memory.gpu_worker=9MiB", "sequences=1", "stream_slots=6"]):
         text, _ = refused(cfg, *sets)
+        check("stream_slots=6" not in sets or "set 'stream_slots' to auto" in text, sets, text)
         print("  ", sets, text.strip()[:200])
     start = tandem.run("coordinator", "--config", cfg, "--set", "memory.total=40MiB", "generate", "--prompt", "a", status=None)
     tandem.one_line_error(start, "'memory.total' is 40.0 MiB; raise it to at least")
@@ -106,6 +109,8 @@ def test_what_is_printed():
     check("npu_worker: 6 layers pinned, 6 streamed through 3 slots; gpu_worker: 6 layers pinned, 6 streamed" in text, text)
     check(re.search(r"streaming   [0-9.]+ MiB of the file are read for a token; .*prompts in passes of \d+ tokens", text), text)
     check(re.search(r"for 4.0 sequences of 2048 \(8192 tokens\)", text), text)
+    wide = planned(cfg, "stream_slots=8", "gpu.streamed=12")["processes"]["gpu_worker"]["layers"]
+    check(wide == {"pinned": 0, "streamed": 12, "slots": 6}, "12 layers pass through 6 slots at most:", wide)
     p = planned(cfg)
     check(p["kv_tokens"] == 8192 and p["processes"]["gpu_worker"]["layers"] == {"pinned": 6, "streamed": 6, "slots": 3}, p)
     if p["disk_rate"] > 0:
