@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "coordinator/journal.h"
 #include "coordinator/tokenizer.h"
 #include "proto/util.h"
 
@@ -26,10 +27,19 @@ void answer_fini(struct answer *a)
     a->echo = NULL;
     if (a->request)
         engine_cancel(a->engine, a->request);
+    journal_end(a->journal);
     detokenizer_close(a->detokenizer);
     free(a->text);
     free(a->ids);
     *a = (struct answer){0};
+}
+
+int answer_given(struct answer *a, FILE *f, struct err *err)
+{
+    if (fflush(f) == EOF || ferror(f))
+        return err_set_errno(err, errno ? -errno : -EIO, "standard output: cannot be written");
+    journal_end(take_ptr(&a->journal));
+    return 0;
 }
 
 static void stop(struct answer *a, int code, const char *what)
@@ -84,6 +94,12 @@ void answer_add(struct answer *a, uint32_t id)
     give_text(a, detokenizer_push(a->detokenizer, id));
 }
 
+void answer_end(struct answer *a)
+{
+    a->done = true;
+    give_text(a, detokenizer_finish(a->detokenizer));
+}
+
 static void on_token(void *ctx, uint32_t id, uint32_t index)
 {
     (void)index;
@@ -96,10 +112,10 @@ static void on_finished(void *ctx, const struct request_result *r)
     a->request = NULL;
     a->result = *r;
     a->result.err = NULL; /* borrowed for the call only */
-    a->done = true;
+    a->journal = take_ptr(&a->result.journal);
     if (r->finish == ENGINE_FINISH_ERROR && !a->error.code)
         a->error = r->err ? *r->err : (struct err){.code = -EIO, .text = "request failed"};
-    give_text(a, detokenizer_finish(a->detokenizer));
+    answer_end(a);
 }
 
 static bool is_end(void *ctx, uint32_t id)
@@ -115,6 +131,7 @@ int answer_submit(struct answer *a, struct engine *e, const struct request_param
     q.logits = NULL;
     q.finished = on_finished;
     q.is_end = is_end;
+    q.keep_journal = true;
     q.ctx = a;
     a->engine = e;
     return engine_submit(e, &q, &a->request, err);

@@ -23,15 +23,21 @@ struct answer { /* caller's storage; all zero before answer_init */
     uint32_t *ids;
     uint32_t n_ids, ids_room;
     struct request_result result; /* valid when done */
+    struct journal_file *journal; /* owned; until the answer is given. NULL: there is none */
     struct err error;             /* of the request, of memory or of the echo */
     bool done;
 };
 
 /* tokenizer and echo are borrowed. */
 int answer_init(struct answer *a, const struct tokenizer *t, FILE *echo, struct err *err);
-void answer_fini(struct answer *a); /* cancels the request if it still runs */
+void answer_fini(struct answer *a); /* cancels the request if it still runs; it is not to be resumed */
+/* All that was written to `f` reaches who reads it, and of this answer nothing is to be resumed. -EIO and the like: it could not be
+ * written. */
+int answer_given(struct answer *a, FILE *f, struct err *err);
 /* A token that was generated elsewhere, before the request is submitted. */
 void answer_add(struct answer *a, uint32_t id);
+/* Nothing comes after these: an answer that another process had generated whole. */
+void answer_end(struct answer *a);
 /* Submit p with the callbacks of this answer put in. `a` must stay where it is until done. */
 int answer_submit(struct answer *a, struct engine *e, const struct request_params *p, struct err *err);
 /* Of answers that are done: prompt tokens per second, and decode passes per second (0 when there was none). */

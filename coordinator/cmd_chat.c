@@ -106,8 +106,10 @@ static int one_turn(struct chat *t, const char *text, struct err *err)
         printf("\n(the context of %u tokens is full; /reset begins anew)", engine_plan(t->c->engine)->context);
     if (r == 0 && a.result.finish == ENGINE_FINISH_LENGTH && t->terminal)
         printf("\n(cut after %u tokens: --max-tokens)", a.result.n_output);
-    if (r == 0 && (putchar('\n') == EOF || fflush(stdout) == EOF))
-        r = err_set(err, -EIO, "standard output: cannot be written");
+    if (r == 0) {
+        putchar('\n');
+        r = answer_given(&a, stdout, err);
+    }
     if (r == 0)
         r = append_answer(t, &a, err);
     answer_fini(&a);

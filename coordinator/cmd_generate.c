@@ -89,10 +89,25 @@ static int print_json(const struct prompt *p, const struct answer *a, uint32_t n
     return report_print_json(j, stdout, err);
 }
 
-static void print_texts(const struct answer *a, uint32_t n)
+/* Also where one of them failed: the others are whole. Each is done with when it is written, so that a kill meanwhile leaves those
+ * to be resumed that are not. */
+static int print_texts(struct answer *a, uint32_t n, struct err *err)
 {
-    for (uint32_t i = 0; i < n; i++)
+    int r = 0;
+    for (uint32_t i = 0; i < n && r == 0; i++) {
         printf("%s--- answer %u (%s)\n%s\n", i ? "\n" : "", i, engine_finish_name(a[i].result.finish), a[i].text);
+        r = answer_given(&a[i], stdout, err);
+    }
+    return r;
+}
+
+/* The one that was printed as it came, or those that went into one JSON object. */
+static int all_given(struct answer *a, uint32_t n, struct err *err)
+{
+    int r = 0;
+    for (uint32_t i = 0; i < n && r == 0; i++)
+        r = answer_given(&a[i], stdout, err);
+    return r;
 }
 
 static int run_answers(struct command *c, const struct prompt *p, struct answer *a, uint32_t n, struct err *err)
@@ -113,11 +128,15 @@ static int run_answers(struct command *c, const struct prompt *p, struct answer 
         r = engine_run(c->engine, err);
     if (n == 1 && !o->json && a[0].n_text)
         putchar('\n');
+    if (r == 0 && n > 1 && !o->json)
+        r = print_texts(a, n, err);
     for (uint32_t i = 0; i < n && r == 0; i++) {
         if (a[i].error.code)
             r = err_set(err, a[i].error.code, "%s", a[i].error.text);
+        if (r < 0 && n > 1)
+            r = err_wrap(err, r, "answer %u", i);
     }
-    return r;
+    return r == 0 && n == 1 && !o->json ? all_given(a, n, err) : r;
 }
 
 int cmd_generate_run(struct command *c, struct err *err)
@@ -132,12 +151,12 @@ int cmd_generate_run(struct command *c, struct err *err)
         r = err_set(err, -ENOMEM, "answers: out of memory");
     if (r == 0)
         r = run_answers(c, &p, a, n, err);
-    if (r == 0 && !o->json && n > 1)
-        print_texts(a, n);
     if (r == 0 && (o->json || o->report))
         r = engine_stats(c->engine, &stats, err);
     if (r == 0 && o->json)
         r = print_json(&p, a, n, &stats, engine_last_recovery(c->engine), err);
+    if (r == 0 && o->json)
+        r = all_given(a, n, err);
     if (r == 0 && o->report && !o->json) {
         putchar('\n');
         report_answers(a, n, stdout);

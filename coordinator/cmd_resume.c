@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * `--resume`: finishes the answers that coordinators which were killed left in the runtime folder, and prints each whole, from its
- * first token on. What was left by another model stays where it is. Runs on the main thread. */
+ * first token on. What was left by another model stays where it is. Each has its file until it is printed: another kill meanwhile
+ * loses nothing. Runs on the main thread. */
 #include <errno.h>
 #include <stdlib.h>
 
@@ -16,16 +17,20 @@ struct resumed {
     struct answer answer;
 };
 
-/* What was generated already, and the rest. A kill between the last token and the end leaves nothing to do. */
+/* What was generated already, and the rest. A kill between the last token and the moment in which it was printed leaves nothing to
+ * do. */
 static int go_on(struct command *c, struct answer *a, const struct journal_request *q, struct journal_file *file, struct err *err)
 {
     uint32_t context = engine_plan(c->engine)->context;
     for (uint32_t i = 0; i < q->n_done; i++)
         answer_add(a, q->ids[q->n_prompt + i]);
-    if (q->n_done >= q->max_tokens || (q->n_prompt <= context && q->n_done > context - q->n_prompt)) {
+    if (q->ended || q->n_done >= q->max_tokens || (q->n_prompt <= context && q->n_done > context - q->n_prompt)) {
         a->done = true;
-        a->result.finish = q->n_done >= q->max_tokens ? ENGINE_FINISH_LENGTH : ENGINE_FINISH_CONTEXT;
-        journal_end(file);
+        a->result.finish = q->ended                     ? (enum engine_finish)q->finish
+                           : q->n_done >= q->max_tokens ? ENGINE_FINISH_LENGTH
+                                                        : ENGINE_FINISH_CONTEXT;
+        a->journal = file;
+        answer_end(a);
         return 0;
     }
     const struct request_params p = {.ids = q->ids,
@@ -70,20 +75,24 @@ static int take_all(struct command *c, struct resumed **ret, struct err *err)
     return r;
 }
 
-static int print_all(const struct resumed *all)
+/* 0, or what one of them failed with. */
+static int print_all(struct resumed *all, struct err *err)
 {
     int failed = 0;
     uint32_t n = 0;
-    for (const struct resumed *p = all; p; p = p->next) {
+    for (struct resumed *p = all; p; p = p->next) {
         if (all->next)
             printf("%s--- answer %u (%s)\n", n ? "\n" : "", n, engine_finish_name(p->answer.result.finish));
         printf("%s\n", p->answer.text);
         if (p->answer.error.code)
             fprintf(stderr, "answer %u: %s\n", n, p->answer.error.text);
         failed = p->answer.error.code ? p->answer.error.code : failed;
+        int r = answer_given(&p->answer, stdout, err);
+        if (r < 0)
+            return r;
         n++;
     }
-    return failed;
+    return failed ? err_set(err, -EIO, "not every answer could be finished") : 0;
 }
 
 int cmd_resume_run(struct command *c, struct err *err)
@@ -94,8 +103,8 @@ int cmd_resume_run(struct command *c, struct err *err)
         fprintf(stderr, "nothing to resume: no coordinator was killed while it answered with '%s'\n", c->config->model);
     if (r == 0)
         r = engine_run(c->engine, err);
-    if (r == 0 && print_all(all) < 0)
-        r = err_set(err, -EIO, "not every answer could be finished");
+    if (r == 0)
+        r = print_all(all, err);
     while (all) {
         struct resumed *p = all;
         all = p->next;

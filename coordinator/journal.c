@@ -2,8 +2,9 @@
  * Owns one descriptor per request in progress. Called by schedule.c as tokens come and by cmd_resume.c.
  *
  * A file: struct header, the model's path, the prompt's ids; then 8 bytes for each token, its id and the same id mixed with its
- * number, so that what a kill left half written, or other bytes, are seen. Native byte order: it never leaves the machine. What is
- * read back was written by a process of this user, and is checked like any input all the same. */
+ * number, so that what a kill left half written, or other bytes, are seen. Where the request has ended, another 8 bytes say how,
+ * with an id that no token has. Native byte order: it never leaves the machine. What is read back was written by a process of this
+ * user, and is checked like any input all the same. */
 #include "coordinator/journal.h"
 
 #include <dirent.h>
@@ -20,6 +21,7 @@
 #define MAGIC "TNDMREQ1"
 #define IDS_MAX 1048576u /* as 'context' allows */
 #define PATH_BYTES_MAX 4096u
+#define END_FIRST 0xffffff00u /* + how it ended; no vocabulary has so many tokens */
 
 struct header {
     char magic[8];
@@ -152,7 +154,7 @@ int journal_begin(struct journal *j, const struct journal_request *q, struct jou
     return 0;
 }
 
-bool journal_token(struct journal_file *f, uint32_t id)
+static bool add(struct journal_file *f, uint32_t id)
 {
     struct token t = {id, mix(id, f->n++)};
     if (f->fd < 0 || util_write_all(f->fd, &t, sizeof(t)) == 0)
@@ -161,6 +163,16 @@ bool journal_token(struct journal_file *f, uint32_t id)
     util_close_fd(&f->fd);
     f->fd = -1;
     return false;
+}
+
+bool journal_token(struct journal_file *f, uint32_t id)
+{
+    return add(f, id);
+}
+
+bool journal_finish(struct journal_file *f, uint32_t why)
+{
+    return add(f, END_FIRST | (why & 0xffu));
 }
 
 void journal_leave(struct journal_file *f)
@@ -179,15 +191,20 @@ void journal_end(struct journal_file *f)
     journal_leave(f);
 }
 
-/* The tokens that are whole. */
-static uint32_t count_tokens(const char *p, size_t n)
+/* The tokens that are whole; *ret_end: what comes after them, where the request has ended, or 0. */
+static uint32_t count_tokens(const char *p, size_t n, uint32_t *ret_end)
 {
     uint32_t i = 0;
     struct token t;
+    *ret_end = 0;
     for (; (i + 1) * sizeof(t) <= n && i < IDS_MAX; i++) {
         memcpy(&t, p + i * sizeof(t), sizeof(t));
         if (t.mixed != mix(t.id, i))
             break;
+        if (t.id >= END_FIRST) {
+            *ret_end = t.id;
+            break;
+        }
     }
     return i;
 }
@@ -218,7 +235,7 @@ static int parse(const struct journal *j, const char *p, size_t n, struct journa
     if (path[h.path_bytes - 1] != '\0' || strcmp(path, j->model) != 0 || h.model_bytes != j->model_bytes ||
         h.model_time_ns != j->model_time_ns)
         return -EPROTO;
-    uint32_t n_done = count_tokens(tokens, n - sizeof(h) - head);
+    uint32_t end, n_done = count_tokens(tokens, n - sizeof(h) - head, &end);
     uint32_t *ids = malloc(((size_t)h.n_prompt + n_done) * sizeof(*ids));
     if (!ids)
         return -ENOMEM;
@@ -226,13 +243,15 @@ static int parse(const struct journal *j, const char *p, size_t n, struct journa
     for (uint32_t i = 0; i < n_done; i++)
         memcpy(&ids[h.n_prompt + i], tokens + i * sizeof(struct token), sizeof(*ids));
     f->ids = ids;
-    f->n = n_done;
-    f->bytes = sizeof(h) + head + n_done * sizeof(struct token);
+    f->n = n_done + (end != 0);
+    f->bytes = sizeof(h) + head + f->n * sizeof(struct token);
     *ret = (struct journal_request){.ids = ids,
                                     .n_prompt = h.n_prompt,
                                     .n_done = n_done,
                                     .max_tokens = h.max_tokens,
                                     .choice = h.choice,
+                                    .ended = end != 0,
+                                    .finish = end & 0xffu,
                                     .sample = {.temperature = h.temperature,
                                                .top_k = h.top_k,
                                                .top_p = h.top_p,
@@ -246,7 +265,8 @@ static int parse(const struct journal *j, const char *p, size_t n, struct journa
 static int read_whole(int fd, char **ret, size_t *ret_n)
 {
     struct stat st;
-    const size_t most = sizeof(struct header) + PATH_BYTES_MAX + IDS_MAX * (sizeof(uint32_t) + sizeof(struct token));
+    const size_t most =
+        sizeof(struct header) + PATH_BYTES_MAX + IDS_MAX * (sizeof(uint32_t) + sizeof(struct token)) + sizeof(struct token);
     if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode) || st.st_size < 0 || (uint64_t)st.st_size > most)
         return -EPROTO;
     size_t n = 0, size = (size_t)st.st_size;

@@ -17,6 +17,8 @@ struct journal_file;
 struct journal_request {
     const uint32_t *ids; /* prompt, then the tokens generated so far */
     uint32_t n_prompt, n_done, max_tokens, choice;
+    bool ended;      /* of one that is claimed: nothing is left to be generated, */
+    uint32_t finish; /* and this is how it ended, as journal_finish was told */
     struct sample_params sample;
 };
 
@@ -28,6 +30,8 @@ void journal_close(struct journal *j); /* files of requests that did not end sta
 int journal_begin(struct journal *j, const struct journal_request *q, struct journal_file **ret, struct err *err);
 /* False: it could not be written (once; the file is gone then, and the request goes on without). */
 bool journal_token(struct journal_file *f, uint32_t id);
+/* The request has ended, `why` (less than 256); its answer is still to be handed to somebody. False: as above. */
+bool journal_finish(struct journal_file *f, uint32_t why);
 void journal_end(struct journal_file *f);   /* removes it; NULL is fine */
 void journal_leave(struct journal_file *f); /* lets it lie, for another time */
 

@@ -195,6 +195,17 @@ int schedule_submit(struct schedule *s, const struct request_params *p, struct r
     return 0;
 }
 
+/* What was generated is not yet with whom it is for, so its file stays and says that nothing more will come. That of a failed one
+ * does not: if this process is killed before it told so, it is tried again. */
+static struct journal_file *hand_on_journal(struct request *r, enum engine_finish why)
+{
+    if (!r->journal || !r->p.keep_journal || !r->p.finished || why == ENGINE_FINISH_CANCELLED)
+        return NULL;
+    if (why != ENGINE_FINISH_ERROR && !journal_finish(r->journal, why))
+        log_warn("schedule", "the journal of a request cannot be written; it cannot be resumed");
+    return take_ptr(&r->journal);
+}
+
 static void request_finish(struct schedule *s, struct request *r, enum engine_finish why, const struct err *err)
 {
     uint64_t now = util_now_ns();
@@ -209,6 +220,7 @@ static void request_finish(struct schedule *s, struct request *r, enum engine_fi
     s->n_active--;
     s->n_finished++;
     s->n_failed += why == ENGINE_FINISH_ERROR;
+    r->result.journal = hand_on_journal(r, why);
     if (r->p.finished)
         r->p.finished(r->p.ctx, &r->result);
     request_free(r);

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: MIT
 """The coordinator itself is killed: --resume finishes what it was about, identically."""
+import fcntl
 import os
 import re
+import struct
+import subprocess
+import termios
 import time
 
 import tandem
@@ -71,6 +75,96 @@ def test_one_and_several():
         got = texts(r.stdout)
         check(len(got) == left and all(t in want for t in got), more, f"{left} were left", got, want)
         check(not left_behind() and not journals(), left_behind())
+
+
+def ended(path):
+    """The last entry says how the request ended, and no token."""
+    try:
+        with open(path, "rb") as f:
+            f.seek(-8, os.SEEK_END)
+            return struct.unpack("=I", f.read(4))[0] >= 0xFFFFFF00
+    except FileNotFoundError:
+        return False
+
+
+def test_complete_but_not_printed():
+    """Some of several answers are complete, and wait for the others: they are not lost, and nothing of them is computed again."""
+    cfg = config(model("demo", "f32"))
+    args = ("generate", "--chat", "--prompt", "Tell me a story about a dog", "--temperature", "1", "--seed", "11", "--parallel", "4")
+    want = texts(run("coordinator", "--config", cfg, *args).stdout)
+    check(len({len(t) for t in want}) > 1, "all of one length")
+    for _ in range(20):
+        r = Run(cfg, *args)
+        wait_until(lambda: any(map(ended, journals())) or r.process.poll() is not None, 60, r.log)
+        r.process.kill()
+        r.process.wait()
+        for t in r.threads:
+            t.join()
+        r.process.stdout.close()
+        r.process.stderr.close()
+        wait_until(lambda: not processes(r.process.pid), 2, lambda: processes(r.process.pid))
+        if journals():
+            break
+    check(len(journals()) == 4 and r.out == b"" and any(map(ended, journals())), journals(), r.out)
+    check(texts(run("coordinator", "--config", cfg, "--resume").stdout) == want, "other texts")
+    check(not left_behind() and not journals(), left_behind())
+
+
+class Reader:
+    """Of a pipe in packet mode that takes one: each write of the coordinator waits until the one before it was read."""
+
+    def __init__(self, cfg, *args):
+        self.end, theirs = os.pipe2(os.O_DIRECT | os.O_CLOEXEC)
+        check(fcntl.fcntl(theirs, fcntl.F_SETPIPE_SZ, 4096) == 4096, "a pipe of one page")
+        os.write(theirs, b".")
+        self.process = subprocess.Popen(tandem.command("coordinator", "--config", cfg, *args), stdout=theirs, stderr=subprocess.PIPE,
+                                        stdin=subprocess.DEVNULL, env=tandem.environment())
+        os.close(theirs)
+        self.got = b""
+
+    def stands(self):
+        """It waits for us: its main thread sleeps, and goes on sleeping, while something is there to be read."""
+        for _ in range(10):
+            with open(f"/proc/{self.process.pid}/stat") as f:
+                state = f.read().rsplit(")", 1)[1].split()[0]
+            if state != "S" or struct.unpack("i", fcntl.ioctl(self.end, termios.FIONREAD, b"\0" * 4))[0] == 0:
+                return False
+            time.sleep(0.01)
+        return True
+
+    def read(self):
+        self.got += os.read(self.end, 65536)
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+        wait_until(lambda: not processes(self.process.pid), 2, lambda: processes(self.process.pid))
+        while some := os.read(self.end, 65536):
+            self.got += some
+        os.close(self.end)
+        self.process.stderr.close()
+        return self.got[1:].decode()
+
+
+def test_killed_while_printing():
+    """Each answer is printed whole once, whichever run it is that prints it."""
+    cfg = config(model("demo", "f32"))
+    args = (*STORY, "--temperature", "1", "--seed", "3", "--parallel", "4")
+    want = texts(run("coordinator", "--config", cfg, *args).stdout)
+    r, out = Reader(cfg, *args), []
+    for left in (4, 3, 1):  # killed before anything is printed, after one answer, and after another two
+        all_ended = lambda: len(journals()) == 4 - len(out) and all(map(ended, journals()))
+        wait_until(lambda: all_ended() and r.stands(), 120, lambda: (left, journals()))
+        while len(journals()) > left:
+            r.read()
+            wait_until(r.stands, 60, lambda: (left, journals()))
+        check(len(journals()) == left, journals())
+        out += texts(r.kill())
+        check(len(out) == 4 - left, f"{left} were left:", out)
+        r = Reader(cfg, "--resume") if left > 1 else None
+    out += texts(run("coordinator", "--config", cfg, "--resume").stdout)
+    check(sorted(out) == want, "not each once:", out, want)
+    check(not left_behind() and not journals(), left_behind())
 
 
 def test_killed_again():

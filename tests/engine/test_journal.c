@@ -114,6 +114,43 @@ static void test_round_trip(void **state)
     }
 }
 
+/* One that has ended says so and how; one whose end is half written, or is no end, has not. */
+static void test_ended(void **state)
+{
+    (void)state;
+    for (int cut = 0; cut < 2; cut++) {
+        struct journal_request q = request();
+        struct journal_file *f;
+        struct stat st;
+        char path[PATH_MAX], left[PATH_MAX];
+        uint32_t others;
+        struct journal *j = open_journal();
+        assert_int_equal(journal_begin(j, &q, &f, NULL), 0);
+        for (uint32_t i = 0; i < N_DONE; i++)
+            assert_true(journal_token(f, ids[N_PROMPT + i]));
+        assert_true(journal_finish(f, 2));
+        journal_leave(f);
+        journal_close(j);
+        snprintf(path, sizeof(path), "%s/request-000000", own);
+        snprintf(left, sizeof(left), "%s/journal-1-0", base);
+        assert_int_equal(stat(path, &st), 0);
+        assert_int_equal(truncate(path, st.st_size - cut), 0);
+        assert_int_equal(rename(own, left), 0);
+        assert_int_equal(mkdir(own, 0700), 0);
+        j = open_journal();
+        assert_int_equal(journal_claim(j, base, &q, &f, &others, NULL), 1);
+        assert_int_equal(q.n_done, N_DONE);
+        assert_int_equal(q.ended, cut == 0);
+        assert_int_equal(q.finish, cut == 0 ? 2 : 0);
+        snprintf(path, sizeof(path), "%s/request-000000", own); /* where it was taken to: only what is whole */
+        off_t whole = st.st_size;
+        assert_int_equal(stat(path, &st), 0);
+        assert_int_equal(st.st_size, cut ? whole - 8 : whole);
+        journal_end(f);
+        journal_close(j);
+    }
+}
+
 /* Killed again and again while it is finished: each takes it on from where it was. */
 static void test_taken_on(void **state)
 {
@@ -209,6 +246,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_round_trip, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_ended, setup, teardown),
         cmocka_unit_test_setup_teardown(test_taken_on, setup, teardown),
         cmocka_unit_test_setup_teardown(test_damage, setup, teardown),
         cmocka_unit_test_setup_teardown(test_other_model, setup, teardown),
