@@ -324,6 +324,7 @@ static int open_pipeline(struct engine *e, const struct engine_options *o, struc
                                  .supervise = e->supervise,
                                  .schedule = e->schedule,
                                  .cgroup = e->cgroup,
+                                 .watch = e->watch,
                                  .outside = e->outside};
     if (r == 0)
         r = monitor_open(&mo, &e->monitor, err);

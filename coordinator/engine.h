@@ -136,7 +136,7 @@ struct engine_process_stats {
     uint64_t budget[BUDGET_CATEGORIES], peak[BUDGET_CATEGORIES], planned[BUDGET_CATEGORIES];
     uint64_t total_peak, limit, fixed;
     uint64_t rss, pss, anon;    /* pss: 0 where it was not asked for; anon: private pages */
-    uint64_t usage, peak_bytes; /* usage: of its cgroup, 0 without; peak_bytes: likewise, or else VmHWM less shared pages */
+    uint64_t usage, peak_bytes; /* usage: of its cgroup, 0 without; peak_bytes: likewise, or else the most that was seen */
     uint64_t cap, kills;        /* kills: by the kernel, for the cap */
     bool cap_enforced;          /* by a cgroup of ours */
     bool spawned;               /* false: others start it, and enforce its cap */

@@ -9,6 +9,7 @@
 
 #include "coordinator/cgroup.h"
 #include "coordinator/process_memory.h"
+#include "coordinator/watch.h"
 #include "proto/err.h"
 #include "proto/log.h"
 #include "proto/util.h"
@@ -20,8 +21,9 @@ struct monitor {
     uint32_t pending; /* bit per role */
     bool asking;
     struct msg_stats last[MSG_ROLES];
-    bool answered[MSG_ROLES];          /* in this round */
-    struct monitor_wait *waits, *told; /* told: those of the round that ends */
+    bool answered[MSG_ROLES];                /* in this round */
+    uint64_t private_peak[CONFIG_PROCESSES]; /* where no cgroup counts: the most that was seen */
+    struct monitor_wait *waits, *told;       /* told: those of the round that ends */
     struct monitor_snapshot snapshot;
     uv_timer_t timer;
     bool timer_open;
@@ -83,14 +85,19 @@ static void from_stage(struct engine_process_stats *s, const struct msg_stats *m
                                    m->pool_kv, m->pool_scratch, m->pool_tiles,   m->pool_instructions};
 }
 
-static void look_at_process(const struct monitor *m, struct engine_process_stats *s, bool self, bool pss)
+static void look_at_process(struct monitor *m, int process, bool pss, struct engine_process_stats *s)
 {
+    const bool self = process == CONFIG_COORDINATOR;
+    uint64_t *most = &m->private_peak[process];
     struct process_memory p;
     if (s->pid && process_memory_read(s->pid, pss, &p) == 0) {
         s->rss = p.rss;
         s->pss = p.pss;
         s->anon = p.anon;
-        s->peak_bytes = p.peak_private + s->budget[self ? BUDGET_RING : BUDGET_WEIGHTS]; /* memfds of its own making */
+        *most = MAX(*most, p.anon);
+        if (m->o.watch)
+            *most = MAX(*most, watch_peak(m->o.watch, (enum config_process)process));
+        s->peak_bytes = *most + s->peak[self ? BUDGET_RING : BUDGET_WEIGHTS]; /* memfds of its own making */
     }
     if (!s->cap_enforced)
         return;
@@ -101,7 +108,7 @@ static void look_at_process(const struct monitor *m, struct engine_process_stats
         s->peak_bytes = peak + (self ? m->o.outside : 0);
 }
 
-static void take_process(const struct monitor *m, int i, bool pss, struct engine_process_stats *s)
+static void take_process(struct monitor *m, int i, bool pss, struct engine_process_stats *s)
 {
     static const int roles[] = {
         [CONFIG_COORDINATOR] = -1, [CONFIG_LOADER] = MSG_ROLE_LOADER, [CONFIG_NPU] = MSG_ROLE_NPU, [CONFIG_GPU] = MSG_ROLE_GPU};
@@ -128,7 +135,7 @@ static void take_process(const struct monitor *m, int i, bool pss, struct engine
         s->budget[BUDGET_RING] = s->peak[BUDGET_RING] = s->total_peak = p->process[i].bytes[BUDGET_RING];
     else
         from_stage(s, &m->last[role]);
-    look_at_process(m, s, role < 0, pss);
+    look_at_process(m, i, pss, s);
 }
 
 static void take_snapshot(struct monitor *m, bool pss)

@@ -36,7 +36,8 @@ struct monitor_options { /* all borrowed until close */
     const struct plan *plan;
     struct supervise *supervise;
     const struct schedule *schedule;
-    const struct cgroup *cgroup; /* may be NULL */
+    const struct cgroup *cgroup; /* may be NULL: then */
+    const struct watch *watch;   /* looks at what processes hold; NULL likewise */
     uint64_t outside;            /* bytes that the coordinator took before it came into its group, which counts them not */
 };
 

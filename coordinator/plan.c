@@ -318,7 +318,7 @@ void plan_compose(const struct plan_inputs *in, const struct plan_choice *ch, st
         work_plan_attn_bytes(h, p->types, p->chunk_tokens, p->ring_slots, p->npu_threads) + p->npu.scratch * p->npu_threads;
     bytes[BUDGET_DEVICE] = npu_device_bytes(&p->npu, p->chunk_tokens) + p->npu_resident * p->npu.kept;
     bytes = p->process[CONFIG_GPU].bytes;
-    bytes[BUDGET_SCRATCH] = work_plan_last_bytes(h, p->chunk_tokens, p->logits_rows);
+    bytes[BUDGET_SCRATCH] = work_plan_gather_bytes(h, p->chunk_tokens);
     if (!p->gpu.vulkan || strcmp(c->gpu.backend, "auto") == 0) /* auto may end on the processor, when the device fails at start */
         bytes[BUDGET_SCRATCH] += work_plan_ffn_bytes(h, p->types, p->chunk_tokens, p->logits_rows);
     if (p->gpu.vulkan)

@@ -16,7 +16,6 @@ static uint64_t field(const char *line, const char *name)
 int process_memory_read(int pid, bool with_pss, struct process_memory *ret)
 {
     char path[64], line[256];
-    uint64_t hwm = 0, shared = 0;
     *ret = (struct process_memory){0};
     snprintf(path, sizeof(path), "/proc/%d/status", pid);
     auto_file f = fopen(path, "re");
@@ -25,10 +24,7 @@ int process_memory_read(int pid, bool with_pss, struct process_memory *ret)
     while (fgets(line, sizeof(line), f)) {
         ret->rss += field(line, "VmRSS");
         ret->anon += field(line, "RssAnon");
-        hwm += field(line, "VmHWM");
-        shared += field(line, "RssFile") + field(line, "RssShmem");
     }
-    ret->peak_private = hwm > shared ? hwm - shared : 0;
     if (!with_pss)
         return 0;
     snprintf(path, sizeof(path), "/proc/%d/smaps_rollup", pid);

@@ -7,10 +7,9 @@
 #include <stdint.h>
 
 struct process_memory {
-    uint64_t rss;          /* VmRSS */
-    uint64_t anon;         /* RssAnon: private pages of now */
-    uint64_t pss;          /* proportional share, from smaps_rollup; 0 when not readable */
-    uint64_t peak_private; /* VmHWM less the shared pages of now (RssFile + RssShmem): an estimate where there is no cgroup */
+    uint64_t rss;  /* VmRSS */
+    uint64_t anon; /* RssAnon: private pages of now */
+    uint64_t pss;  /* proportional share, from smaps_rollup; 0 when not readable */
 };
 
 /* 0 or a negative errno. with_pss: the kernel walks every page of the process for it, which takes milliseconds; else it is 0. */

@@ -19,16 +19,18 @@ struct watch {
     struct supervise *supervise;
     void (*over)(void *ctx, const struct err *err);
     void *ctx;
+    uint64_t peak[CONFIG_PROCESSES]; /* the most private memory seen */
     bool open;
 };
 
 /* False: it holds less than its cap, or is gone. */
-static bool passed(const struct watch *w, enum config_process process, int pid, struct err *err)
+static bool passed(struct watch *w, enum config_process process, int pid, struct err *err)
 {
     uint64_t bytes = 0, cap = w->plan->process[process].cap;
     char used[32], allowed[32];
     if (pid <= 0 || process_memory_private(pid, &bytes) < 0 || bytes == 0)
         return false;
+    w->peak[process] = MAX(w->peak[process], bytes);
     bytes += w->plan->process[process].bytes[process == CONFIG_COORDINATOR ? BUDGET_RING : BUDGET_WEIGHTS];
     if (bytes <= cap)
         return false;
@@ -36,6 +38,11 @@ static bool passed(const struct watch *w, enum config_process process, int pid, 
     err_set(err, -ENOMEM, "%s (pid %d) was ended: it needed more than its cap of %s (%s); raise 'memory.%s'", name, pid,
             util_format_bytes(allowed, sizeof(allowed), cap), util_format_bytes(used, sizeof(used), bytes), name);
     return true;
+}
+
+uint64_t watch_peak(const struct watch *w, enum config_process process)
+{
+    return w->peak[process];
 }
 
 static void on_timer(uv_timer_t *t)

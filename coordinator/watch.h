@@ -8,6 +8,8 @@
 #include <stdint.h>
 #include <uv.h>
 
+#include "proto/config.h"
+
 struct err;
 struct plan;
 struct supervise;
@@ -18,6 +20,7 @@ struct watch;
 /* plan, supervise: borrowed until close. over: this coordinator itself passed its cap. */
 int watch_open(uv_loop_t *loop, const struct plan *plan, struct supervise *supervise,
                void (*over)(void *ctx, const struct err *err), void *ctx, struct watch **ret, struct err *err);
-void watch_close(struct watch *w); /* runs the loop until the timer is closed; NULL is fine */
+uint64_t watch_peak(const struct watch *w, enum config_process process); /* bytes of private memory, of the looks so far */
+void watch_close(struct watch *w);                                       /* runs the loop until the timer is closed; NULL is fine */
 
 #endif

@@ -167,18 +167,13 @@ uint64_t work_plan_ffn_bytes(const struct hparams *h, const uint8_t *types, uint
 {
     struct work_plan_ffn p;
     work_plan_ffn_init(&p, h, types, chunk_tokens, logits_rows);
-    return p.bytes + work_plan_gather_bytes(h, chunk_tokens);
+    return p.bytes;
 }
 
 size_t work_plan_embed_bytes(const struct hparams *h)
 {
     size_t row = util_round_up(h->hidden * sizeof(float), LINE);
     return round_page(row * (WORK_PLAN_EMBED_ROWS + 1) + WORK_PLAN_EMBED_ROWS * sizeof(uint32_t));
-}
-
-uint64_t work_plan_last_bytes(const struct hparams *h, uint32_t chunk_tokens, uint32_t logits_rows)
-{
-    return util_round_up((size_t)(chunk_tokens + logits_rows) * h->hidden * sizeof(float), PAGE);
 }
 
 uint64_t work_plan_vulkan_bytes(const struct hparams *h, uint32_t chunk_tokens)

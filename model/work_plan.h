@@ -19,10 +19,8 @@ uint64_t work_plan_kv_pages(const struct hparams *h, uint32_t positions, uint32_
 /* Scratch of the attention backend (CPU). types: as CONFIGURE carries them. */
 uint64_t work_plan_attn_bytes(const struct hparams *h, const uint8_t *types, uint32_t chunk_tokens, uint32_t ring_slots,
                               uint32_t n_threads);
-/* Scratch of the FFN backend (CPU), with the rows that gpu_worker gathers for the head. */
+/* Scratch of the FFN backend (CPU). */
 uint64_t work_plan_ffn_bytes(const struct hparams *h, const uint8_t *types, uint32_t chunk_tokens, uint32_t logits_rows);
-/* gpu_worker's output of the last layer, and the rows gathered for the head. */
-uint64_t work_plan_last_bytes(const struct hparams *h, uint32_t chunk_tokens, uint32_t logits_rows);
 
 /* gpu_worker on a Vulkan device: staging, rows and logits in and out, and what passes between shaders; at most. */
 uint64_t work_plan_vulkan_bytes(const struct hparams *h, uint32_t chunk_tokens);
