@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  * `top`: asks a running coordinator once a second and shows what it says: a full screen where standard input and output are a
- * terminal, else a line each. Runs on the main thread without a loop. Owns the terminal's mode meanwhile: the alternate screen, no
+ * terminal that is not dumb, else a line each. Runs on the main thread without a loop. Owns the terminal's mode meanwhile: the alternate screen, no
  * echo, no waiting for the end of a line; all is put back on every way out, signals included. */
 #include <errno.h>
 #include <jansson.h>
@@ -167,6 +167,13 @@ static int refresh(struct top *t, struct err *err)
     return r;
 }
 
+/* A terminal that knows the sequences above; "dumb" ones (Emacs' shell, some CI) show them as text. */
+static bool full_screen(void)
+{
+    const char *term = getenv("TERM");
+    return isatty(STDIN_FILENO) && isatty(STDOUT_FILENO) && term && *term && strcmp(term, "dumb") != 0;
+}
+
 int cmd_top_run(const struct options *o, int *ret_signal, struct err *err)
 {
     struct top t = {.o = o};
@@ -176,7 +183,7 @@ int cmd_top_run(const struct options *o, int *ret_signal, struct err *err)
     if (r < 0)
         return r;
     take_signals(&t);
-    if (!o->json && isatty(STDIN_FILENO) && isatty(STDOUT_FILENO))
+    if (!o->json && full_screen())
         r = enter(&t, err);
     for (uint32_t n = 0; r == 0;) {
         r = refresh(&t, n ? &ended : err);

@@ -126,6 +126,8 @@ static int npu_configure(void *state, struct stage_io *io, const struct msg_conf
     n->device = opened.device;
     for (uint32_t layer = 0; r == 0 && layer < n->hparams.n_layers; layer++)
         r = want(n, io, layer, err);
+    if (r == 0)
+        arena_publish(n->arena); /* later the data thread does */
     return r;
 }
 

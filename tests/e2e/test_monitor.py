@@ -255,19 +255,27 @@ def test_long_runtime_folder():
     check(process.returncode == 0 and not os.listdir(deep), process.returncode, err, os.listdir(deep))
 
 
+def test_pool_before_the_first_request():
+    with running(config(model("demo", "q8_0"), npu__memory="64MiB")) as process:
+        worker = next(p for p in ask(process)["processes"] if p["name"] == "npu_worker")
+        pool = worker["pool"]
+        check(pool["weights"] == worker["budget"]["weights"] > 0 and pool["scratch"] == worker["budget"]["scratch"] > 0, worker)
+        check(pool["kv"] == 0 and pool["largest_free"] > 0, pool)
+
+
 # ---------------------------------------------------------------- top
 
 class Screen:
     """`top` on a pseudo-terminal."""
 
-    def __init__(self, cfg, *args, rows=24, columns=100):
+    def __init__(self, cfg, *args, rows=24, columns=100, term="xterm"):
         self.master, slave = pty.openpty()
         self.slave = os.dup(slave)
         self.resize(rows, columns)
         self.mode = termios.tcgetattr(slave)
         self.process = subprocess.Popen(
             tandem.command("coordinator", "--config", cfg, "top", *args), stdin=slave, stdout=slave, stderr=subprocess.PIPE,
-            env=tandem.environment(), start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
+            env=tandem.environment(TERM=term), start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
         os.close(slave)
         self.text = ""
 
@@ -341,6 +349,12 @@ def test_top_on_a_terminal():
         top.end(143)
         top = Screen(cfg)
         top.until(lambda f: True, "no screen")
+        for term in ("dumb", ""):
+            plain = Screen(cfg, "--count", "1", term=term)
+            wait_until(lambda: plain.read(0.1) or plain.process.poll() is not None, 60, "top does not end")
+            plain.read(0.2)
+            check(plain.process.returncode == 0 and plain.text.count("\n") == 1 and "\x1b" not in plain.text, repr(plain.text))
+            plain.process.stderr.close()
     check("has ended" in top.end(0), "the end of the coordinator")
     check(not left_behind(), left_behind())
 
