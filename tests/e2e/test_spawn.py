@@ -240,15 +240,17 @@ def knock(path, data):
 
 
 def test_strangers():
-    """While an answer is made: no token, a wrong one, one that is too short, a role that is there, one that the coordinator starts,
+    """While an answer is made, and stands still so that it does not end meanwhile: no token, a wrong one, one that is too short, a role that is there, one that the coordinator starts,
     no message at all, nonsense. Each is told why, the log names it, and the text is what it would have been."""
     want = spawned(SEEDED)
     path = address()
     manager = Manager(path)
-    run = Run(settings(path, gpu__spawn="true"), *SEEDED)
+    run = Run(settings(path, gpu__spawn="true", deadlines="off"), *SEEDED)
     for name in STAGES[:2]:
         manager.start(name)
     run.wait_ready()
+    stopped = run.pid("gpu_worker")
+    os.kill(stopped, signal.SIGSTOP)
     with open(path + ".token", encoding="utf-8") as f:
         token = f.read()
     check(re.fullmatch("[0-9a-f]{64}", token), token)
@@ -276,6 +278,7 @@ def test_strangers():
     check(second.returncode == 1 and b"the coordinator refuses this stage: there is a npu_worker (pid " in second.stderr,
           second.returncode, second.stderr)
     manager.kill("npu_worker")  # the real one is let in
+    os.kill(stopped, signal.SIGCONT)
     got, listed = answers(run.end())
     check(got == want, "the text is another", run.log())
     check([listed[s]["restarts"] for s in STAGES] == [0, 1, 0], [listed[s]["restarts"] for s in STAGES])
