@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * `top`: asks a running coordinator once a second and shows what it says: a full screen where standard input and output are a
- * terminal that is not dumb, else a line each. Runs on the main thread without a loop. Owns the terminal's mode meanwhile: the alternate screen, no
- * echo, no waiting for the end of a line; all is put back on every way out, signals included. */
+ * terminal that is not dumb, else a line each. Runs on the main thread without a loop. Owns the terminal's mode meanwhile: the
+ * alternate screen, no echo, no waiting for the end of a line; all is put back on every way out, signals included. */
 #include <errno.h>
 #include <jansson.h>
 #include <limits.h>
