@@ -21,7 +21,8 @@
 #include "proto/util.h"
 
 #define FILL_NEVER (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)
-#define OPEN_MAX 64u /* requests for one slot: a worker asks again only when it has been answered, or was paused */
+#define REMIND_NS 100000000u /* a worker that asks again sooner is not heard: the loader has other things to do */
+#define OPEN_MAX 64u         /* requests for one slot: a worker asks again only when it has been answered, or was paused */
 
 bool handshake_is_sealed(const struct held_segment *g)
 {
@@ -64,10 +65,10 @@ static int ask_for(struct supervise *s, const struct held_segment *g, struct err
 
 static int ask_for_slot(struct supervise *s, struct held_slot *h, struct err *err)
 {
+    h->asked_ns = util_now_ns();
     struct msg m = {
         .type = MSG_TYPE_slot_fill,
         .slot_fill = {.kind = h->kind, .slot = h->slot, .layer = h->layer, .bytes = h->bytes_wanted, .serial = h->serial}};
-    h->n_open++;
     return child_send(s->stages[MSG_ROLE_LOADER].child, &m, &h->fd, 1, err);
 }
 
@@ -77,7 +78,7 @@ static int ask_for_all(struct supervise *s, struct err *err)
     int r = 0;
     for (uint32_t i = 0; r == 0 && i < slots_count(s->slots); i++) {
         struct held_slot *h = slots_at(s->slots, i);
-        h->n_open = 0;
+        h->n_open = h->serial != 0;
         r = h->serial ? ask_for_slot(s, h, err) : 0;
     }
     for (uint32_t i = 0; r == 0 && i < segments_count(s->segments); i++) {
@@ -255,6 +256,26 @@ static int on_slot_new(struct stage *st, const struct msg_slot_new *m, int *fd, 
     return 0;
 }
 
+static int grant_slot(struct supervise *s, const struct held_slot *h, struct err *err)
+{
+    struct msg m = {.type = MSG_TYPE_slot_filled,
+                    .slot_filled = {.kind = h->kind, .slot = h->slot, .layer = h->layer, .serial = h->worker_serial}};
+    return child_send(s->stages[h->role].child, &m, NULL, 0, err);
+}
+
+/* The worker has no answer to its last request: it is given again, or the loader is reminded. Either may have been on its way. */
+static int remind(struct supervise *s, struct held_slot *h, struct err *err)
+{
+    if (util_now_ns() - h->asked_ns < REMIND_NS || !s->stages[MSG_ROLE_LOADER].configured)
+        return 0;
+    log_debug("supervise", "%s asks again for layer %u, slot %u: %s", msg_role_name(h->role), h->layer, h->slot,
+              h->granted ? "it is filled" : "the loader has not said that it is filled");
+    if (!h->granted)
+        return ask_for_slot(s, h, err);
+    h->asked_ns = util_now_ns();
+    return grant_slot(s, h, err);
+}
+
 static int on_slot_want(struct stage *st, const struct msg_slot_want *m, struct err *err)
 {
     struct supervise *s = st->owner;
@@ -262,6 +283,8 @@ static int on_slot_want(struct stage *st, const struct msg_slot_want *m, struct 
     if (!h || h->role != st->role || m->bytes > h->bytes)
         return err_set(err, -EPROTO, "%s: SLOT_WANT (kind %u, slot %u, layer %u) of a slot that it does not have",
                        msg_role_name(st->role), m->kind, m->slot, m->layer);
+    if ((h->serial || h->granted) && h->worker_serial == m->serial && h->layer == m->layer && h->bytes_wanted == m->bytes)
+        return remind(s, h, err);
     if (h->n_open >= OPEN_MAX)
         return err_set(err, -EPROTO, "%s: SLOT_WANT (kind %u, slot %u) again and again; %u requests are not answered yet",
                        msg_role_name(st->role), m->kind, m->slot, h->n_open);
@@ -269,7 +292,11 @@ static int on_slot_want(struct stage *st, const struct msg_slot_want *m, struct 
     h->bytes_wanted = m->bytes;
     h->worker_serial = m->serial;
     h->serial = slots_serial(s->slots);
-    return s->stages[MSG_ROLE_LOADER].configured ? ask_for_slot(s, h, err) : 0;
+    h->granted = false;
+    if (!s->stages[MSG_ROLE_LOADER].configured)
+        return 0;
+    h->n_open++;
+    return ask_for_slot(s, h, err);
 }
 
 static int on_slot_filled(struct stage *st, const struct msg_slot_filled *m, struct err *err)
@@ -283,9 +310,8 @@ static int on_slot_filled(struct stage *st, const struct msg_slot_filled *m, str
     if (m->serial != h->serial)
         return 0; /* something else has been wanted there since */
     h->serial = 0;
-    struct msg filled = {.type = MSG_TYPE_slot_filled, .slot_filled = *m};
-    filled.slot_filled.serial = h->worker_serial;
-    return child_send(s->stages[h->role].child, &filled, NULL, 0, err);
+    h->granted = true;
+    return grant_slot(s, h, err);
 }
 
 static int on_paused(struct stage *st, const struct msg_paused *m, struct err *err)

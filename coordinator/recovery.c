@@ -64,8 +64,10 @@ static void forget(struct stage *st)
     struct slots *slots = st->owner->slots;
     for (uint32_t i = 0; i < slots_count(slots); i++) {
         struct held_slot *h = slots_at(slots, i);
-        if (h->role == st->role)
-            h->serial = 0; /* what is being filled there has nobody who waits for it */
+        if (h->role != st->role)
+            continue;
+        h->serial = 0; /* what is being filled there has nobody who waits for it */
+        h->granted = false;
     }
     status_unmap(take_ptr(&st->page));
     st->configured = st->attached = st->started = st->ready = st->pausing = st->lived = st->segments_known = false;

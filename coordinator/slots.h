@@ -21,6 +21,8 @@ struct held_slot {
     uint32_t n_open; /* requests that the loader has not answered, those that were replaced included */
     uint32_t layer;
     uint64_t bytes_wanted, worker_serial, serial; /* of the last request; serial 0: none is open */
+    bool granted;                                 /* it had its answer, and the worker that made it lives */
+    uint64_t asked_ns;                            /* when the loader, or the worker, was told of it last */
 };
 
 struct slots *slots_open(void);    /* NULL: out of memory */

@@ -340,6 +340,7 @@ void stage_stop(struct stage_io *io)
     conn_close(io->conn);
     uv_close((uv_handle_t *)&io->term, NULL);
     uv_close((uv_handle_t *)&io->report, NULL);
+    uv_close((uv_handle_t *)&io->again, NULL);
     uv_timer_start(&io->deadline, on_deadline, CLOSE_MS, 0);
     uv_unref((uv_handle_t *)&io->deadline);
     uv_run(&io->loop, UV_RUN_DEFAULT); /* a fill under way ends first, or the deadline comes */
@@ -402,7 +403,8 @@ struct stage_io *stage_open(const struct stage_ops *ops, int fd, const char *tok
     uv_signal_init(&io->loop, &io->term);
     uv_async_init(&io->loop, &io->report, on_report);
     uv_timer_init(&io->loop, &io->deadline);
-    io->term.data = io->report.data = io->deadline.data = io;
+    uv_timer_init(&io->loop, &io->again);
+    io->term.data = io->report.data = io->deadline.data = io->again.data = io;
     uv_signal_start(&io->term, on_term, SIGTERM);
     int r = conn_open(&io->loop, fd, "coordinator", &handlers, io, &io->conn, &err);
     if (r < 0)

@@ -27,7 +27,8 @@ struct status;
 struct stream;
 
 #define STAGE_RINGS_MAX 8
-#define STAGE_WORK_KINDS 24 /* of chunks, by what they cost */
+#define STAGE_SEGMENT_KINDS 3 /* as messages allow */
+#define STAGE_WORK_KINDS 24   /* of chunks, by what they cost */
 
 struct link {
     struct ring *ring;
@@ -42,6 +43,7 @@ struct stage_io {
     uv_signal_t term;
     uv_async_t report;   /* data thread: look at `drained`, `parked` and `broken` */
     uv_timer_t deadline; /* of closing */
+    uv_timer_t again;    /* what was wanted in a slot and has not come is asked for again */
     struct budget budget;
     struct msg_configure config;
     struct sandbox sandbox;
@@ -60,8 +62,9 @@ struct stage_io {
     int held_slots[STAGE_SLOTS_MAX]; /* likewise; -1: none */
     struct stream *stream;           /* NULL: nothing is streamed */
     struct fill_job *jobs, **jobs_end;
-    uint32_t n_filling; /* jobs that worker threads have */
-    void *collected;    /* mapping of COLLECT */
+    uint32_t n_filling;                                          /* jobs that worker threads have */
+    uint64_t slots_filled[STAGE_SEGMENT_KINDS][STAGE_SLOTS_MAX]; /* serial of the last request for each that was done; 0: none */
+    void *collected;                                             /* mapping of COLLECT */
     uint64_t collected_bytes;
 
     pthread_t thread;
@@ -100,6 +103,7 @@ int stage_stream_held(struct stage_io *io, const struct msg_slot_held *m, int *f
 int stage_stream_make(struct stage_io *io, struct err *err); /* slots, and segment() for the layers */
 void stage_stream_start(struct stage_io *io);                /* no data thread runs: slots shall hold the first layers */
 int stage_stream_ask(struct stage_io *io, struct err *err);  /* for what the data thread wants */
+void stage_stream_again(uv_timer_t *timer);                  /* io->again: for what has not come */
 int stage_stream_filled(struct stage_io *io, const struct msg_slot_filled *m, struct err *err);
 void stage_stream_stats(struct stage_io *io, struct msg_stats *ret);
 void stage_stream_close(struct stage_io *io);

@@ -5,7 +5,10 @@
  * asks for another.
  *
  * Layers come in a cycle, so what follows is known; a layer that is wanted out of turn (after a restart) is asked for when a chunk
- * stands before it. */
+ * stands before it.
+ *
+ * A request that has no answer after twice the usual time is made again, under its number: if a message was lost, nobody else would
+ * notice for a long time, and if none was, who gets it twice knows it by the number. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -17,6 +20,9 @@
 #include "proto/status.h"
 #include "proto/util.h"
 
+#define AGAIN_LEAST_NS 500000000u
+#define AGAIN_MOST_NS 16000000000u
+
 struct slot {
     uint64_t bytes;
     int fd;
@@ -25,7 +31,10 @@ struct slot {
     _Atomic uint64_t turn; /* of the wish, among those of all slots: they are asked for in order */
     _Atomic uint32_t held; /* likewise: what is in it, whole */
     uint32_t asked;        /* likewise: of the last request; the main thread's */
-    uint64_t serial;       /* of the last request */
+    uint64_t serial;       /* of the last request, */
+    uint64_t asked_ns;     /* when it was made first, */
+    uint64_t again_ns;     /* when it is made again (0: it has its answer), */
+    uint64_t patience_ns;  /* and how long after the last time that is */
 };
 
 struct layer {
@@ -40,9 +49,10 @@ struct stream {
     struct layer *layers;    /* in the order of a pass */
     uint32_t by_number[512]; /* index + 1 in `layers`; 0: not streamed */
     uint64_t serial;
-    uint64_t turns;   /* wishes so far; the data thread's, or the main thread's while none runs */
-    uint32_t current; /* index + 1 of the layer that the data thread is at */
-    bool released;    /* its slot is another's already */
+    uint64_t usual_ns; /* from a request to its answer, in the mean; 0: not known */
+    uint64_t turns;    /* wishes so far; the data thread's, or the main thread's while none runs */
+    uint32_t current;  /* index + 1 of the layer that the data thread is at */
+    bool released;     /* its slot is another's already */
     _Atomic uint64_t visits, hits, wait_ns, wait_max_ns;
 };
 
@@ -163,24 +173,66 @@ static struct slot *next_wish(struct stream *s, uint32_t *ret_want)
     return first;
 }
 
+static int send_want(struct stage_io *io, struct slot *t, struct err *err)
+{
+    const struct layer *l = &io->stream->layers[t->asked - 1];
+    struct msg m = {.type = MSG_TYPE_slot_want,
+                    .slot_want = {.kind = l->kind, .slot = l->slot, .layer = l->layer, .bytes = l->bytes, .serial = t->serial}};
+    t->again_ns = util_now_ns() + t->patience_ns;
+    return conn_send(io->conn, &m, NULL, 0, err);
+}
+
+/* The timer rings when the first request is to be made again. */
+static void set_timer(struct stage_io *io)
+{
+    uint64_t first = 0, now = util_now_ns();
+    for (uint32_t i = 0; i < io->stream->n_slots; i++) {
+        uint64_t at = io->stream->slots[i].again_ns;
+        first = at && (!first || at < first) ? at : first;
+    }
+    if (first)
+        uv_timer_start(&io->again, stage_stream_again, (first - MIN(first, now)) / 1000000 + 1, 0);
+    else
+        uv_timer_stop(&io->again);
+}
+
 int stage_stream_ask(struct stage_io *io, struct err *err)
 {
     struct stream *s = io->stream;
     struct slot *t;
     uint32_t want = 0;
+    bool asked = false;
     while (s && io->running && (t = next_wish(s, &want))) {
-        const struct layer *l = &s->layers[want - 1];
-        struct msg m = {
-            .type = MSG_TYPE_slot_want,
-            .slot_want = {.kind = l->kind, .slot = l->slot, .layer = l->layer, .bytes = l->bytes, .serial = ++s->serial}};
         atomic_store(&t->held, 0);
         t->asked = want;
-        t->serial = s->serial;
-        int r = conn_send(io->conn, &m, NULL, 0, err);
+        t->serial = ++s->serial;
+        t->asked_ns = util_now_ns();
+        t->patience_ns = MIN(MAX(2 * s->usual_ns, AGAIN_LEAST_NS), AGAIN_MOST_NS);
+        int r = send_want(io, t, err);
         if (r < 0)
             return r;
+        asked = true;
     }
+    if (asked)
+        set_timer(io);
     return 0;
+}
+
+void stage_stream_again(uv_timer_t *timer)
+{
+    struct stage_io *io = timer->data;
+    struct err err = {0};
+    uint64_t now = util_now_ns();
+    for (uint32_t i = 0; !io->finished && i < io->stream->n_slots; i++) {
+        struct slot *t = &io->stream->slots[i];
+        if (!t->again_ns || t->again_ns > now)
+            continue;
+        t->patience_ns = MIN(2 * t->patience_ns, AGAIN_MOST_NS);
+        if (send_want(io, t, &err) < 0)
+            stage_fail(io, &err);
+    }
+    if (!io->finished)
+        set_timer(io);
 }
 
 int stage_stream_filled(struct stage_io *io, const struct msg_slot_filled *m, struct err *err)
@@ -194,6 +246,12 @@ int stage_stream_filled(struct stage_io *io, const struct msg_slot_filled *m, st
     const struct layer *l = &s->layers[t->asked - 1];
     if (l->layer != m->layer || l->kind != m->kind)
         return err_set(err, -EPROTO, "SLOT_FILLED says layer %u of slot %u; layer %u was wanted", m->layer, m->slot, l->layer);
+    if (t->again_ns) { /* the first answer */
+        uint64_t took = util_now_ns() - t->asked_ns;
+        s->usual_ns = s->usual_ns ? s->usual_ns + took / 8 - s->usual_ns / 8 : took;
+        t->again_ns = 0;
+        set_timer(io);
+    }
     atomic_store(&t->held, t->asked);
     bell_ring(io->bell);
     return 0;

@@ -3,6 +3,7 @@
 the chunk size, the number of slots, which worker streams, and what runs beside it."""
 import os
 import random
+import time
 
 import numpy as np
 
@@ -114,6 +115,23 @@ def test_bytes_read():
         few, many = (read(n, parallel, npu__streamed=ALL, gpu__streamed=ALL) for n in (10, 30))
         check(abs(many - few - 20 * streamed) < streamed, parallel, (many - few) / streamed)  # less or more of what is read ahead
         check(read(30, parallel) < os.path.getsize(path) * 1.2, "resident weights are read once")
+
+
+def test_lost_messages():
+    """A message about a slot is lost, whichever of two passes it is: it is asked for again, long before anybody is taken for one that
+    hangs, and nothing else happens."""
+    cfg = config(model("demo", "q8_0"), npu__streamed=8, gpu__streamed=8)
+    args = ("generate", "--prompt", "Once upon a time", "--temperature", 0, "--max-tokens", 12)
+    want = tandem.run("coordinator", "--config", cfg, *args).stdout
+    for i in range(12):
+        faults = [f"{worker}:drop-message@{first + n + i}" for worker, first in (("gpu_worker", 31), ("npu_worker", 67)) for n in (0, 12)]
+        faults.append(f"loader:drop-message@{2 + i % 9}")
+        began = time.monotonic()
+        r = tandem.run("coordinator", "--config", cfg, *args, *(w for f in faults for w in ("--fault", f)))
+        took = time.monotonic() - began
+        check(r.stdout == want, faults, r.stdout)
+        check(all(f"'{f}' happens now" in r.stderr for f in faults) and "started again" not in r.stderr, faults, r.stderr)
+        check(took < 30, f"{took:.1f} s: nobody asked again", faults)
 
 
 def test_damaged_file():
