@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A minute of bench/soak: mixed requests against one pipeline, and prompts one after the other through the bare call. Memory of
+"""Two minutes of bench/soak: mixed requests against one pipeline, and prompts one after the other through the bare call. Memory of
 every process is flat after it has warmed up, nothing leaks, every answer is the same whenever it is given."""
 import json
 import subprocess
@@ -10,7 +10,7 @@ import tandem
 from tandem import check, config, left_behind, model, start
 
 # Sanitizers look for leaks at the end; what they hold meanwhile says nothing.
-SECONDS = 10 if tandem.SANITIZE else 50
+SECONDS = 10 if tandem.SANITIZE else 120
 
 
 def end(process, rows, said=None):
