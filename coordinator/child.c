@@ -16,6 +16,7 @@
 
 #include "proto/conn.h"
 #include "proto/err.h"
+#include "proto/place.h"
 #include "proto/util.h"
 
 struct child {
@@ -38,16 +39,10 @@ struct child {
 
 int child_path(const char *stage_dir, const char *name, char *buf, size_t size, struct err *err)
 {
-    char dir[PATH_MAX];
     if (!stage_dir) {
-        ssize_t n = readlink("/proc/self/exe", dir, sizeof(dir) - 1);
-        if (n < 0)
-            return err_set_errno(err, -errno, "cannot find this program's folder");
-        dir[n] = '\0';
-        char *slash = strrchr(dir, '/');
-        if (slash)
-            *slash = '\0';
-        stage_dir = dir;
+        struct err why = {0};
+        int r = place_file(PLACE_STAGES, name, buf, size, &why);
+        return r < 0 ? err_set(err, r, "%s%s", why.text, r == -ENOENT ? "; build or install Tandem again" : "") : 0;
     }
     if ((size_t)snprintf(buf, size, "%s/%s", stage_dir, name) >= size)
         return err_set(err, -ENAMETOOLONG, "path of '%s' is too long", name);
@@ -62,7 +57,7 @@ int child_open(uv_loop_t *loop, enum msg_role role, const char *stage_dir, bool 
         return err_set(err, -ENOMEM, "%s: out of memory", msg_role_name(role));
     *c = (struct child){.loop = loop, .role = role, .h = *h, .ctx = ctx, .spawned = spawn, .pidfd = -1};
     int r = child_path(stage_dir, msg_role_name(role), c->path, sizeof(c->path), err);
-    if (r < 0) {
+    if (r < 0 && (spawn || r != -ENOENT)) {
         free(c);
         return r;
     }
@@ -244,7 +239,7 @@ int child_start(struct child *c, struct err *err)
     if (r < 0) {
         uv_close((uv_handle_t *)&c->process, on_handle_closed);
         return err_set(err, r, "cannot start '%s': %s%s", c->path, uv_strerror(r),
-                       r == UV_ENOENT ? "; build or install it beside the coordinator" : "");
+                       r == UV_ENOENT ? "; it was there when this coordinator started; build or install Tandem again" : "");
     }
     c->running = true;
     c->pid = c->process.pid;

@@ -26,7 +26,7 @@ struct child_handlers {
     void (*ended)(void *ctx, const struct err *why, int signal);
 };
 
-/* stage_dir: NULL: beside this program. spawn: false: others start it. handlers, ctx, loop: borrowed. */
+/* stage_dir: NULL: where proto/place.h finds them. spawn: false: others start it. handlers, ctx, loop: borrowed. */
 int child_open(uv_loop_t *loop, enum msg_role role, const char *stage_dir, bool spawn, const struct child_handlers *h, void *ctx,
                struct child **ret, struct err *err);
 /* Not while it runs. On failure `ended` is not called, but the loop must run until child_running is false. Of one that others
@@ -44,7 +44,7 @@ bool child_running(const struct child *c);   /* a process or a handle is left */
 bool child_connected(const struct child *c); /* messages can be sent */
 int child_pid(const struct child *c);        /* 0 when no process runs */
 void child_close(struct child *c);           /* not while it runs; NULL is fine */
-/* Path of a stage's program; stage_dir NULL: beside this program. */
+/* Path of a stage's program; stage_dir NULL: where proto/place.h finds it, or -ENOENT. */
 int child_path(const char *stage_dir, const char *name, char *buf, size_t size, struct err *err);
 
 #endif

@@ -25,7 +25,7 @@ struct monitor_snapshot;
 struct request;
 
 struct engine_options {
-    const char *stage_dir;  /* where loader, npu_worker, gpu_worker lie; NULL = beside the coordinator */
+    const char *stage_dir;  /* where loader, npu_worker, gpu_worker lie; NULL = see proto/place.h */
     uint64_t command_bytes; /* what the command will hold in the coordinator beside the pipeline */
     int *ret_signal;        /* may be NULL: the signal that ended engine_open with -EINTR */
     /* Both or none. started: the loop and the plan are there, the stages are not. stopping: first step of engine_close, also of an

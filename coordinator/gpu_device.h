@@ -21,7 +21,7 @@ struct gpu_device {
 };
 
 /* By gpu.backend: cpu asks nobody; auto takes what there is, and says in `reason` why not; vulkan without a device is an error.
- * stage_dir: where gpu_worker lies; NULL: beside this program. */
+ * stage_dir: where gpu_worker lies; NULL: see proto/place.h. */
 int gpu_device_find(const struct config *c, const char *stage_dir, struct gpu_device *ret, struct err *err);
 
 #endif

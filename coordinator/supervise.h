@@ -36,7 +36,7 @@ struct supervise_options {
     const struct config *config; /* borrowed until close */
     struct plan *plan;           /* likewise; `fallback` may change it */
     struct cgroup *cgroup;       /* likewise; may be NULL: caps are not the kernel's */
-    const char *stage_dir;       /* NULL: beside this program */
+    const char *stage_dir;       /* NULL: see proto/place.h */
     const char *stage_socket;    /* where stages that others start connect; borrowed likewise */
     /* Every stage runs, for the first time or again: rings of the present epoch may be used. */
     void (*ready)(void *ctx, const struct supervise_recovery *r);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * Loads the module of XRT (xrt_device.cpp) from beside the program and prints what devices there are. Called by main before any
+ * Loads the module of XRT (xrt_device.cpp) from the folder of modules and prints what devices there are. Called by main before any
  * thread exists. The module is never unloaded: XRT keeps threads and exit handlers. Nothing global is changed but XILINX_XRT in
  * the environment, and only where it is unset. Opening a device runs a driver, which may crash or hang: npu_worker as a stage does
  * it in a child first (xrt_probe.h). */
@@ -16,24 +16,11 @@
 #include "npu_worker/xrt_device.h"
 #include "npu_worker/xrt_memlock.h"
 #include "proto/err.h"
+#include "proto/place.h"
 #include "proto/util.h"
 
 #define XRT_HOME "/opt/xilinx/xrt"
 #define DEVICES_MAX 16u
-
-static int module_path(char *buf, size_t bytes, struct err *err)
-{
-    ssize_t n = readlink("/proc/self/exe", buf, bytes - 1);
-    if (n < 0)
-        return err_set_errno(err, -errno, "'/proc/self/exe'");
-    buf[n] = '\0';
-    char *slash = strrchr(buf, '/');
-    size_t folder = slash ? (size_t)(slash - buf) + 1 : 0;
-    if (folder + sizeof(XRT_LOAD_MODULE) > bytes)
-        return err_set(err, -ENAMETOOLONG, "'%s': the path of the program is too long", buf);
-    memcpy(buf + folder, XRT_LOAD_MODULE, sizeof(XRT_LOAD_MODULE));
-    return 0;
-}
 
 static int check_table(const char *path, const struct xrt_device_ops *t, struct err *err)
 {
@@ -47,15 +34,19 @@ static int check_table(const char *path, const struct xrt_device_ops *t, struct 
 
 int xrt_load(const char *path, const struct xrt_device_ops **ret, struct err *err)
 {
-    char beside[PATH_MAX];
-    int r = path ? 0 : module_path(beside, sizeof(beside), err);
+    char found[PATH_MAX];
+    struct err why = {0};
+    int r = path ? 0 : place_file(PLACE_MODULES, XRT_LOAD_MODULE, found, sizeof(found), &why);
+    if (r < 0 && r != -ENOENT)
+        return err_set(err, r, "%s", why.text);
+    if (path && access(path, F_OK) < 0)
+        r = err_set(&why, -ENOENT, "'%s' is not there", path);
+    path = path ? path : found;
     if (r < 0)
-        return r;
-    path = path ? path : beside;
-    if (access(path, F_OK) < 0)
         return err_set(err, -ENOSYS,
-                       "'%s' is not there: this npu_worker was built without XRT; install XRT (Debian: libxrt-dev) and build again",
-                       path);
+                       "%s: this npu_worker was built without XRT, or installed without its module; install the package "
+                       "tandem-xrt, or XRT (Debian: libxrt-dev) and build again",
+                       why.text);
     if (access(XRT_HOME, F_OK) == 0)
         setenv("XILINX_XRT", XRT_HOME, 0);
     void *module = dlopen(path, RTLD_NOW | RTLD_LOCAL);

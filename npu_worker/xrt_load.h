@@ -9,7 +9,7 @@
 struct err;
 struct xrt_device_ops;
 
-#define XRT_LOAD_MODULE "../lib/tandem/tandem_xrt.so" /* from the folder of the program */
+#define XRT_LOAD_MODULE "tandem_xrt.so" /* in the folder of modules (proto/place.h) */
 
 /* The module's table; it stays loaded. path: the module, NULL: XRT_LOAD_MODULE. XILINX_XRT, by which XRT finds its drivers, is set
  * to /opt/xilinx/xrt where it is unset and that folder exists. -ENOSYS with the reason: no module, or no XRT. A driver is first

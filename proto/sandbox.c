@@ -20,6 +20,7 @@
 #include <sys/stat.h>
 
 #include "proto/landlock.h"
+#include "proto/place.h"
 #include "proto/util.h"
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -136,17 +137,11 @@ static bool make_cache(char folder[PATH_MAX])
     return true;
 }
 
-#define MODULES "/../lib/tandem" /* from the folder of the program: what it loads when it is wanted */
-
 static void allow_driver(struct landlock_rules *r, const char *reads)
 {
-    char self[PATH_MAX];
-    ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - sizeof(MODULES));
-    char *slash = n > 0 ? memrchr(self, '/', (size_t)n) : NULL;
-    if (slash) {
-        memcpy(slash, MODULES, sizeof(MODULES));
-        landlock_allow(r, self, LANDLOCK_READ);
-    }
+    char modules[PATH_MAX];
+    if (place_folder(PLACE_MODULES, modules, sizeof(modules), NULL) == 0)
+        landlock_allow(r, modules, LANDLOCK_READ);
     for (size_t i = 0; i < ARRAY_LEN(system_paths); i++)
         landlock_allow(r, system_paths[i], LANDLOCK_READ);
     for (size_t i = 0; i < ARRAY_LEN(device_paths); i++)

@@ -43,10 +43,13 @@ void cmd_convert_usage(FILE *f)
     fprintf(
         f,
         "Usage: quantizer --in FOLDER|FILE.gguf --out FILE.gguf [options]\n"
-        "\n"
+        "       quantizer verify FILE.gguf | info FILE.gguf | compare A B\n"
         "Converts a Hugging Face checkpoint of Gemma 3 (safetensors, config.json, tokenizer) or a GGUF of it to GGUF, in one pass\n"
         "and a fixed memory. FILE appears when it is complete; killed at any moment, the same command continues.\n"
         "\n"
+        "Options:\n"
+        "  --in FOLDER|FILE.gguf  what is converted\n"
+        "  --out FILE.gguf        what is written\n"
         "  --type T               %s (default: q8_0);\n"
         "                         norms are always f32, and the q*_k_m are mixes as in llama.cpp\n"
         "  --tensor-type P=T      matrices whose name has the regular expression P get type T; may be repeated, the last that\n"
@@ -65,7 +68,9 @@ void cmd_convert_usage(FILE *f)
         "  --threads N            threads that convert (default: one per processor, at most 16)\n"
         "  --journal SIZE         output between two points from which a killed run continues (default: one a second)\n"
         "  --restart              drop what an interrupted run with other arguments or another input left\n"
-        "  --dry-run              only print the plan, tensor by tensor\n",
+        "  --dry-run              only print the plan, tensor by tensor\n"
+        "  --help                 this text\n"
+        "  --version              the version\n",
         recipe_presets());
 }
 

@@ -14,11 +14,13 @@
 void cmd_inspect_usage(FILE *f)
 {
     fprintf(f,
-            "Usage: quantizer verify FILE.gguf     compares sizes, and tensors with their checksums\n"
-            "       quantizer info FILE.gguf       prints metadata and tensors\n"
-            "       quantizer compare A B          prints RMSE, largest error and cosine of every tensor; A and B are GGUF files\n"
-            "                                      or checkpoint folders of the same model\n"
-            "       Of a model in parts any part will do.\n");
+            "Commands:\n"
+            "  verify FILE.gguf       compares sizes, and tensors with their checksums\n"
+            "  info FILE.gguf         prints metadata and tensors\n"
+            "  compare A B            prints RMSE, largest error and cosine of every tensor; A and B are GGUF files or checkpoint\n"
+            "                         folders of the same model\n"
+            "\n"
+            "Of a model in parts any part will do.\n");
 }
 
 static int verify(char **args, struct err *err)

@@ -13,8 +13,7 @@ static void usage(FILE *f)
     cmd_convert_usage(f);
     fprintf(f, "\n");
     cmd_inspect_usage(f);
-    fprintf(f, "       quantizer --help | --version\n"
-               "\n"
+    fprintf(f, "\n"
                "Exit status: 0 done, 1 failed, 2 wrong usage, 129, 130 or 143 interrupted.\n");
 }
 

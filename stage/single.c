@@ -4,6 +4,7 @@
  * status 1, a wrong command line status 2. */
 #include "stage/single.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
@@ -112,11 +113,13 @@ static unsigned accepted(const struct single_program *p)
 
 static void print_help(const struct single_program *p)
 {
-    printf("%s: %s\n\nUsually started by the coordinator. Alone it computes one step in process:\n", p->name, p->summary);
-    printf("  %s --config FILE %s --out FILE.npy\n\nOptions:\n", p->name,
+    printf("Usage: %s --config FILE %s --out FILE.npy\n", p->name,
            p->options & SINGLE_IDS    ? "--ids LIST"
            : p->options & SINGLE_HEAD ? "(--layer N | --head) --in FILE.npy"
                                       : "--layer N --in FILE.npy [--positions LIST]");
+    printf("       %s --stage-fd N | --stage-socket PATH\n", p->name);
+    printf("%c%s.\n\nUsually the coordinator starts it, as a stage. Alone it computes one step in process.\n\nOptions:\n",
+           toupper((unsigned char)*p->summary), p->summary + 1);
     for (size_t i = 0; i < ARRAY_LEN(options); i++) {
         char left[48];
         if (options[i].needs & ~accepted(p))

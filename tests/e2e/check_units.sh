@@ -1,25 +1,24 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
-# The unit files of packaging/systemd: systemd takes every line of them, with the programs of this build, and rates none of them
-# as open as a service without hardening. Status 77 where there is no systemd-analyze.
-# usage: check_units.sh SOURCE_DIR BIN_DIR
+# The unit files as they are installed: systemd takes every line of them, with the programs that are installed with them, and rates
+# none of them as open as a service without hardening. Status 77 where there is no systemd-analyze.
+# usage: check_units.sh BUILD_DIR
 set -euo pipefail
-source=$1 bin=$2
+build=$1
 if ! command -v systemd-analyze >/dev/null; then
     echo "SKIP: check_units: systemd-analyze is not installed (Debian package systemd)"
     exit 77
 fi
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
-count=0
 dropin=tandem-coordinator.service.d/attached.conf
-mkdir "$folder/${dropin%/*}"
-for unit in "$source"/packaging/systemd/*.service "$source"/packaging/systemd/*.target "$source/packaging/systemd/$dropin"; do
-    sed "s#/opt/tandem/bin/#$bin/#" "$unit" >"$folder/${unit#"$source/packaging/systemd/"}"
-    count=$((count + 1))
-done
+cmake --install "$build" --prefix "$folder/prefix" >/dev/null
+mkdir "$folder/units"
+cd "$folder/units"
+cp "$folder"/prefix/lib/systemd/system/* .
+cp -r "$folder/prefix/share/doc/tandem/examples/${dropin%/*}" .
+count=$(find . -type f | wc -l)
 [ "$count" -eq 6 ] || { echo "FAIL: $count unit files instead of 6" >&2; exit 1; }
-cd "$folder"
 
 # First with the drop-in, then without it.
 said=$(systemd-analyze verify --man=no ./*.service ./*.target 2>&1) || { echo "FAIL: $said" >&2; exit 1; }
@@ -44,9 +43,9 @@ rm tandem-broken.service
 bad=0
 for unit in *.service; do
     # exposure from 0 (closed) to 100 (open); a service without hardening has 96
-    if ! systemd-analyze security --offline=true --threshold=25 "./$unit" >report 2>&1; then
+    if ! systemd-analyze security --offline=true --threshold=25 "./$unit" >"$folder/report" 2>&1; then
         echo "FAIL: $unit is too open:" >&2
-        tail -n 3 report >&2
+        tail -n 3 "$folder/report" >&2
         bad=$((bad + 1))
     fi
 done

@@ -382,12 +382,12 @@ def test_plan_names_the_caps():
 
 def unit_command(unit, cfg, path):
     """The last ExecStart of a unit, as it would be run, with the paths of this test."""
-    with open(os.path.join(tandem.SOURCE, "packaging", "systemd", unit), encoding="utf-8") as f:
+    with open(os.path.join(tandem.SOURCE, "packaging", "systemd", unit + ".in"), encoding="utf-8") as f:
         line = re.findall("^ExecStart=(.+)$", f.read(), re.M)[-1]
-    for installed, here in (("/opt/tandem/bin/", tandem.BIN + "/"), ("/etc/tandem/tandem.yaml", cfg),
-                            ("/run/tandem/coordinator.sock", path)):
+    for installed, here in (("@BINDIR@/", tandem.BIN + "/"), ("@STAGESDIR@/", tandem.BIN + "/"),
+                            ("@CONFDIR@/tandem.yaml", cfg), ("/run/tandem/coordinator.sock", path)):
         line = line.replace(installed, here)
-    check("/opt/" not in line and "/etc/" not in line and "/run/tandem" not in line.replace(path, ""), line)
+    check("@" not in line and "/run/tandem" not in line.replace(path, ""), line)
     return line.split(" ")
 
 
