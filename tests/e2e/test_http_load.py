@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: MIT
+"""Sixty-four streaming clients at once, beside some that read slowly and some that never finish asking: no error, everybody gets on,
+and all of them together faster than one alone. For a minute and with figures: bench/http/load.py."""
+import http_load
+import soak
+import tandem
+from http_client import Server
+from tandem import check
+
+SECONDS = 4 if tandem.SANITIZE else 10
+
+
+def test_many_clients():
+    with Server("q8_0", sequences=64, context=512, http__max_connections=128, http__timeout=2) as s:
+        one = http_load.load(s, 1, 2)
+        print(" ", one)
+        many = http_load.load(s, 64, SECONDS, slow=4, half=8)
+        print(" ", many)
+        check(all(c.events for c in many.clients), "somebody got nothing:", [c.events for c in many.clients])
+        check(many.least > 0.25, "not fair:", sorted(c.events for c in many.clients))
+        if not tandem.SANITIZE:
+            check(many.rate > one.rate, one.rate, many.rate)  # how much: bench/http
+            print(soak.judge(many.rows, bound=4 << 20))  # in so short a time the heap still grows into its size
+        tandem.wait_until(lambda: s.stats()["requests"]["running"] == 0, 60, "somebody's request runs on")
+
+
+tandem.main(globals())
