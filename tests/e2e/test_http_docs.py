@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The documents' examples are executed: every curl of docs/HTTP.md and README.md, and the client in docs/HTTP.md."""
+"""The documents' examples are executed: every curl of docs/HTTP.md and README.md, and the client in both."""
 import json
 import os
 import re
@@ -49,6 +49,7 @@ def test_client():
     if not shutil.which("node") or not os.path.isdir(os.path.join(folder, "node_modules", "openai")):
         tandem.skip("the openai client is not there (test_http_openai.py fetches it)")
     code, = blocks("docs/HTTP.md", "js")
+    check(blocks("README.md", "js") == [code], "README.md has another one")
     check(PLACE in code and len(code.splitlines()) == 5, "five lines", code)
     with Server(http__model_name="demo") as s:
         file = os.path.join(folder, f"example-{os.getpid()}.mjs")
