@@ -6,14 +6,17 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "coordinator/journal.h"
 #include "coordinator/tokenizer.h"
+#include "proto/log.h"
 #include "proto/util.h"
 
 int answer_init(struct answer *a, const struct tokenizer *t, FILE *echo, struct err *err)
 {
     *a = (struct answer){.tokenizer = t, .echo = echo, .text_room = 256};
+    a->beside_log = echo && isatty(fileno(echo)) && isatty(STDERR_FILENO);
     a->text = calloc(1, a->text_room);
     if (!a->text || detokenizer_open(t, &a->detokenizer) < 0) {
         answer_fini(a);
@@ -25,6 +28,8 @@ int answer_init(struct answer *a, const struct tokenizer *t, FILE *echo, struct 
 void answer_fini(struct answer *a)
 {
     a->echo = NULL;
+    if (a->beside_log)
+        log_text_open(false);
     if (a->request)
         engine_cancel(a->engine, a->request);
     journal_end(a->journal);
@@ -38,6 +43,8 @@ int answer_given(struct answer *a, FILE *f, struct err *err)
 {
     if (fflush(f) == EOF || ferror(f))
         return err_set_errno(err, errno ? -errno : -EIO, "standard output: cannot be written");
+    if (a->beside_log) /* its line was ended */
+        log_text_open(false);
     journal_end(take_ptr(&a->journal));
     return 0;
 }
@@ -76,6 +83,8 @@ static void give_text(struct answer *a, const char *s)
     }
     if (a->echo && (fputs(s, a->echo) == EOF || fflush(a->echo) == EOF))
         stop(a, -errno, "standard output: cannot be written");
+    if (a->beside_log)
+        log_text_open(s[strlen(s) - 1] != '\n');
 }
 
 void answer_add(struct answer *a, uint32_t id)

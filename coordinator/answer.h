@@ -18,6 +18,7 @@ struct answer { /* caller's storage; all zero before answer_init */
     struct engine *engine;
     struct request *request; /* NULL once finished */
     FILE *echo;              /* may be NULL */
+    bool beside_log;         /* the echo is seen on the terminal of the log */
     char *text;              /* NUL-terminated UTF-8, never NULL after answer_init */
     size_t n_text, text_room;
     uint32_t *ids;

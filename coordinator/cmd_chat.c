@@ -18,6 +18,7 @@
 #include "coordinator/report.h"
 #include "coordinator/tokenizer.h"
 #include "proto/config.h"
+#include "proto/log.h"
 #include "proto/util.h"
 
 #define LINE_MAX_BYTES (1u << 20)
@@ -30,8 +31,8 @@ struct chat {
     char *input; /* bytes read and not yet used */
     size_t n_input;
     bool end_of_input;
-    uint32_t n_lines, n_refused; /* not on a terminal: prompts so far, and those that did not fit */
-    bool answer_failed;          /* the last answer alone: the engine runs on */
+    uint32_t n_lines, n_failed; /* not on a terminal: prompts so far, and those that have no answer */
+    bool answer_failed;         /* the last answer alone: the engine runs on */
 };
 
 static int append(struct chat *t, const uint32_t *ids, size_t n, struct err *err)
@@ -112,6 +113,8 @@ static int one_turn(struct chat *t, const char *text, struct err *err)
     }
     if (r == 0)
         r = append_answer(t, &a, err);
+    if (r < 0 && a.n_text && !t->terminal)
+        putchar('\n'); /* what comes after it is another answer */
     answer_fini(&a);
     return r;
 }
@@ -188,9 +191,9 @@ static int handle_line(struct chat *t, char *line, struct err *err)
         t->n_ids = before;
         return 0;
     }
-    if (r == -E2BIG && !t->terminal && err) { /* this prompt alone: the others go on */
+    if (!t->terminal && err && (r == -E2BIG || (r < 0 && t->answer_failed)) && !ferror(stdout)) { /* this prompt alone */
         fprintf(stderr, "coordinator: error: standard input, line %u: %s\n", t->n_lines, err->text);
-        t->n_refused++;
+        t->n_failed++;
         return 0;
     }
     if (r < 0 && t->answer_failed && t->terminal) {
@@ -217,8 +220,10 @@ int cmd_chat_run(struct command *c, struct err *err)
         if (t.terminal) {
             printf("> ");
             fflush(stdout);
+            log_text_open(isatty(STDERR_FILENO));
         }
         r = next_line(&t, &line, &used, err);
+        log_text_open(false);
         if (r == 0) {
             t.n_lines++;
             r = handle_line(&t, line, err);
@@ -230,7 +235,7 @@ int cmd_chat_run(struct command *c, struct err *err)
         putchar('\n');
     free(t.input);
     free(t.ids);
-    if (r == -ENODATA && t.n_refused)
-        return err_set(err, -E2BIG, "standard input: %u of %u prompts were too long and have no answer", t.n_refused, t.n_lines);
+    if (r == -ENODATA && t.n_failed)
+        return err_set(err, -EIO, "standard input: %u of %u prompts have no answer, or not all of it", t.n_failed, t.n_lines);
     return r == -ENODATA || r == 1 ? 0 : r;
 }

@@ -5,6 +5,7 @@
 
 #include <fnmatch.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <string.h>
 
 #include "proto/util.h"
@@ -20,6 +21,8 @@ static struct {
         enum log_level level;
     } rules[RULES_MAX];
 } filter = {.process = "tandem", .level = LOG_WARN};
+
+static _Atomic bool text_open;
 
 static const char *const level_names[] = {"error", "warn", "info", "debug"};
 
@@ -72,13 +75,19 @@ bool log_enabled(enum log_level level, const char *topic)
     return level <= limit;
 }
 
+void log_text_open(bool open)
+{
+    atomic_store(&text_open, open);
+}
+
 void log_line(enum log_level level, const char *topic, const char *fmt, ...)
 {
     char line[1200];
     if (!log_enabled(level, topic))
         return;
     int saved = errno;
-    int n = snprintf(line, sizeof(line), "%s[%d] %s %s: ", filter.process, (int)getpid(), level_names[level], topic);
+    int n = snprintf(line, sizeof(line), "%s%s[%d] %s %s: ", atomic_exchange(&text_open, false) ? "\n" : "", filter.process,
+                     (int)getpid(), level_names[level], topic);
     va_list ap;
     va_start(ap, fmt);
     int m = vsnprintf(line + n, sizeof(line) - (size_t)n - 1, fmt, ap);

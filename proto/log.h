@@ -11,6 +11,9 @@ enum log_level { LOG_ERROR, LOG_WARN, LOG_INFO, LOG_DEBUG };
 /* `process` borrows a string that lives for ever. `filter` may be NULL (= "warn"); a bad part is reported and ignored. */
 void log_init(const char *process, const char *filter);
 bool log_enabled(enum log_level level, const char *topic);
+/* The terminal on which the log appears shows the beginning of a line of other text: the next line of the log leaves it alone and
+ * begins a new one, after which no line is open. */
+void log_text_open(bool open);
 void log_line(enum log_level level, const char *topic, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 
 #define log_error(topic, ...) log_line(LOG_ERROR, topic, __VA_ARGS__)

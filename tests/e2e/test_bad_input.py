@@ -272,7 +272,7 @@ def test_prompt_too_long_for_the_context():
     check(r.stdout == alone and len(alone) > 40, r.stdout, alone)
     errors = tandem.sentences(r.stderr)
     check(len(errors) == 2 and re.search(r"line 2: prompt has [2-9]\d\d tokens; 'context' allows 128", errors[0]), r.stderr)
-    check("1 of 3 prompts were too long" in errors[1], r.stderr)
+    check("1 of 3 prompts have no answer" in errors[1], r.stderr)
     one_line_error(run("coordinator", "--config", cfg, "generate", "--prompt", long, status=None), "'context' allows 128", "raise it")
 
 

@@ -69,6 +69,10 @@ class Terminal:
         check(not left_behind(), left_behind())
 
 
+def stage(t, name):
+    return next(pid for pid, line in tandem.processes(t.process.pid).items() if os.path.basename(line.split(" ")[0]) == name)
+
+
 def one_turn(ids, text):
     """The conversation that went before with one more turn, and the answer, by way of `generate`."""
     cfg = config(model("demo", "bf16"))
@@ -134,6 +138,30 @@ def test_interrupt():
         check(t.used() > used, "the second turn is not in the conversation")
         t.type("\x03")
         t.leave(128 + signal.SIGINT)
+
+
+def test_warnings():
+    """What is logged in the middle of an answer, or at the prompt, has lines of its own; the text goes on below."""
+    options = ("--temperature", "50", "--top-k", "0", "--top-p", "1", "--max-tokens", "300", "--seed", "4")
+    with Terminal(*options) as t:
+        t.read_until(r"\n> ")
+        want = t.ask("Tell me a long story")
+        t.type("/quit\n")
+        t.leave(0)
+    with Terminal(*options) as t:
+        t.read_until(r"\n> ")
+        os.kill(stage(t, "loader"), signal.SIGKILL)
+        said = t.read_until(r"it is started again.*\n")
+        t.type("Tell me a long story\n")
+        said += t.read_until(r"\S+ \S+ \S+ ")
+        os.kill(stage(t, "gpu_worker"), signal.SIGKILL)
+        said += t.read_until(r"\n> ").removesuffix("\n> ")
+        warned = re.findall(r"^(.*)coordinator\[\d+\] warn supervise: .*\n", said, flags=re.M)
+        check(warned == ["", ""], "not on lines of their own:", said)
+        text = re.sub(r"^coordinator\[\d+\] warn supervise: .*\n", "", said, flags=re.M)
+        check("".join(text.split()) == "".join(want.split()), text, want)
+        t.type("/quit\n")
+        t.leave(0)
 
 
 def test_full_context():

@@ -78,6 +78,25 @@ def test_reads():
     ends("loader:short-read@start", "loader (pid ", "the file was cut while open")
 
 
+def test_reads_in_a_pipe():
+    """Of several prompts on a pipe the one whose read failed is told, after what there was of its answer; the others have theirs."""
+    cfg = config(model("demo", "q8_0"))
+    prompts = [f"Tell me a story about a {animal}" for animal in ("cat", "dog", "bird")]
+    options = ("--temperature", "0", "--max-tokens", "8")
+    alone = [tandem.run("coordinator", "--config", cfg, *options, stdin=p + "\n").stdout for p in prompts]
+    for fault, failed, begun in (("loader:eio@6", 0, True), ("loader:eio@9", 1, False)):  # with its fifth token; with its prompt
+        r = tandem.run("coordinator", "--config", cfg, *options, "--fault", fault, stdin="\n".join(prompts) + "\n", status=1)
+        happened(r, fault)
+        errors = tandem.sentences(r.stderr)
+        check(f"standard input, line {failed + 1}: " in errors[-2] and "Input/output error" in errors[-2], errors)
+        check("1 of 3 prompts have no answer, or not all of it" in errors[-1], errors)
+        before, after = "".join(alone[:failed]), "".join(alone[failed + 1:])
+        check(r.stdout.startswith(before) and r.stdout.endswith(after), fault, r.stdout, alone)
+        part = r.stdout[len(before):len(r.stdout) - len(after)]
+        check(part[-1:] == "\n" and alone[failed].startswith(part[:-1]) and len(part) < len(alone[failed]) if begun else part == "",
+              fault, part, alone[failed])
+
+
 def test_device():
     for stage in ("npu_worker", "gpu_worker"):
         ends(f"{stage}:device-lost@30", f"{stage} (pid ", "the device is lost")
