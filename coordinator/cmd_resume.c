@@ -47,14 +47,13 @@ static int go_on(struct command *c, struct answer *a, const struct journal_reque
     return r;
 }
 
-/* Takes all that there is. */
-static int take_all(struct command *c, struct resumed **ret, struct err *err)
+/* Takes all that there is for us. */
+static int take_all(struct command *c, struct resumed **ret, uint32_t *ret_others, struct err *err)
 {
     struct journal_request q;
     struct journal_file *file;
-    uint32_t others = 0;
     int r;
-    while ((r = engine_left_request(c->engine, &q, &file, &others, err)) > 0) {
+    while ((r = engine_left_request(c->engine, &q, &file, ret_others, err)) > 0) {
         struct resumed *one = calloc(1, sizeof(*one));
         if (!one) {
             journal_leave(file);
@@ -70,9 +69,20 @@ static int take_all(struct command *c, struct resumed **ret, struct err *err)
         if (r < 0)
             return r;
     }
-    if (r == 0 && others)
-        fprintf(stderr, "%u requests of another model, or in files that cannot be read, are left\n", others);
     return r;
+}
+
+/* One line, where there is nothing for us, or something that is not. */
+static void say_what_is_left(const struct command *c, bool any, uint32_t others)
+{
+    const char *s = others == 1 ? "" : "s";
+    if (others)
+        fprintf(stderr,
+                "%s%u request%s of another model (or of this one before the file was changed), or in a file that cannot be read, "
+                "%s left for --resume with the configuration of that model\n",
+                any ? "" : "nothing to resume with this model: ", others, s, others == 1 ? "is" : "are");
+    else if (!any)
+        fprintf(stderr, "nothing to resume: no coordinator was killed while it answered with '%s'\n", c->config->model);
 }
 
 /* 0, or what one of them failed with. */
@@ -98,9 +108,10 @@ static int print_all(struct resumed *all, struct err *err)
 int cmd_resume_run(struct command *c, struct err *err)
 {
     struct resumed *all = NULL;
-    int r = take_all(c, &all, err);
-    if (r == 0 && !all)
-        fprintf(stderr, "nothing to resume: no coordinator was killed while it answered with '%s'\n", c->config->model);
+    uint32_t others = 0;
+    int r = take_all(c, &all, &others, err);
+    if (r == 0)
+        say_what_is_left(c, all != NULL, others);
     if (r == 0)
         r = engine_run(c->engine, err);
     if (r == 0)

@@ -26,6 +26,7 @@
 #include "coordinator/watch.h"
 #include "model/collect.h"
 #include "proto/err.h"
+#include "proto/fault.h"
 #include "proto/log.h"
 #include "proto/ring.h"
 #include "proto/shm.h"
@@ -351,6 +352,15 @@ static void note_model(struct plan *p, const char *path)
     p->model.inode = st.st_ino;
 }
 
+/* What would never happen is a mistake. */
+static int check_faults(const struct config *c, uint32_t n_layers, struct err *err)
+{
+    int r = 0;
+    for (int i = 0; r == 0 && i < c->n_faults; i++)
+        r = fault_check_layer(c->faults[i], n_layers, err);
+    return r;
+}
+
 int engine_open(const struct config *c, const struct gguf *g, const struct engine_options *o, struct engine **ret, struct err *err)
 {
     struct engine *e = calloc(1, sizeof(*e));
@@ -368,6 +378,8 @@ int engine_open(const struct config *c, const struct gguf *g, const struct engin
         r = npu_device_find(c, o ? o->stage_dir : NULL, &npu, err);
     if (r == 0)
         r = plan_make(c, g, &machine, e->command_bytes, &e->plan, err);
+    if (r == 0)
+        r = check_faults(c, e->plan.hparams.n_layers, err);
     note_model(&e->plan, c->model);
     if (r == 0 && e->plan.npu.reason[0]) /* the config names a manifest: somebody wants the NPU */
         log_warn("engine", "npu_worker computes on the processor: %s", e->plan.npu.reason);

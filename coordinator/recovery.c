@@ -105,8 +105,8 @@ static bool decide(struct stage *st, const struct err *why, int signal, bool at_
     const struct config *c = s->o.config;
     const struct restart_limits limits = {.in_a_row = c->restarts, .per_minute = c->restarts_per_minute};
     char then[160];
-    if (c->restarts == 0 || s->no_restarts || (!s->was_ready && signal == 0) ||
-        why->code == -EBADMSG) { /* a damaged file stays one */
+    bool refused = !s->was_ready && signal == 0 && why->code != -ETIMEDOUT;       /* what does not work at once will not later */
+    if (c->restarts == 0 || s->no_restarts || refused || why->code == -EBADMSG) { /* a damaged file stays one */
         fail(s, why, s->no_restarts ? "; what it had collected is lost" : "");
         return false;
     }

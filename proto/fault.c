@@ -190,6 +190,19 @@ int fault_check(const char *text, struct err *err)
     return parse(text, &f, &stage, err);
 }
 
+int fault_check_layer(const char *text, uint32_t n_layers, struct err *err)
+{
+    struct fault f;
+    int stage, r = parse(text, &f, &stage, err);
+    if (r < 0 || f.when != WHEN_LAYER)
+        return r;
+    if (stage == 0 && f.layer > 0)
+        return err_set(err, -EINVAL, "fault '%s': layer %u; expected layer=0, which all chunks of the loader are", text, f.layer);
+    if (f.layer >= n_layers)
+        return err_set(err, -EINVAL, "fault '%s': layer %u; expected at most %u, the model's last", text, f.layer, n_layers - 1);
+    return 0;
+}
+
 int fault_list(const char *const *texts, int n, const char *stage, bool first, char ret[FAULT_LIST], struct err *err)
 {
     size_t used = 0;

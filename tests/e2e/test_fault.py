@@ -133,6 +133,21 @@ def test_hang():
         check(not left_behind(), left_behind())
 
 
+def test_hang_at_the_first_start():
+    """It is found, and the stage is started again; one that always hangs ends the run when the limit of restarts is reached."""
+    faults = [f"{stage}:hang@start" for stage in tandem.STAGES]
+    r = ask(*faults, status=0)
+    for fault in faults:
+        happened(r, fault)
+        check(re.search(fault.split(":")[0] + r" \(pid \d+\) hangs: it has not answered for .* it is started again", r.stderr), r.stderr)
+    check(r.stdout == undisturbed(), r.stdout)
+    fault = "gpu_worker:hang@start:always"
+    r = ask(fault, status=1, restarts=1)
+    check(len(happened(r, fault)) == 2, r.stderr)
+    last = r.stderr.splitlines()[-1]
+    check("gpu_worker (pid " in last and "hangs: " in last and "after 1 restarts without progress ('restarts')" in last, last)
+
+
 def test_lost_chunk():
     """A chunk that a stage takes and does not pass on: nobody is busy then, and the books of the rings say who it was."""
     for stage, when in (("loader", 3), ("npu_worker", 30), ("gpu_worker", 36)):
@@ -163,6 +178,9 @@ def test_bad_words():
         r = ask(fault)
         tandem.one_line_error(r, word, "expected")
         check(r.returncode == 2, r.returncode)
+    for fault, words in (("gpu_worker:exit@layer=12", "layer 12; expected at most 11"), ("npu_worker:slow@layer=99:always", "at most 11"),
+                         ("loader:exit@layer=1", "expected layer=0")):
+        tandem.one_line_error(ask("npu_worker:slow@layer=11", fault), f"fault '{fault}': ", words)
     r = tandem.run("coordinator", "--config", config(model("demo", "q8_0")), "plan", "--fault", "npu_worker:exit@1", status=2)
     check("'--fault' does not belong to 'plan'" in r.stderr, r.stderr)
 

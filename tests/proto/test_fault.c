@@ -69,6 +69,18 @@ static void test_words(void **state)
         assert_err(fault_check(bad[i].text, err), -EINVAL, bad[i].part);
 }
 
+/* A layer that the stage never has a chunk of. */
+static void test_layers(void **state)
+{
+    (void)state;
+    assert_ok(fault_check_layer("gpu_worker:exit@layer=25", 26, err));
+    assert_ok(fault_check_layer("loader:exit@layer=0", 26, err));
+    assert_ok(fault_check_layer("gpu_worker:exit@99", 26, err));
+    assert_err(fault_check_layer("gpu_worker:exit@layer=26", 26, err), -EINVAL, "layer 26; expected at most 25");
+    assert_err(fault_check_layer("loader:exit@layer=1", 26, err), -EINVAL, "expected layer=0");
+    assert_err(fault_check_layer("gpu_worker:exit@layer=", 26, err), -EINVAL, "moment");
+}
+
 static void test_list(void **state)
 {
     static const char *const texts[] = {"loader:eio@1", "npu_worker:abort@3", "npu_worker:exit@layer=2:always"};
@@ -192,7 +204,12 @@ static void test_reads(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {FD_TEST(test_words),   FD_TEST(test_list),  FD_TEST(test_none),
-                                       FD_TEST(test_moments), FD_TEST(test_reads), FD_TEST(test_slots_and_messages)};
+    const struct CMUnitTest tests[] = {FD_TEST(test_words),
+                                       FD_TEST(test_layers),
+                                       FD_TEST(test_list),
+                                       FD_TEST(test_none),
+                                       FD_TEST(test_moments),
+                                       FD_TEST(test_reads),
+                                       FD_TEST(test_slots_and_messages)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
