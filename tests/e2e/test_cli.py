@@ -46,8 +46,8 @@ def test_readme():
     check({"generate", "eval", "perplexity", "bench", "plan", "tokenize", "detokenize"} <= set(commands), "commands:", commands)
     helps.update({f"coordinator {c}": run("coordinator", c, "--help").stdout for c in commands})
     seen = 0
-    files = [os.path.join(tandem.SOURCE, "README.md")] + [os.path.join(tandem.SOURCE, "docs", f) for f in
-                                                         sorted(os.listdir(os.path.join(tandem.SOURCE, "docs")))]
+    docs = os.path.join(tandem.SOURCE, "docs")
+    files = [os.path.join(tandem.SOURCE, "README.md")] + [os.path.join(docs, f) for f in sorted(os.listdir(docs)) if f.endswith(".md")]
     for path in files:
         with open(path, encoding="utf-8") as f:
             text = f.read()
