@@ -213,7 +213,7 @@ int commands_run(const struct options *o, const struct config *config, const str
         c.ids = ids;
         bytes = command_bytes(&c);
     }
-    struct engine_options eo = {.command_bytes = bytes, .ret_signal = ret_signal};
+    struct engine_options eo = {.command_bytes = bytes, .trace = o->trace, .ret_signal = ret_signal};
     if (r == 0 && o->command == OPTIONS_SERVE)
         r = cmd_serve_prepare(&c, &eo, err);
     if (r == 0 && starts_stages(o->command))

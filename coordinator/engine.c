@@ -23,6 +23,7 @@
 #include "coordinator/runtime_dir.h"
 #include "coordinator/schedule.h"
 #include "coordinator/supervise.h"
+#include "coordinator/tracer.h"
 #include "coordinator/watch.h"
 #include "model/collect.h"
 #include "proto/err.h"
@@ -30,6 +31,7 @@
 #include "proto/log.h"
 #include "proto/ring.h"
 #include "proto/shm.h"
+#include "proto/trace.h"
 #include "proto/util.h"
 
 #define STATS_TRIES 10 /* of MONITOR_DEADLINE_MS, where a stage is slow to answer */
@@ -43,6 +45,8 @@ struct engine {
     struct runtime_dir *runtime;
     char stage_socket[4096];
     struct journal *journal; /* NULL: off */
+    struct tracer *tracer;   /* likewise */
+    uint64_t moved_ns;       /* since when the pipeline starts, or recovers */
     struct cgroup *cgroup;
     uint64_t outside; /* private bytes from before the cgroup */
     struct supervise *supervise;
@@ -155,6 +159,16 @@ static void on_signal(uv_signal_t *s, int signum)
     ((struct engine *)s->data)->signal = signum;
 }
 
+/* The pipeline was not ready since moved_ns, and is. */
+static void trace_ready(struct engine *e, const struct supervise_recovery *r)
+{
+    trace_add(tracer_own(e->tracer), TRACE_CONTROL,
+              &(struct trace_event){.kind = r->first ? TRACE_START : TRACE_RECOVERY,
+                                    .start_ns = e->moved_ns,
+                                    .end_ns = util_now_ns(),
+                                    .seq = (uint8_t)r->role});
+}
+
 static void note_recovery(struct engine *e, const struct supervise_recovery *r)
 {
     e->recovery = (struct engine_recovery){.n = e->recovery.n + 1,
@@ -171,6 +185,7 @@ static void on_ready(void *ctx, const struct supervise_recovery *r)
     struct engine *e = ctx;
     struct ring *tokens = supervise_token_ring(e->supervise), *output = supervise_output_ring(e->supervise);
     struct err err = {0};
+    trace_ready(e, r);
     if (r->backend_changed)
         schedule_mark_numerics(e->schedule);
     if (r->first)
@@ -194,6 +209,7 @@ static void on_lost(void *ctx)
 {
     struct engine *e = ctx;
     stop_waiter(e);
+    e->moved_ns = util_now_ns();
     e->ready = e->output_broken = false;
     if (e->monitor)
         monitor_set_state(e->monitor, MONITOR_RECOVERING);
@@ -307,6 +323,7 @@ static int open_pipeline(struct engine *e, const struct engine_options *o, struc
                                    .cgroup = e->cgroup,
                                    .stage_dir = o ? o->stage_dir : NULL,
                                    .stage_socket = e->stage_socket,
+                                   .tracer = e->tracer,
                                    .ready = on_ready,
                                    .lost = on_lost,
                                    .progress = on_progress,
@@ -368,7 +385,8 @@ int engine_open(const struct config *c, const struct gguf *g, const struct engin
         return err_set(err, -ENOMEM, "engine: out of memory");
     e->config = c;
     e->gguf = g;
-    e->command_bytes = o ? o->command_bytes : 0;
+    e->command_bytes = (o ? o->command_bytes : 0) + (o && o->trace ? tracer_bytes() : 0);
+    e->moved_ns = util_now_ns();
     struct gpu_device gpu;
     struct npu_device npu;
     struct plan_machine machine = {.gpu = &gpu, .npu = &npu};
@@ -386,12 +404,16 @@ int engine_open(const struct config *c, const struct gguf *g, const struct engin
     if (r == 0 && e->plan.gpu.reason[0]) /* that there is none is no news; that one cannot be used is worth a warning */
         log_line(gpu.vulkan || gpu.surprise ? LOG_WARN : LOG_INFO, "engine", "gpu_worker computes on the processor: %s",
                  e->plan.gpu.reason);
+    if (r == 0 && o && o->trace)
+        r = tracer_open(o->trace, &e->tracer, err);
     if (r == 0)
         r = open_handles(e, err);
     if (r == 0)
         r = open_caps(e, err);
     if (r == 0)
         r = schedule_open(&e->plan, &e->schedule, err);
+    if (r == 0)
+        schedule_set_trace(e->schedule, tracer_own(e->tracer));
     if (r == 0 && c->journal) {
         r = journal_open(runtime_dir_path(e->runtime), c->model, &e->journal, err);
         schedule_set_journal(e->schedule, e->journal);
@@ -438,6 +460,7 @@ void engine_close(struct engine *e)
     schedule_close(e->schedule);
     journal_close(e->journal);
     supervise_close(e->supervise);
+    tracer_close(e->tracer);
     if (e->handles_open) {
         uv_run(&e->loop, UV_RUN_NOWAIT); /* connections close themselves */
         uv_walk(&e->loop, close_handle, NULL);

@@ -27,6 +27,7 @@ struct request;
 struct engine_options {
     const char *stage_dir;  /* where loader, npu_worker, gpu_worker lie; NULL = see proto/place.h */
     uint64_t command_bytes; /* what the command will hold in the coordinator beside the pipeline */
+    const char *trace;      /* a file to be made, for what happens and when (tracer.h); NULL: none */
     int *ret_signal;        /* may be NULL: the signal that ended engine_open with -EINTR */
     /* Both or none. started: the loop and the plan are there, the stages are not. stopping: first step of engine_close, also of an
      * engine_open that fails; handles that `started` put into the loop are closed here, and requests cancelled. */

@@ -14,10 +14,12 @@
 #include "coordinator/segments.h"
 #include "coordinator/slots.h"
 #include "coordinator/supervise_impl.h"
+#include "coordinator/tracer.h"
 #include "model/segment.h"
 #include "proto/log.h"
 #include "proto/shm.h"
 #include "proto/status.h"
+#include "proto/trace.h"
 #include "proto/util.h"
 
 #define FILL_NEVER (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)
@@ -115,6 +117,28 @@ static int send_held(struct stage *st, struct err *err)
     return r;
 }
 
+/* One that cannot be traced works without. */
+static int send_trace(struct stage *st, struct err *err)
+{
+    struct tracer *t = st->owner->o.tracer;
+    struct err why = {0};
+    if (!t)
+        return 0;
+    auto_fd fd = tracer_stage(t, st->role, st->pid, st->stats.restarts, &why);
+    if (fd < 0) {
+        log_warn("trace", "%s; %s (pid %d) is not traced", why.text, msg_role_name(st->role), st->pid);
+        return 0;
+    }
+    uint64_t now = util_now_ns();
+    trace_add(tracer_own(t), TRACE_CONTROL,
+              &(struct trace_event){.kind = TRACE_RUNNING,
+                                    .start_ns = now,
+                                    .end_ns = now,
+                                    .tokens = (uint16_t)st->stats.restarts,
+                                    .seq = (uint8_t)st->role});
+    return child_send(st->child, &(struct msg){.type = MSG_TYPE_trace}, &fd, 1, err);
+}
+
 static int send_configure(struct stage *st, struct err *err)
 {
     const struct supervise *s = st->owner;
@@ -139,6 +163,8 @@ static int on_hello(struct stage *st, const struct msg_hello *h, struct err *err
         return err_set(err, -EPROTO, "%s is version '%s', the coordinator '%s'; install both from one build",
                        msg_role_name(st->role), h->build, TANDEM_VERSION);
     int r = send_held(st, err);
+    if (r == 0)
+        r = send_trace(st, err);
     if (r == 0)
         r = send_configure(st, err);
     if (r < 0)
@@ -392,6 +418,7 @@ int handshake_message(struct stage *st, const struct msg *m, int *fds, struct er
     case MSG_TYPE_segment_fill:
     case MSG_TYPE_segment_held:
     case MSG_TYPE_slot_held:
+    case MSG_TYPE_trace:
     case MSG_TYPE_slot_fill:
     case MSG_TYPE_start:
     case MSG_TYPE_pause:

@@ -57,6 +57,7 @@ static const struct option_def defs[] = {
     OPTION("config", "FILE", KIND_STRING, ALL, config, 0, 0, "the YAML configuration; needed by every command but sample-config"),
     OPTION("set", "KEY=VALUE", KIND_SET, ALL, sets, 0, 0, "override a key of the configuration, such as gpu.threads=2; may be repeated"),
     OPTION("fault", "FAULT", KIND_FAULT, PIPELINE, faults, 0, 0, "make something fail, such as npu_worker:abort@100 (see below, and docs/OPERATIONS.md); may be repeated"),
+    OPTION("trace", "FILE.json", KIND_STRING, PIPELINE, trace, 0, 0, "record what every process does, and when, for ui.perfetto.dev or chrome://tracing; a new file"),
     OPTION("help", NULL, KIND_HELP, ALL, action, 0, 0, "this text; after a command, that command's options"),
     OPTION("version", NULL, KIND_VERSION, ALL, action, 0, 0, "the version"),
     OPTION("prompt", "TEXT", KIND_STRING, BIT(OPTIONS_GENERATE), prompt, 0, 0, "the prompt; <bos> is put before it, markers such as <start_of_turn> count"),

@@ -44,7 +44,7 @@ struct options {
     const char *faults[OPTIONS_MAX_FAULTS]; /* checked */
     int n_faults;
     bool json, report, chat, no_markers, resume;
-    const char *prompt, *system, *text, *file, *logits, *model, *out;
+    const char *prompt, *system, *text, *file, *logits, *model, *out, *trace;
     uint32_t *ids; /* owned */
     uint32_t n_ids;
     bool has_ids; /* --ids was given */

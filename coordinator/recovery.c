@@ -18,8 +18,10 @@
 #include "coordinator/segments.h"
 #include "coordinator/slots.h"
 #include "coordinator/supervise_impl.h"
+#include "coordinator/tracer.h"
 #include "proto/log.h"
 #include "proto/status.h"
+#include "proto/trace.h"
 #include "proto/util.h"
 
 static void fail(struct supervise *s, const struct err *why, const char *then)
@@ -70,6 +72,7 @@ static void forget(struct stage *st)
         h->granted = false;
     }
     status_unmap(take_ptr(&st->page));
+    tracer_stage_ended(st->owner->o.tracer, st->role);
     st->configured = st->attached = st->started = st->ready = st->pausing = st->lived = st->segments_known = false;
     st->n_segments = st->n_filled = 0;
 }
@@ -147,6 +150,11 @@ void recovery_lost(struct stage *st, const struct err *ended, int signal)
     forget(st);
     if (s->stopping || s->failed)
         return;
+    uint64_t now = util_now_ns();
+    trace_add(
+        tracer_own(s->o.tracer), TRACE_CONTROL,
+        &(struct trace_event){
+            .kind = TRACE_ENDED, .start_ns = now, .end_ns = now, .tokens = (uint16_t)st->stats.restarts, .seq = (uint8_t)st->role});
     if (signal == SIGKILL && passed_cap(st, &why))
         signal = 0;
     bool at_work = !s->recovering;

@@ -52,6 +52,11 @@ void schedule_set_journal(struct schedule *s, struct journal *j)
     s->journal = j;
 }
 
+void schedule_set_trace(struct schedule *s, struct trace *t)
+{
+    s->trace = t;
+}
+
 static void request_free(struct request *r)
 {
     if (!r)
@@ -365,11 +370,13 @@ static struct flight *compose(struct schedule *s, bool decode)
 void schedule_issue(struct schedule *s, struct flight *f)
 {
     struct chunk_header *h = &f->chunk.h;
+    uint64_t start = trace_now(s->trace);
     h->magic = CHUNK_MAGIC;
     h->epoch = s->epoch;
     h->kind = CHUNK_TOKENS;
     h->payload_bytes = h->n_tokens * (uint32_t)sizeof(uint32_t);
     h->times.committed_at_ns = util_now_ns();
+    h->times.decode = f->decode;
     void *mem = ring_reserve(s->tokens);
     if (!mem)
         ring_poison(s->tokens); /* it keeps more slots than it can be working on: its end, after which all is sent again */
@@ -377,6 +384,7 @@ void schedule_issue(struct schedule *s, struct flight *f)
     if (!ids)
         return; /* poisoned: the end of the pipeline is told elsewhere */
     memcpy(ids, f->ids, h->payload_bytes);
+    schedule_note(s, TRACE_SEND, f, start, 0); /* before the loader can have anything to say of it */
     ring_commit(s->tokens);
 }
 

@@ -11,11 +11,14 @@
 struct journal;
 struct ring;
 struct schedule;
+struct trace;
 
 int schedule_open(const struct plan *plan, struct schedule **ret, struct err *err);
 void schedule_close(struct schedule *s); /* drops requests without callbacks; NULL is fine */
 /* From now on requests that generate are noted there. Borrowed; NULL: nowhere. */
 void schedule_set_journal(struct schedule *s, struct journal *j);
+/* Where to record what is sent, comes back and is drawn; borrowed, NULL: nowhere. */
+void schedule_set_trace(struct schedule *s, struct trace *t);
 /* Rings of the current epoch; borrowed. */
 void schedule_attach(struct schedule *s, struct ring *tokens, struct ring *output, uint32_t epoch);
 /* The rings are gone: nothing is sent until schedule_restart. died: by the death of a stage, which what is under way may have

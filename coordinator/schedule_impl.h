@@ -6,6 +6,7 @@
 
 #include "coordinator/meter.h"
 #include "coordinator/schedule.h"
+#include "proto/trace.h"
 
 struct journal;
 struct journal_file;
@@ -60,6 +61,7 @@ struct flight {
 struct schedule {
     const struct plan *plan;
     struct journal *journal; /* may be NULL */
+    struct trace *trace;     /* likewise */
     struct ring *tokens, *output;
     uint32_t epoch;
     uint64_t next_id;
@@ -83,6 +85,9 @@ struct schedule {
 /* schedule.c */
 void schedule_slot_finish(struct schedule *s, struct slot *slot, enum engine_finish why, const struct err *err);
 void schedule_issue(struct schedule *s, struct flight *f); /* writes its chunk into the ring to the loader */
+
+/* schedule_output.c: a chunk's event, since start_ns; NULL: nothing is recorded. fill: of the ring that it came from. */
+void schedule_note(struct schedule *s, enum trace_kind kind, const struct flight *f, uint64_t start_ns, uint32_t fill);
 
 /* schedule_admit.c */
 uint64_t schedule_kv_pages(const struct schedule *s, uint32_t positions); /* that a sequence may come to hold */

@@ -20,6 +20,22 @@ static struct flight *flight_find(struct schedule *s, uint64_t id)
     return NULL;
 }
 
+void schedule_note(struct schedule *s, enum trace_kind kind, const struct flight *f, uint64_t start_ns, uint32_t fill)
+{
+    if (!s->trace)
+        return;
+    bool many = f->n_spans > 1;
+    trace_put(s->trace, TRACE_DATA,
+              &(struct trace_event){.kind = (uint8_t)kind,
+                                    .start_ns = start_ns,
+                                    .end_ns = util_now_ns(),
+                                    .id = trace_flow(s->epoch, f->chunk.h.id),
+                                    .tokens = (uint16_t)f->chunk.h.n_tokens,
+                                    .flags = (uint8_t)((f->decode ? TRACE_DECODE : 0) | (many ? TRACE_MANY : 0)),
+                                    .seq = (uint8_t)(many ? f->n_spans : f->spans[0].slot),
+                                    .fill = (uint8_t)MIN(fill, 255u)});
+}
+
 /* A row of logits for the last known position of a request: sample, and decide whether it goes on. */
 static void take_token(struct schedule *s, struct slot *slot, const float *row)
 {
@@ -28,7 +44,14 @@ static void take_token(struct schedule *s, struct slot *slot, const float *row)
         r->first_ns = util_now_ns();
     schedule_advanced(s, slot);
     meter_add(&s->output_meter, util_now_ns(), 1);
+    uint64_t start = trace_now(s->trace);
     uint32_t id = sampler_pick(s->sampler, &r->p.sample, row, r->ids, r->n_ids, r->p.choice, r->n_output);
+    trace_add(s->trace, TRACE_DATA,
+              &(struct trace_event){.kind = TRACE_SAMPLE,
+                                    .start_ns = start,
+                                    .end_ns = trace_now(s->trace),
+                                    .tokens = 1,
+                                    .seq = (uint8_t)(slot - s->slots)});
     if (!r->p.ignore_end && r->p.is_end && r->p.is_end(r->p.ctx, id)) {
         schedule_slot_finish(s, slot, ENGINE_FINISH_STOP, NULL);
         return;
@@ -58,6 +81,7 @@ static int take_logits(struct schedule *s, const struct chunk *c, const float *r
             err, -EPROTO, "gpu_worker: logits of chunk %llu, rows %u..%u; expected rows from %u of %u of a chunk in flight",
             (unsigned long long)c->h.id, c->h.first_row, c->h.first_row + c->h.n_rows, f ? f->next_row : 0, f ? f->n_logits : 0);
     uint32_t vocab = s->plan->hparams.vocab;
+    uint64_t start = trace_now(s->trace);
     for (uint32_t i = 0; i < c->h.n_rows; i++, rows += vocab) {
         uint32_t pos = f->rows[f->next_row + i].pos;
         struct slot *slot = &s->slots[f->rows[f->next_row + i].slot];
@@ -82,6 +106,7 @@ static int take_logits(struct schedule *s, const struct chunk *c, const float *r
     }
     f->next_row += c->h.n_rows;
     f->n_taken = MAX(f->n_taken, f->next_row);
+    schedule_note(s, TRACE_LOGITS, f, start, ring_fill(s->output));
     return 0;
 }
 
@@ -103,6 +128,7 @@ static int take_done(struct schedule *s, const struct chunk *c, const struct err
         return err_set(err, -EPROTO,
                        "gpu_worker: completion of chunk %llu after %u of %u logits rows; expected a chunk in flight with all rows",
                        (unsigned long long)c->h.id, f ? f->next_row : 0, f ? f->n_logits : 0);
+    uint64_t start = trace_now(s->trace);
     for (uint32_t i = 0; i < f->n_spans; i++) {
         struct slot *slot = &s->slots[f->spans[i].slot];
         struct request *r = slot->req;
@@ -127,6 +153,7 @@ static int take_done(struct schedule *s, const struct chunk *c, const struct err
         s->decode_in_flight = false;
     else
         meter_add(&s->prompt_meter, util_now_ns(), f->chunk.h.n_tokens);
+    schedule_note(s, TRACE_DONE, f, start, ring_fill(s->output));
     f->id = 0;
     s->n_in_flight--;
     s->n_done++;

@@ -16,6 +16,7 @@ struct cgroup;
 struct err;
 struct ring;
 struct supervise;
+struct tracer;
 
 struct supervise_recovery {
     enum msg_role role; /* the stage that ended first; the numbers are meaningless at the first start */
@@ -37,6 +38,7 @@ struct supervise_options {
     struct plan *plan;           /* likewise; `fallback` may change it */
     struct cgroup *cgroup;       /* likewise; may be NULL: caps are not the kernel's */
     const char *stage_dir;       /* NULL: see proto/place.h */
+    struct tracer *tracer;       /* of what happens when; borrowed likewise; NULL: nothing is traced */
     const char *stage_socket;    /* where stages that others start connect; borrowed likewise */
     /* Every stage runs, for the first time or again: rings of the present epoch may be used. */
     void (*ready)(void *ctx, const struct supervise_recovery *r);

@@ -13,6 +13,7 @@
 
 struct budget;
 struct err;
+struct trace;
 
 /* Of a backend that has a device of its own. */
 struct ffn_device_options {
@@ -35,6 +36,7 @@ struct ffn_backend_options {
     bool pin;            /* compute threads stay where they are (pool_pin) */
     const char *variant; /* of CPU kernels */
     struct ffn_device_options device;
+    struct trace *trace; /* where a device's work is recorded; NULL: nowhere; borrowed */
 };
 
 /* Names: pre_ffn_norm, gate, up, act, down, post_ffn_norm; final_norm (head). NULL in the pipeline. rows: [n_tokens][width]. */

@@ -194,8 +194,10 @@ static int vulkan_open(const struct ffn_backend_options *o, void **ret, struct e
     }
     if (r == 0)
         r = vk_queue_open(f->device, &f->queue, err);
-    if (r == 0)
+    if (r == 0) {
+        vk_queue_trace(f->queue, o->trace);
         r = vk_recorder_open(f->queue, HEAD_SHAPES, &f->head_recorder, err);
+    }
     if (r == 0) {
         f->many = vk_has(f->device, VK_FEATURE_COOPMAT) && ffn_record_has_tile(f->device) ? 4 * FEW : UINT32_MAX;
         r = make_buffers(f, err);

@@ -24,6 +24,7 @@
 #include "proto/chunk.h"
 #include "proto/err.h"
 #include "proto/log.h"
+#include "proto/trace.h"
 #include "proto/util.h"
 
 #define OUTPUT_NPU 0
@@ -119,7 +120,8 @@ static int gpu_configure(void *state, struct stage_io *io, const struct msg_conf
                                               .pin = c->pin,
                                               .chunk_tokens = c->chunk_tokens,
                                               .logits_rows = c->logits_rows,
-                                              .variant = g->variant};
+                                              .variant = g->variant,
+                                              .trace = stage_trace(io)};
     struct ffn_backend_options o = g->options;
     o.device = (struct ffn_device_options){.name = c->device,
                                            .allow_cpu = c->device_flags & 1,
@@ -251,9 +253,11 @@ static int send_logits(struct gpu *g, struct stage_io *io, struct chunk *c, uint
         float *logits = stage_reserve(io, OUTPUT_COORDINATOR, c);
         if (!logits)
             return -ECANCELED;
+        uint64_t start = trace_now(g->options.trace);
         int r = g->backend->head(g->device, c->h.n_rows, g->rows + (size_t)at * g->hparams.hidden, logits, NULL, NULL, err);
         if (r < 0)
             return judge(r);
+        trace_span(g->options.trace, TRACE_DATA, TRACE_HEAD, start, trace_now(g->options.trace));
         stage_commit(io, OUTPUT_COORDINATOR);
     }
     return 0;

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "proto/err.h"
+#include "proto/trace.h"
 #include "proto/util.h"
 
 #define SETS_A_POOL 512
@@ -24,6 +25,7 @@ struct vk_recorder {
 
 struct vk_queue {
     const struct vk_device *device;
+    struct trace *trace;                  /* NULL: off */
     struct vk_recorder *once, *recording; /* recording: where the commands that are begun belong */
     VkSemaphore done;
     uint64_t value; /* of `done` after what was submitted last */
@@ -108,6 +110,11 @@ int vk_queue_open(const struct vk_device *d, struct vk_queue **ret, struct err *
     }
     *ret = q;
     return 0;
+}
+
+void vk_queue_trace(struct vk_queue *q, struct trace *t)
+{
+    q->trace = t;
 }
 
 static VkResult wait_value(struct vk_queue *q, uint64_t ns)
@@ -260,6 +267,7 @@ int vk_run(struct vk_queue *q, VkCommandBuffer cmd, struct err *err)
     if (r == VK_SUCCESS && now < value)
         r = wait_value(q, q->first ? VK_WAIT_FIRST_NS : VK_WAIT_NS);
     q->first = false;
+    trace_span(q->trace, TRACE_DEVICE, TRACE_DEVICE_RUN, begin, trace_now(q->trace));
     if (r == VK_SUCCESS && *d->complaints)
         return err_set(err, -EPROTO, "device '%s': the validation layer complained %u times; see the log", d->name, *d->complaints);
     return r == VK_SUCCESS ? 0 : vk_fail(d, r, "vkWaitSemaphores", err);

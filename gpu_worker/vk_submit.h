@@ -14,6 +14,7 @@
 #define VK_WAIT_FIRST_NS (UINT64_C(60) * 1000000000) /* drivers may still compile */
 #define VK_WAIT_NS (UINT64_C(10) * 1000000000)
 
+struct trace;
 struct vk_queue;
 struct vk_recorder;
 
@@ -24,6 +25,8 @@ struct vk_range {
 };
 
 int vk_queue_open(const struct vk_device *d, struct vk_queue **ret, struct err *err);
+/* Where to record runs; borrowed, NULL is fine. */
+void vk_queue_trace(struct vk_queue *q, struct trace *t);
 /* Waits for what was submitted, within VK_WAIT_NS. False: the device may still work on it; nothing that it uses may be freed. */
 bool vk_queue_settle(struct vk_queue *q); /* NULL is fine */
 void vk_queue_close(struct vk_queue *q);  /* settled; NULL is fine */

@@ -22,6 +22,7 @@
 #include "proto/err.h"
 #include "proto/io.h"
 #include "proto/log.h"
+#include "proto/trace.h"
 #include "proto/util.h"
 
 struct job {
@@ -41,8 +42,9 @@ struct job {
 struct fill {
     const struct gguf *gguf;
     struct budget *budget;
-    const void *sums; /* NULL: not verified */
-    uint8_t *seen;    /* [tensors]: verified */
+    struct trace *trace; /* NULL: off */
+    const void *sums;    /* NULL: not verified */
+    uint8_t *seen;       /* [tensors]: verified */
     size_t piece_bytes;
     uint8_t *buffers; /* one for each thread */
     size_t buffers_bytes;
@@ -55,6 +57,8 @@ struct fill {
     bool stop;
     _Atomic uint64_t bytes_read;
 };
+
+_Static_assert(TRACE_FILL + WORK_PLAN_FILL_THREADS == TRACE_LANES, "a lane for each");
 
 static uint32_t tensor_index(const struct fill *f, const struct gguf_tensor *t)
 {
@@ -119,16 +123,35 @@ static int hash_piece(struct fill *f, struct job *j, const struct segment_piece 
     return got == want ? 0 : changed(f, p->src, got, want, err);
 }
 
-static int do_piece(struct fill *f, struct job *j, const struct segment_piece *p, uint32_t number, uint8_t *buffer, struct err *err)
+static void record(struct fill *f, uint32_t thread, enum trace_kind kind, const struct job *j, uint64_t bytes, uint64_t start)
+{
+    trace_add(f->trace, (enum trace_lane)(TRACE_FILL + thread),
+              &(struct trace_event){.kind = (uint8_t)kind,
+                                    .start_ns = start,
+                                    .end_ns = trace_now(f->trace),
+                                    .id = bytes,
+                                    .layer = (uint16_t)j->layer,
+                                    .seq = (uint8_t)j->layout->kind});
+}
+
+static int do_piece(struct fill *f, struct job *j, const struct segment_piece *p, uint32_t number, uint8_t *buffer, uint32_t thread,
+                    struct err *err)
 {
     size_t skip;
+    uint64_t start = trace_now(f->trace);
     int r = io_read_extent(gguf_io(f->gguf, p->src->file), p->src->offset + p->offset, p->bytes, buffer, &skip, err);
     if (r < 0)
         return err_wrap(err, r, "tensor '%s'", p->src->name);
+    record(f, thread, TRACE_READ, j, p->bytes, start);
     atomic_fetch_add_explicit(&f->bytes_read, p->bytes, memory_order_relaxed);
+    start = trace_now(f->trace);
     r = hash_piece(f, j, p, number, buffer + skip, err);
+    if (j->hash)
+        record(f, thread, TRACE_VERIFY, j, p->bytes, start);
+    start = trace_now(f->trace);
     if (r == 0)
         segment_place(p, buffer + skip, j->dst);
+    record(f, thread, TRACE_PLACE, j, p->bytes, start);
     return r;
 }
 
@@ -139,7 +162,8 @@ static void *fill_main(void *arg)
     uint32_t number;
     pthread_setname_np(pthread_self(), "fill");
     pthread_mutex_lock(&f->mutex);
-    uint8_t *buffer = f->buffers + (f->piece_bytes + 2 * IO_ALIGN) * f->n_running++;
+    uint32_t thread = f->n_running++;
+    uint8_t *buffer = f->buffers + (f->piece_bytes + 2 * IO_ALIGN) * thread;
     for (;;) {
         struct job *j = f->stop ? NULL : next_piece(f, &p, &number);
         if (f->stop)
@@ -150,7 +174,7 @@ static void *fill_main(void *arg)
         }
         pthread_mutex_unlock(&f->mutex);
         struct err err = {0};
-        int r = do_piece(f, j, &p, number, buffer, &err);
+        int r = do_piece(f, j, &p, number, buffer, thread, &err);
         pthread_mutex_lock(&f->mutex);
         j->placed++;
         if (r < 0 && j->result == 0) {
@@ -210,6 +234,11 @@ int fill_open(const struct gguf *g, struct budget *budget, uint64_t least, bool 
     }
     *ret = f;
     return 0;
+}
+
+void fill_trace(struct fill *f, struct trace *t)
+{
+    f->trace = t;
 }
 
 void fill_close(struct fill *f)

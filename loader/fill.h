@@ -13,11 +13,13 @@ struct budget;
 struct err;
 struct fill;
 struct gguf;
+struct trace;
 
 /* least: the largest segment_bounce_min. verify: tensors are compared with the file's checksums, if it has some, when they are
  * read for the first time. g, budget: borrowed until close. */
 int fill_open(const struct gguf *g, struct budget *budget, uint64_t least, bool verify, struct fill **ret, struct err *err);
-void fill_close(struct fill *f); /* no fill_run is under way; NULL is fine */
+void fill_trace(struct fill *f, struct trace *t); /* where to record pieces, before the first run; borrowed, NULL is fine */
+void fill_close(struct fill *f);                  /* no fill_run is under way; NULL is fine */
 /* Returns when dst ([l->bytes]) is whole. From several threads at once: segments come in the order of the calls, and one with the
  * dst of another follows it. */
 int fill_run(struct fill *f, uint32_t layer, const struct segment_layout *l, void *dst, struct err *err);

@@ -109,6 +109,8 @@ static int loader_configure(void *state, struct stage_io *io, const struct msg_c
         r = least_piece(l, &least, err);
     if (r == 0)
         r = fill_open(l->gguf, l->budget, least, c->checksums, &l->fill, err);
+    if (r == 0)
+        fill_trace(l->fill, stage_trace(io));
     return r < 0 ? r : embed_open(l->gguf, &l->hparams, l->budget, &l->embed, err);
 }
 

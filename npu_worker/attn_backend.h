@@ -20,6 +20,7 @@ enum attn_product { ATTN_Q, ATTN_K, ATTN_V, ATTN_O, ATTN_PRODUCTS };
 
 struct gemm_matrix;
 struct pool;
+struct trace;
 
 /* Somebody else who multiplies, for the CPU backend. Both on the data thread; multiply allocates nothing. */
 struct attn_offload {
@@ -54,6 +55,7 @@ struct attn_backend_options {
     bool pin;            /* compute threads stay where they are (pool_pin) */
     const char *variant; /* CPU kernels: "auto", "ref", ... */
     struct attn_device_options device;
+    struct trace *trace;                /* where a device's runs are recorded; NULL: nowhere; borrowed */
     const struct attn_offload *offload; /* of the CPU backend; NULL: nobody; borrowed, as the pool */
     struct pool *pool;                  /* of compute threads; NULL: its own */
 };

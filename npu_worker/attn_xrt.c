@@ -168,6 +168,7 @@ static int open_device(struct attn_xrt *a, const struct attn_backend_options *o,
                                            .arena = a->arena,
                                            .scratch = a->scratch,
                                            .n_tokens = o->chunk_tokens,
+                                           .trace = o->trace,
                                            .timeout_ms = o->device.timeout_ms ? o->device.timeout_ms : ATTN_TIMEOUT_MS};
         r = xrt_gemm_open(&g, &a->gemms[i], err);
     }

@@ -115,6 +115,7 @@ static int npu_configure(void *state, struct stage_io *io, const struct msg_conf
                                            .ring_slots = c->ring_slots,
                                            .kv_type = (int)c->kv_type,
                                            .variant = c->variant,
+                                           .trace = stage_trace(io),
                                            .device = {.manifest = c->manifest,
                                                       .index = c->device_index,
                                                       .many = c->device_many,

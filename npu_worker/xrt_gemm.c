@@ -15,6 +15,7 @@
 #include "kernels/repack.h"
 #include "npu_worker/arena.h"
 #include "proto/err.h"
+#include "proto/trace.h"
 #include "proto/util.h"
 
 #define GROUPS_MAX 64
@@ -24,6 +25,7 @@ struct xrt_gemm {
     struct xrt_kernel *kernel;
     struct xrt_buffer *instructions, *a[GROUPS_MAX], *b[2], *c[2];
     struct xrt_run *runs[2];
+    uint64_t started_ns[2], ended_ns; /* for traces: of each run, and of the last that ended */
     uint32_t tiles_block, instructions_block;
     unsigned arg_a, arg_b, arg_c;
     uint32_t m, k, n, n_groups;
@@ -190,11 +192,20 @@ static int put_tokens(struct xrt_gemm *g, uint32_t group, const float *x, uint32
     return g->o.ops->sync(g->a[group], XRT_DEVICE_TO, 0, manifest_bytes(g->o.op, g->arg_a), err);
 }
 
+/* Runs follow one another: one that was started while another was under way began when that ended. */
+static void note_run(struct xrt_gemm *g, int which)
+{
+    uint64_t now = trace_now(g->o.trace);
+    trace_span(g->o.trace, TRACE_DEVICE, TRACE_DEVICE_RUN, MAX(g->started_ns[which], g->ended_ns), now);
+    g->ended_ns = now;
+}
+
 static int take_results(struct xrt_gemm *g, int which, uint32_t first_row, uint32_t group, uint32_t n_tokens, float *y,
                         struct err *err)
 {
     enum manifest_dtype type = g->o.op->dtypes[g->arg_c];
     int r = g->o.ops->wait(g->runs[which], g->o.timeout_ms, err);
+    note_run(g, which);
     if (r == 0)
         r = g->o.ops->sync(g->c[which], XRT_DEVICE_FROM, 0, manifest_bytes(g->o.op, g->arg_c), err);
     if (r < 0)
@@ -252,6 +263,7 @@ static int start(struct xrt_gemm *g, int which, struct xrt_buffer *tile, uint32_
     int r = g->o.ops->set_argument(g->runs[which], g->arg_a, g->a[group], err);
     if (r == 0)
         r = g->o.ops->set_argument(g->runs[which], g->arg_b, tile, err);
+    g->started_ns[which] = trace_now(g->o.trace);
     return r < 0 ? r : g->o.ops->start(g->runs[which], err);
 }
 

@@ -15,6 +15,7 @@
 struct arena;
 struct err;
 struct pool;
+struct trace;
 struct xrt_gemm;
 struct xrt_weights;
 
@@ -27,6 +28,7 @@ struct xrt_gemm_options {
     void *scratch;                      /* xrt_gemm_scratch_bytes, 64-aligned; may serve several; all six borrowed */
     uint32_t n_tokens;                  /* at once, at most */
     unsigned timeout_ms;                /* of a run */
+    struct trace *trace;                /* where to record runs; NULL: nowhere; borrowed */
 };
 
 /* Whether this operator can multiply: a gemm with bf16 for a and b, bf16 or f32 for c, n in whole tiles of rows. -ENOTSUP. */

@@ -40,7 +40,7 @@ struct chunk_times {                    /* accumulated on the way; nanoseconds *
     uint64_t npu_wait_ns, gpu_wait_ns;  /* lying in a ring before that stage took it */
     uint64_t committed_at_ns;           /* CLOCK_MONOTONIC when the last stage committed it */
     uint32_t hops;                      /* ring hops so far */
-    uint32_t reserved;
+    uint32_t decode;                    /* no time: 1: its tokens were drawn, 0: they are a prompt's; for traces */
 };
 /* Header as it lies in a slot; sizes are static-asserted in chunk.c. */
 struct chunk_header {

@@ -49,6 +49,11 @@ struct budget *stage_budget(struct stage_io *io)
     return &io->budget;
 }
 
+struct trace *stage_trace(struct stage_io *io)
+{
+    return io->trace;
+}
+
 static void drop_rings(struct stage_io *io)
 {
     for (int i = 0; i < STAGE_RINGS_MAX; i++) {
@@ -100,12 +105,20 @@ static void on_report(uv_async_t *a)
         stage_fail(io, &err);
 }
 
+static int on_trace(struct stage_io *io, int fd, struct err *err)
+{
+    if (io->configured || io->trace)
+        return err_set(err, -EPROTO, "TRACE %s", io->trace ? "came twice" : "after CONFIGURE");
+    return trace_map(fd, &io->trace, err);
+}
+
 static int on_configure(struct stage_io *io, const struct msg_configure *c, const int *fds, struct err *err)
 {
     if (io->configured)
         return err_set(err, -EPROTO, "CONFIGURE came twice");
     io->configured = true;
     io->config = *c;
+    uint64_t start = trace_now(io->trace);
     io->limits = (struct chunk_limits){.epoch = c->epoch,
                                        .max_tokens = c->chunk_tokens,
                                        .max_seqs = c->sequences,
@@ -131,6 +144,7 @@ static int on_configure(struct stage_io *io, const struct msg_configure *c, cons
     }
     if (r == 0)
         r = io->ops->configure(io->state, io, &io->config, err);
+    trace_span(io->trace, TRACE_CONTROL, TRACE_CONFIGURE, start, trace_now(io->trace));
     if (r == 0)
         r = stage_stream_make(io, err);
     if (loader)
@@ -258,6 +272,8 @@ static int handle(struct stage_io *io, const struct msg *m, int *fds, struct err
         return stage_weights_held(io, &m->segment_held, &fds[0], err);
     case MSG_TYPE_slot_held:
         return stage_stream_held(io, &m->slot_held, &fds[0], err);
+    case MSG_TYPE_trace:
+        return on_trace(io, fds[0], err);
     case MSG_TYPE_pause:
         return on_pause(io, &m->pause, err);
     case MSG_TYPE_ping:
@@ -362,6 +378,7 @@ void stage_free(struct stage_io *io)
     bell_unmap(io->bell);
     fault_close(io->faults);
     status_unmap(io->page);
+    trace_unmap(io->trace);
     free(io);
 }
 

@@ -63,6 +63,8 @@ int stage_stream_segment(struct stage_io *io, uint32_t kind, uint32_t layer, uin
  */
 void stage_lease(struct stage_io *io, uint32_t n);
 struct budget *stage_budget(struct stage_io *io);
+/* Where to record what happens (proto/trace.h); NULL: nowhere. From configure on, until close. */
+struct trace *stage_trace(struct stage_io *io);
 
 /* Data thread. Wait for a free slot of output ring `output`; returns where the payload goes after writing c's header and tables
  * (c->h.payload_bytes set by the caller), or NULL when the pipeline is closing or poisoned (then return -ECANCELED). */

@@ -50,6 +50,7 @@ void *stage_reserve(struct stage_io *io, uint32_t output, struct chunk *c)
         uint64_t waited = util_now_ns() - start;
         io->process_blocked_ns += waited;
         atomic_fetch_add_explicit(&io->blocked_ns, waited, memory_order_relaxed);
+        trace_span(io->trace, TRACE_DATA, TRACE_WAIT_SPACE, start, start + waited);
     }
     c->h.epoch = io->limits.epoch;
     c->h.magic = CHUNK_MAGIC;
@@ -126,6 +127,30 @@ static int process(struct stage_io *io, uint32_t input, const void *payload, str
     return r;
 }
 
+/* Of the chunk's tokens; those of one sequence are consecutive. */
+static uint32_t count_sequences(const struct chunk *c)
+{
+    uint32_t n = c->h.n_tokens > 0;
+    for (uint32_t i = 1; i < c->h.n_tokens && c->tokens[0].seq != c->tokens[c->h.n_tokens - 1].seq; i++)
+        n += c->tokens[i].seq != c->tokens[i - 1].seq;
+    return n;
+}
+
+/* What will be said of the chunk at hand, as it came. */
+static void note_chunk(struct stage_io *io, uint32_t input)
+{
+    const struct chunk_header *h = &io->chunk.h;
+    uint32_t n_seqs = count_sequences(&io->chunk);
+    uint32_t flags = (h->times.decode ? TRACE_DECODE : 0) | (h->kind == CHUNK_FAILED ? TRACE_FAILED : 0) |
+                     (n_seqs > 1 ? TRACE_MANY : 0) | (input ? TRACE_SECOND : 0);
+    trace_set_chunk(io->trace, &(struct trace_event){.id = trace_flow(h->epoch, h->id),
+                                                     .layer = (uint16_t)h->layer,
+                                                     .tokens = (uint16_t)h->n_tokens,
+                                                     .flags = (uint8_t)flags,
+                                                     .seq = (uint8_t)(n_seqs > 1 ? n_seqs : n_seqs * io->chunk.tokens[0].seq),
+                                                     .fill = (uint8_t)MIN(ring_fill(io->inputs[input].ring), 255u)});
+}
+
 /* A chunk that finds no place because of that would be lost without a word. */
 static int check_outputs(const struct stage_io *io, struct err *err)
 {
@@ -152,6 +177,8 @@ static int take_chunk(struct stage_io *io, uint32_t input, const void *slot, str
     uint64_t *waited = wait_counter(io);
     if (waited && io->process_start_ns > c->h.times.committed_at_ns)
         *waited += io->process_start_ns - c->h.times.committed_at_ns;
+    if (io->trace)
+        note_chunk(io, input);
     uint32_t n = c->h.n_tokens;
     bool last_of_pass = c->h.pass_index + 1 >= c->h.pass_count;
     if (input && input + 1 == io->ops->n_inputs)
@@ -164,6 +191,7 @@ static int take_chunk(struct stage_io *io, uint32_t input, const void *slot, str
             r = process(io, input, payload, &why);
     }
     stage_stream_leave(io, last_of_pass);
+    trace_span(io->trace, TRACE_DATA, TRACE_CHUNK, io->process_start_ns, trace_now(io->trace));
     if (r == -ENODEV)
         return err_set(err, why.code ? why.code : r, "%s", why.text[0] ? why.text : "the device is gone");
     if (r < 0 && r != -ECANCELED) {
@@ -203,9 +231,11 @@ static int step(struct stage_io *io, struct err *err)
 /* Keeps away from the rings until the main thread lets go. */
 static void park(struct stage_io *io, uint32_t hold, uint32_t seen)
 {
+    uint64_t start = trace_now(io->trace);
     if (atomic_exchange(&io->parked, hold) != hold)
         uv_async_send(&io->report);
     bell_wait(io->bell, seen, 0, BELL_AGAIN_NS);
+    trace_span(io->trace, TRACE_DATA, TRACE_PARKED, start, trace_now(io->trace));
 }
 
 static void *data_main(void *arg)
@@ -237,7 +267,9 @@ static void *data_main(void *arg)
         }
         uint64_t start = util_now_ns();
         bell_wait(io->bell, seen, 0, BELL_AGAIN_NS);
-        atomic_fetch_add_explicit(&io->idle_ns, util_now_ns() - start, memory_order_relaxed);
+        uint64_t end = util_now_ns();
+        atomic_fetch_add_explicit(&io->idle_ns, end - start, memory_order_relaxed);
+        trace_span(io->trace, TRACE_DATA, TRACE_WAIT_INPUT, start, end);
     }
     atomic_store(&io->done, true);
     return NULL;

@@ -15,6 +15,7 @@
 #include "proto/err.h"
 #include "proto/sandbox.h"
 #include "proto/stage.h"
+#include "proto/trace.h"
 
 struct bell;
 struct conn;
@@ -54,6 +55,7 @@ struct stage_io {
     uint32_t pausing; /* epoch to come, once the data thread is parked; 0: none */
     struct bell *bell;
     struct status *page;
+    struct trace *trace; /* NULL: off */
     struct link inputs[STAGE_RINGS_MAX], outputs[STAGE_RINGS_MAX];
     struct segment *segments, **segments_end;       /* in the order in which they are wanted */
     uint32_t n_segments, n_filled, n_coming, lease; /* n_coming: made, and not yet with the stage */

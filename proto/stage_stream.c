@@ -341,6 +341,7 @@ int stage_stream_enter(struct stage_io *io, uint32_t layer, struct err *err)
         if (!there)
             return -ECANCELED;
         uint64_t waited = util_now_ns() - start;
+        trace_span(io->trace, TRACE_DATA, TRACE_WAIT_WEIGHTS, start, start + waited);
         io->process_blocked_ns += waited;
         atomic_fetch_add_explicit(&s->wait_ns, waited, memory_order_relaxed);
         if (waited > atomic_load_explicit(&s->wait_max_ns, memory_order_relaxed))

@@ -105,8 +105,16 @@ static int hand_over(struct stage_io *io, struct segment *s, struct err *err)
     int r = shm_map(s->fd, s->bytes, false, &s->data, err);
     io->n_filled++;
     io->n_coming--;
+    uint64_t start = trace_now(io->trace);
     if (r == 0 && io->ops->segment)
         r = io->ops->segment(io->state, s->kind, s->layer, s->data, s->bytes, err);
+    trace_add(io->trace, TRACE_CONTROL,
+              &(struct trace_event){.kind = TRACE_LOAD,
+                                    .start_ns = start,
+                                    .end_ns = trace_now(io->trace),
+                                    .id = s->bytes,
+                                    .layer = (uint16_t)s->layer,
+                                    .seq = (uint8_t)s->kind});
     return r == STAGE_SEGMENT_COPIED ? release_segment(io, s, err) : r;
 }
 
