@@ -70,9 +70,9 @@ def test_layout():
 def test_links_of_documents():
     folder = os.path.join(moved(), "share", "doc", "tandem")
     seen = 0
-    for name in ["README.md"] + [os.path.join("docs", f) for f in files(os.path.join(folder, "docs"))]:
+    for name in ["README.md"] + [os.path.join("docs", f) for f in files(os.path.join(folder, "docs")) if f.endswith(".md")]:
         with open(os.path.join(folder, name), encoding="utf-8") as f:
-            for link in re.findall(r"\]\(([^)#:]+\.md)[^)]*\)", f.read()):
+            for link in re.findall(r"\]\(([^)#:]+\.(?:md|png))[^)]*\)", f.read()):
                 seen += 1
                 check(os.path.exists(os.path.join(folder, os.path.dirname(name), link)), name, "names", link)
     check(seen > 10, f"only {seen} links found")
