@@ -19,6 +19,7 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 
+#include "proto/driver_files.h"
 #include "proto/landlock.h"
 #include "proto/place.h"
 #include "proto/util.h"
@@ -36,6 +37,8 @@
 #ifndef PR_SET_VMA
 #define PR_SET_VMA 0x53564d41
 #endif
+
+#define MANIFEST_MAX (1 << 20) /* bytes; those of drivers have some hundred */
 
 bool sandbox_only_reports(void)
 {
@@ -59,7 +62,8 @@ static const char *const device_paths[] = {"/dev/null",    "/dev/zero",      "/d
                                            "/dev/nvhost*", "/dev/mali*",     "/dev/kgsl*", "/dev/dxg",      "/dev/pvr_sync",
                                            "/dev/udmabuf", "/dev/dma_heap*", "/dev/xdma*", "/dev/xclmgmt*", "/dev/infiniband"};
 
-/* Where the environment tells drivers to look (their variables, not ours): lists of folders, and of files in folders. */
+/* Where the environment tells drivers to look (their variables, not ours): lists of folders, and of the Vulkan loader's manifests.
+ */
 static const char *const path_variables[] = {"LD_LIBRARY_PATH",  "XILINX_XRT",    "VK_DRIVER_FILES",  "VK_ADD_DRIVER_FILES",
                                              "VK_ICD_FILENAMES", "VK_LAYER_PATH", "VK_ADD_LAYER_PATH"};
 
@@ -90,6 +94,13 @@ static void allow_folder_of(struct landlock_rules *r, const char *file)
     }
 }
 
+static void allow_library(void *rules, const char *path)
+{
+    landlock_allow(rules, path, LANDLOCK_READ);
+}
+
+/* Folders as they are; of a file itself, and the library that it names if it is a manifest. Not the folder around it, which may be
+ * the user's own. */
 static void allow_variable(struct landlock_rules *r, const char *name)
 {
     const char *list = getenv(name);
@@ -100,10 +111,9 @@ static void allow_variable(struct landlock_rules *r, const char *name)
         if (n == 0 || n >= sizeof(path))
             continue;
         snprintf(path, sizeof(path), "%.*s", (int)n, list);
-        if (stat(path, &st) == 0 && S_ISDIR(st.st_mode))
-            landlock_allow(r, path, LANDLOCK_READ);
-        else
-            allow_folder_of(r, path);
+        landlock_allow(r, path, LANDLOCK_READ);
+        if (stat(path, &st) == 0 && S_ISREG(st.st_mode) && st.st_size <= MANIFEST_MAX)
+            driver_files_named(path, allow_library, r);
     }
 }
 
@@ -180,6 +190,12 @@ void sandbox_begin(struct sandbox *s, const char *reads)
 
 #define CALL(name) SCMP_SYS(name)
 
+/* Later than libseccomp 2.5 of Debian 12: Linux 6.6, 6.13, 6.17. The numbers are the same on every processor. */
+#define FCHMODAT2 452
+#define SETXATTRAT 463
+#define REMOVEXATTRAT 466
+#define FILE_SETATTR 469
+
 /* Without conditions. */
 static const int strict_calls[] = {
     /* files, sockets and memfds that are open */
@@ -229,7 +245,19 @@ static const int driver_refused[] = {
     CALL(setgroups), CALL(capset), CALL(chown), CALL(fchown), CALL(lchown), CALL(fchownat),
     /* what Landlock does not see of files that are elsewhere */
     CALL(chmod), CALL(fchmodat), CALL(utime), CALL(utimes), CALL(utimensat), CALL(futimesat), CALL(setxattr), CALL(lsetxattr),
-    CALL(removexattr), CALL(lremovexattr)};
+    CALL(removexattr), CALL(lremovexattr), FCHMODAT2, SETXATTRAT, REMOVEXATTRAT, FILE_SETATTR};
+
+const int *sandbox_calls(enum sandbox_list list, size_t *ret_n)
+{
+    static const struct {
+        const int *calls;
+        size_t n;
+    } lists[] = {[SANDBOX_STRICT_ALLOWS] = {strict_calls, ARRAY_LEN(strict_calls)},
+                 [SANDBOX_STRICT_REFUSES] = {strict_refused, ARRAY_LEN(strict_refused)},
+                 [SANDBOX_DRIVER_REFUSES] = {driver_refused, ARRAY_LEN(driver_refused)}};
+    *ret_n = lists[list].n;
+    return lists[list].calls;
+}
 
 static struct scmp_arg_cmp equal(unsigned arg, scmp_datum_t value)
 {

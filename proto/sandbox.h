@@ -34,6 +34,10 @@ void sandbox_begin(struct sandbox *s, const char *reads);
 void sandbox_seal(struct sandbox *s);
 /* "strict: seccomp, Landlock 7", or what is missing and why. */
 void sandbox_describe(const struct sandbox *s, char text[SANDBOX_TEXT]);
+/* What the filters name, whatever its arguments are, so that tests can try each: numbers of system calls; a negative one does not
+ * exist on this processor. */
+enum sandbox_list { SANDBOX_STRICT_ALLOWS, SANDBOX_STRICT_REFUSES, SANDBOX_DRIVER_REFUSES };
+const int *sandbox_calls(enum sandbox_list list, size_t *ret_n);
 /* Sanitizers are built in: calls are reported, not refused. */
 bool sandbox_only_reports(void);
 
