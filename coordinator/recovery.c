@@ -108,8 +108,9 @@ static bool decide(struct stage *st, const struct err *why, int signal, bool at_
     const struct config *c = s->o.config;
     const struct restart_limits limits = {.in_a_row = c->restarts, .per_minute = c->restarts_per_minute};
     char then[160];
-    bool refused = !s->was_ready && signal == 0 && why->code != -ETIMEDOUT;       /* what does not work at once will not later */
-    if (c->restarts == 0 || s->no_restarts || refused || why->code == -EBADMSG) { /* a damaged file stays one */
+    /* It said what does not work, and will again; and a damaged file stays one. */
+    bool refused = (!s->was_ready && signal == 0 && !st->silent_ns) || why->code == -EBADMSG;
+    if (c->restarts == 0 || s->no_restarts || refused) {
         fail(s, why, s->no_restarts ? "; what it had collected is lost" : "");
         return false;
     }
@@ -164,8 +165,9 @@ void recovery_lost(struct stage *st, const struct err *ended, int signal)
         s->recovery = (struct supervise_recovery){.role = st->role, .detect_ns = st->silent_ns};
         s->o.lost(s->o.ctx);
     }
+    bool again = decide(st, &why, signal, at_work, &delay_ms);
     st->silent_ns = 0;
-    if (!decide(st, &why, signal, at_work, &delay_ms))
+    if (!again)
         return;
     st->stats.restarts++;
     snprintf(st->stats.reason, sizeof(st->stats.reason), "%.255s", why.text);
