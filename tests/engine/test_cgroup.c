@@ -130,6 +130,49 @@ static void test_device(void **state)
     cgroup_close(g);
 }
 
+/* The least of all groups around us counts, up to the mount and not above it, in either hierarchy or both. */
+static void test_limits_around(void **state)
+{
+    (void)state;
+    char proc[300], mounts[700];
+    snprintf(proc, sizeof(proc), "%s/proc", root);
+    snprintf(mounts, sizeof(mounts), "proc /proc proc rw 0 0\ncgroup2 %s/v2 cgroup2 rw,nosuid 0 0\n", root);
+    put(mounts, "proc/mounts");
+    put("0::/outer/middle/inner\n", "proc/cgroup");
+    put("1000\n", "memory.max"); /* above the mount: nothing of a cgroup */
+    put("max\n", "v2/outer/middle/inner/memory.max");
+    put("max\n", "v2/outer/memory.max");
+    assert_int_equal(cgroup_limit(proc), 0); /* none; the one between has no such file, as that of the mount */
+    put("8589934592\n", "v2/outer/memory.max");
+    assert_int_equal(cgroup_limit(proc), 8589934592);
+    put("4294967296\n", "v2/outer/middle/memory.max");
+    assert_int_equal(cgroup_limit(proc), 4294967296);
+    put("6442450944\n", "v2/outer/middle/inner/memory.max");
+    assert_int_equal(cgroup_limit(proc), 4294967296);
+    put("2147483648\n", "v2/outer/middle/inner/memory.max");
+    assert_int_equal(cgroup_limit(proc), 2147483648);
+    put("3221225472\n", "v2/memory.max"); /* of a container that sees its own group as the root */
+    put("0::/\n", "proc/cgroup");
+    assert_int_equal(cgroup_limit(proc), 3221225472);
+    put("0::/outer\n", "proc/cgroup");
+    assert_int_equal(cgroup_limit(proc), 3221225472);
+
+    snprintf(mounts, sizeof(mounts),
+             "cgroup2 %s/v2 cgroup2 rw 0 0\ncgroup %s/v1cpu cgroup rw,cpu 0 0\ncgroup %s/v1 cgroup rw,memory 0 0\n", root, root,
+             root);
+    put(mounts, "proc/mounts");
+    put("5:cpu:/elsewhere\n4:memory:/box/job\n0::/outer\n", "proc/cgroup");
+    put("9223372036854771712\n", "v1/box/job/memory.limit_in_bytes"); /* v1's word for none */
+    put("1073741824\n", "v1/box/memory.limit_in_bytes");
+    put("7\n", "v1cpu/elsewhere/memory.limit_in_bytes");
+    assert_int_equal(cgroup_limit(proc), 1073741824);
+    put("5368709120\n", "v1/box/memory.limit_in_bytes");
+    assert_int_equal(cgroup_limit(proc), 3221225472);
+
+    put("proc /proc proc rw 0 0\n", "proc/mounts");
+    assert_int_equal(cgroup_limit(proc), 0);
+}
+
 static void test_no_controller(void **state)
 {
     (void)state;
@@ -161,6 +204,6 @@ static int tear_down(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_caps), cmocka_unit_test(test_device),
-                                       cmocka_unit_test(test_no_controller)};
+                                       cmocka_unit_test(test_limits_around), cmocka_unit_test(test_no_controller)};
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
