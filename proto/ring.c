@@ -62,35 +62,17 @@ struct ring {
 
 int bell_make(struct err *err)
 {
-    auto_fd fd = shm_make("tandem-bell", PAGE, false, err);
-    void *p;
-    if (fd < 0)
-        return fd;
-    int r = shm_map(fd, PAGE, true, &p, err);
-    if (r < 0)
-        return r;
-    ((struct bell *)p)->magic = BELL_MAGIC;
-    shm_unmap(p, PAGE);
-    return take_fd(&fd);
+    return shm_make_page("tandem-bell", BELL_MAGIC, err);
 }
 
 int bell_map(int fd, struct bell **ret, struct err *err)
 {
-    void *p;
-    int r = shm_map(fd, PAGE, true, &p, err);
-    if (r < 0)
-        return err_wrap(err, r, "bell");
-    if (((struct bell *)p)->magic != BELL_MAGIC) {
-        shm_unmap(p, PAGE);
-        return err_set(err, -EPROTO, "bell: wrong magic; expected 0x%x", BELL_MAGIC);
-    }
-    *ret = p;
-    return 0;
+    return shm_map_page(fd, "bell", BELL_MAGIC, (void **)ret, err);
 }
 
 void bell_unmap(struct bell *b)
 {
-    shm_unmap(b, PAGE);
+    shm_unmap(b, SHM_PAGE_BYTES);
 }
 
 void bell_ring(struct bell *b)

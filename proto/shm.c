@@ -13,7 +13,7 @@
 #include "proto/err.h"
 #include "proto/util.h"
 
-#define PAGE ((size_t)4096)
+#define PAGE SHM_PAGE_BYTES
 #define HUGE_PAGE ((size_t)2 << 20)
 #define SEAL_TRIES 40
 #define SEAL_WAIT_US 25000
@@ -116,6 +116,35 @@ void shm_unmap(void *p, size_t bytes)
 {
     if (p)
         munmap(p, bytes);
+}
+
+int shm_make_page(const char *name, uint32_t magic, struct err *err)
+{
+    auto_fd fd = shm_make(name, PAGE, false, err);
+    void *p;
+    if (fd < 0)
+        return fd;
+    int r = shm_map(fd, PAGE, true, &p, err);
+    if (r < 0)
+        return r;
+    *(uint32_t *)p = magic;
+    shm_unmap(p, PAGE);
+    return take_fd(&fd);
+}
+
+int shm_map_page(int fd, const char *what, uint32_t magic, void **ret, struct err *err)
+{
+    void *p;
+    int r = shm_map(fd, PAGE, true, &p, err);
+    if (r < 0)
+        return err_wrap(err, r, "%s", what);
+    uint32_t found = *(volatile uint32_t *)p; /* once: the other side may write */
+    if (found != magic) {
+        shm_unmap(p, PAGE);
+        return err_set(err, -EPROTO, "%s: wrong magic 0x%x; expected 0x%x", what, found, magic);
+    }
+    *ret = p;
+    return 0;
 }
 
 int shm_seal_write(int fd, struct err *err)

@@ -17,6 +17,11 @@ int shm_check(int fd, size_t bytes, struct err *err);
 /* shm_check, then MAP_SHARED. */
 int shm_map(int fd, size_t bytes, bool writable, void **ret, struct err *err);
 void shm_unmap(void *p, size_t bytes); /* NULL is fine */
+/* One page that two processes write to and that says what it is: its first four bytes are `magic`, the others 0. what: for errors
+ * of mapping, which checks both. Unmapped with SHM_PAGE_BYTES. */
+#define SHM_PAGE_BYTES ((size_t)4096)
+int shm_make_page(const char *name, uint32_t magic, struct err *err);
+int shm_map_page(int fd, const char *what, uint32_t magic, void **ret, struct err *err);
 /* Forbid writing for ever (no writable mapping may exist; -EBUSY after a second), then seal the seals. */
 int shm_seal_write(int fd, struct err *err);
 

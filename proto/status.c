@@ -9,7 +9,6 @@
 #include "proto/shm.h"
 #include "proto/util.h"
 
-#define PAGE 4096u
 #define STATUS_MAGIC 0x54415453u /* "STAT" */
 
 struct status {
@@ -21,35 +20,17 @@ _Static_assert(sizeof(struct status) == 48, "layout");
 
 int status_make(struct err *err)
 {
-    auto_fd fd = shm_make("tandem-status", PAGE, false, err);
-    void *p;
-    if (fd < 0)
-        return fd;
-    int r = shm_map(fd, PAGE, true, &p, err);
-    if (r < 0)
-        return r;
-    ((struct status *)p)->magic = STATUS_MAGIC;
-    shm_unmap(p, PAGE);
-    return take_fd(&fd);
+    return shm_make_page("tandem-status", STATUS_MAGIC, err);
 }
 
 int status_map(int fd, struct status **ret, struct err *err)
 {
-    void *p;
-    int r = shm_map(fd, PAGE, true, &p, err);
-    if (r < 0)
-        return err_wrap(err, r, "status page");
-    if (((struct status *)p)->magic != STATUS_MAGIC) {
-        shm_unmap(p, PAGE);
-        return err_set(err, -EPROTO, "status page: wrong magic; expected 0x%x", STATUS_MAGIC);
-    }
-    *ret = p;
-    return 0;
+    return shm_map_page(fd, "status page", STATUS_MAGIC, (void **)ret, err);
 }
 
 void status_unmap(struct status *s)
 {
-    shm_unmap(s, PAGE);
+    shm_unmap(s, SHM_PAGE_BYTES);
 }
 
 #define STORE(field, value) atomic_store_explicit(&s->field, value, memory_order_relaxed)

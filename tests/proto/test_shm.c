@@ -95,6 +95,25 @@ static void test_refused(void **state)
     assert_null(p);
 }
 
+/* A page says what it is; one of another kind, or that is no page, is not taken for it. */
+static void test_pages(void **state)
+{
+    (void)state;
+    void *p = NULL;
+    auto_fd fd = shm_make_page("test", 0x11223344, NULL);
+    assert_true(fd >= 0);
+    assert_ok(shm_map_page(fd, "thing", 0x11223344, &p, err));
+    assert_int_equal(*(uint32_t *)p, 0x11223344);
+    for (size_t i = 4; i < SHM_PAGE_BYTES; i++)
+        assert_int_equal(((uint8_t *)p)[i], 0);
+    shm_unmap(p, SHM_PAGE_BYTES);
+    p = NULL;
+    assert_err(shm_map_page(fd, "thing", 0x11223345, &p, err), -EPROTO, "thing: wrong magic 0x11223344; expected 0x11223345");
+    auto_fd small = shm_make("test", 16, false, NULL);
+    assert_err(shm_map_page(small, "thing", 0, &p, err), -EPROTO, "thing: received memfd has 16 bytes");
+    assert_null(p);
+}
+
 static void test_seal_write(void **state)
 {
     (void)state;
@@ -120,7 +139,7 @@ static void test_seal_write(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {FD_TEST(test_make), FD_TEST(test_large), FD_TEST(test_sizes), FD_TEST(test_refused),
-                                       FD_TEST(test_seal_write)};
+    const struct CMUnitTest tests[] = {FD_TEST(test_make),    FD_TEST(test_large),      FD_TEST(test_sizes),
+                                       FD_TEST(test_refused), FD_TEST(test_seal_write), FD_TEST(test_pages)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
