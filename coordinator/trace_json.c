@@ -5,6 +5,8 @@
 
 #include <string.h>
 
+#define MOST ((UINT64_C(1) << 53) - 1) /* what readers take for an integer; honest epochs and sizes are far below */
+
 /* What an event is called. chunk: the name follows from the process, and the layer is part of it. */
 static const struct {
     const char *name, *category;
@@ -147,7 +149,7 @@ static char *arguments(char *to, const struct trace_event *e)
         return text(to, e->flags & TRACE_FAILED ? ",\"failed\":true}" : "}");
     case BYTES:
         to = text(text(to, ",\"args\":{\"segment\":\""), e->seq < ARRAY_LEN(segment_names) ? segment_names[e->seq] : "?");
-        return text(field(field(to, "\",\"layer\":", e->layer), ",\"bytes\":", e->id), "}");
+        return text(field(field(to, "\",\"layer\":", e->layer), ",\"bytes\":", e->id & MOST), "}");
     case MOMENT:
         return text(field(to, ",\"args\":{\"restarts\":", e->tokens), "}");
     case PLAIN:
@@ -170,7 +172,7 @@ static char *name(char *to, const struct trace_json_process *p, const struct tra
 static char *flow(char *to, const struct trace_json_process *p, enum trace_lane lane, const struct trace_event *e)
 {
     to = begin(to, p, kinds[e->kind].flow, lane);
-    to = field(text(to, ",\"name\":\"chunk\",\"cat\":\"chunk\""), ",\"id\":", e->id);
+    to = field(text(to, ",\"name\":\"chunk\",\"cat\":\"chunk\""), ",\"id\":", e->id & MOST);
     to = time_field(to, ",\"ts\":", e->start_ns);
     return text(to, kinds[e->kind].flow == 'f' ? ",\"bp\":\"e\"}" : "}");
 }

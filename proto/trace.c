@@ -13,12 +13,12 @@
 #define VERSION 1u
 #define LINE 64
 
-/* Room for what is recorded while the reader sleeps, and does not get a processor: a fast data thread records some ten events a
- * millisecond, the others a few for each megabyte or layer. Powers of two. */
+/* Room for what is recorded while the reader sleeps, and on a busy machine does not get a processor: the data thread of a tiny
+ * model records up to 60 events a millisecond, others a few for each megabyte or layer. Powers of two. */
 static const uint32_t room[TRACE_LANES] = {
-    [TRACE_DATA] = 4096,    [TRACE_DEVICE] = 2048,  [TRACE_CONTROL] = 256, [TRACE_FILL] = 256,
+    [TRACE_DATA] = 16384,   [TRACE_DEVICE] = 4096,  [TRACE_CONTROL] = 256, [TRACE_FILL] = 256,
     [TRACE_FILL + 1] = 256, [TRACE_FILL + 2] = 256, [TRACE_FILL + 3] = 256};
-#define ROOM (4096u + 2048u + 5u * 256u)
+#define ROOM (16384u + 4096u + 5u * 256u)
 
 struct lane {
     _Alignas(LINE) _Atomic uint32_t head; /* events put so far; the writer's line */

@@ -11,8 +11,11 @@ import subprocess
 import time
 
 import tandem
+import test_npu
+import test_vulkan
 from tandem import check, config, model, scratch
 from test_recovery import Run
+from test_spawn import OTHERS, Manager, address
 
 PROCESSES = {"coordinator", "loader", "npu_worker", "gpu_worker"}
 LAYERS = 12  # of the demo model
@@ -161,6 +164,51 @@ def test_streamed():
     check(waits and all(e["args"]["layer"] < LAYERS for e in waits), "no waits for weights")
     last = max(e["ts"] for e in t.spans if e["name"] == "read")
     check(last > min(e["ts"] for e in t.spans if e["name"] == "sample"), "nothing was read while tokens were made")
+
+
+def test_others_start_the_stages():
+    """They are handed their memory like those that the coordinator starts."""
+    path = address()
+    manager = Manager(path)
+    out = scratch("others.json")
+    cfg = config(model("demo", "q8_0"), stage_socket=path, **OTHERS)
+    run = Run(cfg, *PROMPT, "--trace", out)
+    for name in tandem.STAGES:
+        manager.start(name)
+    pids = {manager.running[name].pid: name for name in tandem.STAGES}
+    run.process.wait(timeout=tandem.TIMEOUT)
+    manager.end()
+    run.end()
+    t = Trace(out)
+    t.check_nesting()
+    check({**pids, run.process.pid: "coordinator"} == t.processes, pids, t.processes)
+    check(all([p for _, _, p in sorted(s)] == path_of_chunk(LAYERS) for s in t.flows().values()), "a chunk went another way")
+
+
+def device_runs(t, process, thread, name):
+    """Runs on a device lie within what the data thread did with a chunk, but for those before there was any."""
+    t.check_nesting()
+    runs, spans = t.of(process, thread), [e for e in t.of(process) if e["name"].startswith(name)]
+    during = [r for r in runs if r["args"]["epoch"]]
+    check(len(during) >= LAYERS, "runs of", process, len(runs))
+    by_chunk = {(e["args"]["chunk"], e["args"]["layer"]): e for e in spans}
+    for r in during:
+        e = by_chunk[r["args"]["chunk"], r["args"]["layer"]]
+        check(e["ts"] <= r["ts"] and r["ts"] + r["dur"] <= e["ts"] + e["dur"] + 0.001, "a run without its chunk:", r, e)
+
+
+def test_gpu():
+    cfg = config(model("demo", "q8_0"), **test_vulkan.device())
+    want = tandem.run("coordinator", "--config", cfg, *PROMPT).stdout
+    out, t = traced(cfg, "gpu.json", *PROMPT)
+    check(json.loads(out)["output_ids"] == json.loads(want)["output_ids"], "tracing changes the text")
+    device_runs(t, "gpu_worker", "GPU", "ffn")
+
+
+def test_npu_runs():
+    cfg = config(model("demo", "q8_0"), **test_npu.simulated())
+    _, t = traced(cfg, "npu.json", *PROMPT)
+    device_runs(t, "npu_worker", "NPU", "attention")
 
 
 def test_killed_stage():

@@ -12,7 +12,7 @@
 #include "proto/shm.h"
 #include "proto/trace.h"
 
-#define DATA_ROOM 4096u /* layout of proto/trace.c: docs/PROTOCOL.md */
+#define DATA_ROOM 16384u /* layout of proto/trace.c: docs/PROTOCOL.md */
 #define FILL_ROOM 256u
 #define LANE_LINES 128u
 #define HEAD_OFFSET(lane) (64u + (lane)*LANE_LINES)
