@@ -32,7 +32,10 @@ void answer_fini(struct answer *a)
         log_text_open(false);
     if (a->request)
         engine_cancel(a->engine, a->request);
-    journal_end(a->journal);
+    if (a->journal && a->leave)
+        journal_leave(a->journal);
+    else
+        journal_end(a->journal);
     detokenizer_close(a->detokenizer);
     free(a->text);
     free(a->ids);

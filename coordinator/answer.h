@@ -24,14 +24,15 @@ struct answer { /* caller's storage; all zero before answer_init */
     uint32_t *ids;
     uint32_t n_ids, ids_room;
     struct request_result result; /* valid when done */
-    struct journal_file *journal; /* owned; until the answer is given. NULL: there is none */
+    struct journal_file *journal; /* owned; from the end of the request until the answer is given. NULL: there is none */
+    bool leave;                   /* the caller's: what is never given is left to be resumed */
     struct err error;             /* of the request, of memory or of the echo */
     bool done;
 };
 
 /* tokenizer and echo are borrowed. */
 int answer_init(struct answer *a, const struct tokenizer *t, FILE *echo, struct err *err);
-void answer_fini(struct answer *a); /* cancels the request if it still runs; it is not to be resumed */
+void answer_fini(struct answer *a); /* cancels the request if it still runs; unless `leave` is set it is not to be resumed */
 /* All that was written to `f` reaches who reads it, and of this answer nothing is to be resumed. -EIO and the like: it could not be
  * written. */
 int answer_given(struct answer *a, FILE *f, struct err *err);

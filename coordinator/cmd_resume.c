@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * `--resume`: finishes the answers that coordinators which were killed left in the runtime folder, and prints each whole, from its
  * first token on. What was left by another model stays where it is. Each has its file until it is printed: another kill meanwhile
- * loses nothing. Runs on the main thread. */
+ * loses nothing, nor does an interrupt or a pipeline that fails. Runs on the main thread. */
 #include <errno.h>
 #include <stdlib.h>
 
@@ -62,6 +62,7 @@ static int take_all(struct command *c, struct resumed **ret, uint32_t *ret_other
         *ret = one;
         ret = &one->next;
         r = answer_init(&one->answer, c->tokenizer, NULL, err);
+        one->answer.leave = true;
         if (r < 0)
             journal_leave(file);
         else
@@ -85,7 +86,7 @@ static void say_what_is_left(const struct command *c, bool any, uint32_t others)
         fprintf(stderr, "nothing to resume: no coordinator was killed while it answered with '%s'\n", c->config->model);
 }
 
-/* 0, or what one of them failed with. */
+/* Those that failed, as far as they came, are left. */
 static int print_all(struct resumed *all, struct err *err)
 {
     int failed = 0;
@@ -97,12 +98,12 @@ static int print_all(struct resumed *all, struct err *err)
         if (p->answer.error.code)
             fprintf(stderr, "answer %u: %s\n", n, p->answer.error.text);
         failed = p->answer.error.code ? p->answer.error.code : failed;
-        int r = answer_given(&p->answer, stdout, err);
+        int r = p->answer.error.code ? 0 : answer_given(&p->answer, stdout, err);
         if (r < 0)
             return r;
         n++;
     }
-    return failed ? err_set(err, -EIO, "not every answer could be finished") : 0;
+    return failed ? err_set(err, -EIO, "not every answer could be finished; --resume tries those again") : 0;
 }
 
 int cmd_resume_run(struct command *c, struct err *err)

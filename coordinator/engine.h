@@ -86,7 +86,7 @@ struct request_params {
     struct journal_file *journal;
     bool reuse;      /* of the KV cache that an earlier such request left, for a prompt that begins as it; never with all_logits */
     bool no_journal; /* whom the answer is for goes with this process */
-    bool keep_journal; /* its file outlives it, unless it was cancelled: until whoever it is for has the answer */
+    bool keep_journal; /* its file outlives it, until whoever it is for has the answer */
     /* May be NULL. scored: before token, the row that the token was chosen from and a sampler to look at it with, borrowed for the
      * call. token: every generated token, the end token excluded. logits: row for prompt position pos, borrowed for the call. */
     void (*scored)(void *ctx, struct sampler *s, uint32_t id, const float *row);

@@ -49,8 +49,7 @@ static void keep_requests(int base, const char *name)
     for (int i = 0; i < 1000; i++) {
         snprintf(kept, sizeof(kept), "journal-%.20s-%d", name, i);
         if (renameat2(base, name, base, kept, RENAME_NOREPLACE) == 0) {
-            log_warn("runtime",
-                     "coordinator %s was killed with requests in progress; 'coordinator --config FILE --resume' finishes them",
+            log_warn("runtime", "coordinator %s left requests in progress; 'coordinator --config FILE --resume' finishes them",
                      name);
             return;
         }

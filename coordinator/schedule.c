@@ -200,13 +200,13 @@ int schedule_submit(struct schedule *s, const struct request_params *p, struct r
     return 0;
 }
 
-/* What was generated is not yet with whom it is for, so its file stays and says that nothing more will come. That of a failed one
- * does not: if this process is killed before it told so, it is tried again. */
+/* What was generated is not yet with whom it is for, so its file stays, and says that nothing more will come. That of one that
+ * failed or was cancelled does not: whether it is tried again is not ours to say. */
 static struct journal_file *hand_on_journal(struct request *r, enum engine_finish why)
 {
-    if (!r->journal || !r->p.keep_journal || !r->p.finished || why == ENGINE_FINISH_CANCELLED)
+    if (!r->journal || !r->p.keep_journal || !r->p.finished)
         return NULL;
-    if (why != ENGINE_FINISH_ERROR && !journal_finish(r->journal, why))
+    if (why != ENGINE_FINISH_ERROR && why != ENGINE_FINISH_CANCELLED && !journal_finish(r->journal, why))
         log_warn("schedule", "the journal of a request cannot be written; it cannot be resumed");
     return take_ptr(&r->journal);
 }

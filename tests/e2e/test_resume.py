@@ -3,6 +3,7 @@
 import fcntl
 import os
 import re
+import signal
 import struct
 import subprocess
 import termios
@@ -184,6 +185,32 @@ def test_killed_again():
     check(r.returncode == 0 and len(journals()) == 1, r.stderr, journals())
     check(texts(run("coordinator", "--config", cfg, "--resume").stdout) == want, "another text")
     check(not left_behind(), left_behind())
+
+
+def test_resume_that_ends_early():
+    """By Ctrl-C, or by a request that fails: what is not printed whole is left, and goes on from there."""
+    cfg = config(model("demo", "f32"))
+    args = ("--temperature", "1", "--seed", "3", "--parallel", "2")
+    want = texts(run("coordinator", "--config", cfg, *STORY, *args).stdout)
+    for _ in range(20):  # until it was in the middle
+        killed(cfg, *STORY, *args, grown=80)
+        if len(journals()) == 2 and not any(map(ended, journals())):
+            break
+        run("coordinator", "--config", cfg, "--resume")
+    r = Run(cfg, "--resume", "--fault", "gpu_worker:slow@p=1")  # a second for each token
+    wait_until(lambda: r.count(" is ready: ") == 3 and len(journals()) == 2, 60, r.log)
+    r.process.send_signal(signal.SIGINT)
+    r.process.wait()
+    for t in r.threads:
+        t.join()
+    r.process.stdout.close()
+    r.process.stderr.close()
+    check(r.process.returncode == 130 and len(journals()) == 2 and not processes(r.process.pid), r.log(), journals())
+    r = tandem.subprocess.run(tandem.command("coordinator", "--config", cfg, "--resume", "--fault", "loader:eio@p=1"), capture_output=True,
+                              env=tandem.environment(), timeout=60)
+    check(r.returncode == 1 and b"--resume tries those again" in r.stderr and len(journals()) == 2, r.stderr, journals())
+    check(texts(run("coordinator", "--config", cfg, "--resume").stdout) == want, "other texts")
+    check(not left_behind() and not journals(), left_behind())
 
 
 def test_other_models_and_nothing():

@@ -123,9 +123,11 @@ def test_lost_messages():
     cfg = config(model("demo", "q8_0"), npu__streamed=8, gpu__streamed=8)
     args = ("generate", "--prompt", "Once upon a time", "--temperature", 0, "--max-tokens", 12)
     want = tandem.run("coordinator", "--config", cfg, *args).stdout
-    for i in range(12):
+    for i in range(13):
         faults = [f"{worker}:drop-message@{first + n + i}" for worker, first in (("gpu_worker", 31), ("npu_worker", 67)) for n in (0, 12)]
         faults.append(f"loader:drop-message@{2 + i % 9}")
+        if i == 12:  # several in a row, reminders among them
+            faults = ["loader:drop-message@5"] * 6
         began = time.monotonic()
         r = tandem.run("coordinator", "--config", cfg, *args, *(w for f in faults for w in ("--fault", f)))
         took = time.monotonic() - began
