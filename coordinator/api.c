@@ -174,16 +174,8 @@ static void on_request(void *ctx, struct http_exchange *x)
 
 static void set_model(struct api *a)
 {
-    const char *name = a->config->http.model_name, *slash = strrchr(a->config->model, '/');
     struct stat st;
-    if (strcmp(name, "auto") != 0) {
-        snprintf(a->model, sizeof(a->model), "%s", name);
-    } else {
-        snprintf(a->model, sizeof(a->model), "%s", slash ? slash + 1 : a->config->model);
-        size_t n = strlen(a->model);
-        if (n > 5 && strcmp(a->model + n - 5, ".gguf") == 0)
-            a->model[n - 5] = '\0';
-    }
+    config_model_name(a->config, a->model, sizeof(a->model));
     a->created = stat(a->config->model, &st) == 0 ? (int64_t)st.st_mtime : 0;
 }
 

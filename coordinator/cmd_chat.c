@@ -2,11 +2,12 @@
  * The bare call: a conversation on a terminal, or one prompt per line of standard input, each answered for itself. Runs on the
  * main thread; waiting for input goes through the engine's loop, so signals and failing stages are noticed at once.
  *
- * The conversation is kept as token ids, the model's own included, and sent whole with every turn. An interrupt during an answer
- * on a terminal ends that answer, and what was said stays in the conversation; at the prompt it ends the program. */
+ * The conversation is kept as token ids, the model's own included, and sent whole with every turn; beside them in words, for /save.
+ * An interrupt during an answer on a terminal ends that answer, and what was said stays in the conversation. At the prompt it
+ * clears the line; on an empty one it ends the program when it comes twice, since the first may have been meant for an answer that
+ * just ended. */
 #include <errno.h>
 #include <limits.h>
-#include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,23 +15,26 @@
 
 #include "coordinator/answer.h"
 #include "coordinator/commands.h"
+#include "coordinator/conversation.h"
+#include "coordinator/line.h"
+#include "coordinator/lines.h"
 #include "coordinator/monitor.h"
 #include "coordinator/report.h"
+#include "coordinator/slash.h"
 #include "coordinator/tokenizer.h"
 #include "proto/config.h"
 #include "proto/log.h"
 #include "proto/util.h"
-
-#define LINE_MAX_BYTES (1u << 20)
 
 struct chat {
     struct command *c;
     bool terminal;
     uint32_t *ids; /* the conversation so far, without an open turn */
     size_t n_ids, ids_room;
-    char *input; /* bytes read and not yet used */
-    size_t n_input;
-    bool end_of_input;
+    struct conversation said;   /* the same in words; terminal */
+    struct line *line;          /* NULL: not on a terminal, or on one that is dumb */
+    struct lines lines;         /* otherwise */
+    bool interrupted;           /* at an empty prompt, just now */
     uint32_t n_lines, n_failed; /* not on a terminal: prompts so far, and those that have no answer */
     bool answer_failed;         /* the last answer alone: the engine runs on */
 };
@@ -50,10 +54,9 @@ static int append(struct chat *t, const uint32_t *ids, size_t n, struct err *err
     return 0;
 }
 
-/* The user's turn, and the model's turn opened. */
-static int append_user(struct chat *t, const char *text, struct err *err)
+/* The user's turn, and the model's turn opened. system: of the first turn; may be NULL. */
+static int append_user(struct chat *t, const char *system, const char *text, struct err *err)
 {
-    const char *system = t->n_ids == 0 ? t->c->options->system : NULL;
     struct tokenizer_message m[2] = {{"system", system}, {"user", text}};
     auto_free uint32_t *ids = NULL;
     size_t n, bos = t->n_ids ? 1 : 0;
@@ -62,12 +65,12 @@ static int append_user(struct chat *t, const char *text, struct err *err)
     return r < 0 ? r : append(t, ids + bos, n - bos, err);
 }
 
-static int append_answer(struct chat *t, const struct answer *a, struct err *err)
+static int append_answer(struct chat *t, const uint32_t *answer, size_t n_answer, struct err *err)
 {
     static const char end[] = "<end_of_turn>\n";
     auto_free uint32_t *ids = NULL;
     size_t n;
-    int r = append(t, a->ids, a->n_ids, err);
+    int r = append(t, answer, n_answer, err);
     if (r == 0)
         r = tokenizer_encode(t->c->tokenizer, end, strlen(end), true, &ids, &n, err);
     return r < 0 ? r : append(t, ids, n, err);
@@ -86,11 +89,20 @@ static int run_answer(struct chat *t, struct answer *a, struct err *err)
     return t->answer_failed ? err_set(err, a->error.code, "%s", a->error.text) : r;
 }
 
+static int remember(struct chat *t, const char *system, const char *text, const char *answer, struct err *err)
+{
+    int r = system ? conversation_add(&t->said, "system", system, err) : 0;
+    if (r == 0)
+        r = conversation_add(&t->said, "user", text, err);
+    return r < 0 ? r : conversation_add(&t->said, "assistant", answer, err);
+}
+
 static int one_turn(struct chat *t, const char *text, struct err *err)
 {
     struct answer a;
     struct request_params q;
-    int r = append_user(t, text, err);
+    const char *system = t->n_ids == 0 ? t->c->options->system : NULL;
+    int r = append_user(t, system, text, err);
     if (r < 0)
         return r;
     r = answer_init(&a, t->c->tokenizer, stdout, err);
@@ -112,42 +124,13 @@ static int one_turn(struct chat *t, const char *text, struct err *err)
         r = answer_given(&a, stdout, err);
     }
     if (r == 0)
-        r = append_answer(t, &a, err);
+        r = append_answer(t, a.ids, a.n_ids, err);
+    if (r == 0 && t->terminal)
+        r = remember(t, system, text, a.text, err);
     if (r < 0 && a.n_text && !t->terminal)
         putchar('\n'); /* what comes after it is another answer */
     answer_fini(&a);
     return r;
-}
-
-/* Next line without its newline, in t->input's memory until the next call; -ENODATA at the end of input. */
-static int next_line(struct chat *t, char **ret, size_t *ret_used, struct err *err)
-{
-    for (;;) {
-        char *newline = memchr(t->input, '\n', t->n_input);
-        if (newline || (t->end_of_input && t->n_input)) {
-            size_t n = newline ? (size_t)(newline - t->input) : t->n_input;
-            t->input[n] = '\0';
-            *ret = t->input;
-            *ret_used = MIN(n + 1, t->n_input);
-            return 0;
-        }
-        if (t->end_of_input)
-            return -ENODATA;
-        if (t->n_input == LINE_MAX_BYTES)
-            return err_set(err, -E2BIG, "standard input: a line of more than %u bytes; expected one prompt per line",
-                           LINE_MAX_BYTES);
-        struct pollfd p = {.fd = STDIN_FILENO, .events = POLLIN};
-        int r = poll(&p, 1, 0) > 0 ? 0 : engine_wait_readable(t->c->engine, STDIN_FILENO, err);
-        if (r < 0)
-            return r;
-        ssize_t got = read(STDIN_FILENO, t->input + t->n_input, LINE_MAX_BYTES - t->n_input);
-        if (got < 0 && errno != EINTR && errno != EAGAIN)
-            return err_set_errno(err, -errno, "standard input: cannot be read");
-        if (got == 0)
-            t->end_of_input = true;
-        if (got > 0)
-            t->n_input += (size_t)got;
-    }
 }
 
 static int print_stats(struct chat *t, struct err *err)
@@ -164,24 +147,89 @@ static int print_stats(struct chat *t, struct err *err)
     return 0;
 }
 
+static int save(const struct chat *t, const char *path, struct err *err)
+{
+    char model[256];
+    config_model_name(t->c->config, model, sizeof(model));
+    int r = conversation_save(&t->said, model, path, err);
+    if (r == 0)
+        printf("%zu messages are in '%s'\n", t->said.n, path);
+    return r;
+}
+
+static int tokens_of(struct chat *t, const struct conversation *said, struct err *err)
+{
+    size_t first = said->n && strcmp(said->messages[0].role, "system") == 0;
+    int r = 0;
+    for (size_t i = first; i + 1 < said->n && r == 0; i += 2) {
+        const char *text = said->messages[i + 1].content;
+        auto_free uint32_t *ids = NULL;
+        size_t n = 0;
+        r = append_user(t, i && i == first ? said->messages[0].content : NULL, said->messages[i].content, err);
+        if (r == 0)
+            r = tokenizer_encode(t->c->tokenizer, text, strlen(text), false, &ids, &n, err);
+        if (r == 0)
+            r = append_answer(t, ids, n, err);
+    }
+    return r;
+}
+
+static int load(struct chat *t, const char *path, struct err *err)
+{
+    struct conversation said = {0};
+    struct chat loaded = {.c = t->c};
+    int r = conversation_load(&said, path, err);
+    if (r == 0)
+        r = tokens_of(&loaded, &said, err);
+    if (r < 0) {
+        conversation_fini(&said);
+        free(loaded.ids);
+        return r;
+    }
+    conversation_fini(&t->said);
+    free(t->ids);
+    t->said = said;
+    t->ids = loaded.ids;
+    t->n_ids = loaded.n_ids;
+    t->ids_room = loaded.ids_room;
+    printf("%zu messages, %zu of %u tokens\n", said.n, t->n_ids, engine_plan(t->c->engine)->context);
+    return 0;
+}
+
+/* 1: leave. What the person got wrong is said and costs nothing. */
+static int handle_command(struct chat *t, char *line, struct err *err)
+{
+    enum slash which;
+    const char *file;
+    struct err wrong;
+    int r = slash_parse(line, &which, &file, &wrong);
+    if (r == 0 && which == SLASH_QUIT)
+        return 1;
+    if (r == 0 && which == SLASH_STATS)
+        return print_stats(t, err);
+    if (r == 0 && which == SLASH_RESET) {
+        t->n_ids = 0;
+        conversation_cut(&t->said, 0);
+    }
+    if (r == 0 && which == SLASH_HELP)
+        slash_help(stdout);
+    if (r == 0 && which == SLASH_SAVE)
+        r = save(t, file, &wrong);
+    if (r == 0 && which == SLASH_LOAD)
+        r = load(t, file, &wrong);
+    if (r < 0)
+        printf("%s\n", wrong.text);
+    return 0;
+}
+
 /* 1: leave. */
 static int handle_line(struct chat *t, char *line, struct err *err)
 {
     line[strcspn(line, "\r")] = '\0';
     if (line[strspn(line, " \t")] == '\0')
         return 0;
-    if (t->terminal && line[0] == '/') {
-        if (strcmp(line, "/quit") == 0)
-            return 1;
-        if (strcmp(line, "/stats") == 0)
-            return print_stats(t, err);
-        if (strcmp(line, "/reset") == 0) {
-            t->n_ids = 0;
-            return 0;
-        }
-        printf("unknown command '%.40s'; there are /reset, /stats and /quit\n", line);
-        return 0;
-    }
+    if (t->terminal && line[0] == '/')
+        return handle_command(t, line, err);
     size_t before = t->terminal ? t->n_ids : 0;
     t->n_ids = before;
     t->answer_failed = false;
@@ -204,36 +252,80 @@ static int handle_line(struct chat *t, char *line, struct err *err)
     return r;
 }
 
+static int on_wait(void *ctx, int fd, struct err *err)
+{
+    return engine_wait_readable(ctx, fd, err);
+}
+
+static int open_input(struct chat *t, struct err *err)
+{
+    static char history[4096];
+    struct line_options o = {.wait = on_wait, .ctx = t->c->engine};
+    o.commands = slash_names(&o.n_commands);
+    if (t->terminal && t->c->config->history && util_state_folder(history, sizeof(history) - 16) == 0) {
+        strcat(history, "/history");
+        o.history = history;
+    }
+    int r = t->terminal && line_possible() ? line_open(&o, &t->line, err) : -ENOTSUP;
+    return r == -ENOTSUP ? lines_init(&t->lines, on_wait, t->c->engine, err) : r;
+}
+
+/* A line that was edited. */
+static int edited_line(struct chat *t, char **ret, struct err *err)
+{
+    struct engine *e = t->c->engine;
+    struct err wrong;
+    int r;
+    while ((r = line_read(t->line, ret, err)) == -E2BIG || (r == -EINTR && engine_signal(e) == SIGINT)) {
+        bool empty = r == -EINTR && line_was_empty(t->line);
+        if (empty && t->interrupted)
+            return r;
+        if (r == -EINTR)
+            engine_forget_signal(e);
+        t->interrupted = empty;
+        printf("%s\n", r == -E2BIG ? err->text : empty ? "\n(Ctrl-C once more ends, or Ctrl-D; /help lists commands)" : "^C");
+    }
+    t->interrupted = false;
+    if (r == 0 && line_keep(t->line, *ret, &wrong) < 0)
+        printf("(%s)\n", wrong.text);
+    return r;
+}
+
+static int next_line(struct chat *t, char **ret, struct err *err)
+{
+    if (t->line)
+        return edited_line(t, ret, err);
+    if (t->terminal) {
+        printf("> ");
+        fflush(stdout);
+        log_text_open(isatty(STDERR_FILENO));
+    }
+    int r = lines_next(&t->lines, ret, err);
+    log_text_open(false);
+    if (r < 0 && t->terminal)
+        putchar('\n');
+    return r;
+}
+
 int cmd_chat_run(struct command *c, struct err *err)
 {
     struct chat t = {.c = c, .terminal = isatty(STDIN_FILENO) && isatty(STDOUT_FILENO)};
-    int r = 0;
-    t.input = malloc(LINE_MAX_BYTES + 1);
-    if (!t.input)
-        return err_set(err, -ENOMEM, "chat: out of memory");
-    if (t.terminal)
-        printf("%s\n/reset begins a new conversation, /stats shows memory, Ctrl-C stops an answer, /quit or Ctrl-D ends\n",
-               c->config->model);
+    int r = open_input(&t, err);
+    if (r == 0 && t.terminal)
+        printf("%s\n/help lists commands; Ctrl-C stops an answer, Ctrl-D ends\n", c->config->model);
     while (r == 0) {
         char *line = NULL;
-        size_t used = 0;
-        if (t.terminal) {
-            printf("> ");
-            fflush(stdout);
-            log_text_open(isatty(STDERR_FILENO));
-        }
-        r = next_line(&t, &line, &used, err);
-        log_text_open(false);
+        r = next_line(&t, &line, err);
         if (r == 0) {
             t.n_lines++;
             r = handle_line(&t, line, err);
-            memmove(t.input, t.input + used, t.n_input - used);
-            t.n_input -= used;
         }
     }
-    if (t.terminal && r != 1)
+    if (t.line && r == -EINTR)
         putchar('\n');
-    free(t.input);
+    line_close(t.line);
+    lines_fini(&t.lines);
+    conversation_fini(&t.said);
     free(t.ids);
     if (r == -ENODATA && t.n_failed)
         return err_set(err, -EIO, "standard input: %u of %u prompts have no answer, or not all of it", t.n_failed, t.n_lines);

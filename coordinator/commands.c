@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "coordinator/engine.h"
+#include "coordinator/line.h"
 #include "coordinator/plan.h"
 #include "coordinator/report.h"
 #include "coordinator/tokenizer.h"
@@ -213,6 +214,8 @@ int commands_run(const struct options *o, const struct config *config, const str
         c.ids = ids;
         bytes = command_bytes(&c);
     }
+    if (o->command == OPTIONS_CHAT && !o->resume && line_possible())
+        bytes = LINE_MEMORY_BYTES;
     struct engine_options eo = {.command_bytes = bytes, .trace = o->trace, .ret_signal = ret_signal};
     if (r == 0 && o->command == OPTIONS_SERVE)
         r = cmd_serve_prepare(&c, &eo, err);

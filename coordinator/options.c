@@ -96,7 +96,7 @@ static const struct {
     const char *name, *synopsis, *help;
 } commands[OPTIONS_COMMANDS] = {
     [OPTIONS_CHAT] = {"chat", "[options]",
-                      "chat on a terminal (/reset, /stats, /quit; Ctrl-C ends an answer); otherwise one prompt per line of standard input"},
+                      "chat on a terminal (/help lists what one can say; Ctrl-C ends an answer); otherwise one prompt per line of standard input"},
     [OPTIONS_GENERATE] = {"generate", "(--prompt TEXT | --ids LIST) [options]", "continue a prompt"},
     [OPTIONS_EVAL] = {"eval", "--ids LIST --logits OUT.npy", "write the logits of every position"},
     [OPTIONS_PERPLEXITY] = {"perplexity", "--file TEXT [options]", "how well the model predicts a text"},

@@ -45,7 +45,7 @@ struct raw_http {
 };
 struct raw {
     char *model, *context, *sequences, *chunk_tokens, *kv_type, *pin_threads, *sandbox, *checksums, *stream_slots, *memory_word;
-    char *restarts, *restarts_per_minute, *deadlines, *heartbeat_s, *journal, *stage_socket;
+    char *restarts, *restarts_per_minute, *deadlines, *heartbeat_s, *journal, *history, *stage_socket;
     struct raw_memory memory;
     struct raw_loader loader;
     struct raw_npu npu;
@@ -135,6 +135,7 @@ static const struct key keys[] = {
         "a whole number from 1 to 1000000"),
     KEY("deadlines", KIND_AUTO_OFF, false, 0, 0, deadlines, deadlines, "auto or off"),
     KEY("journal", KIND_AUTO_OFF, false, 0, 0, journal, journal, "auto or off"),
+    KEY("history", KIND_AUTO_OFF, false, 0, 0, history, history, "auto or off"),
     KEY("stage_socket", KIND_FILE, false, 0, 0, stage_socket, stage_socket, "the path of a socket in a folder of mode 0700"),
     KEY("heartbeat_s", KIND_U32, false, 1, 3600, heartbeat_s, heartbeat_s, "seconds from 1 to 3600"),
     KEY("http.listen", KIND_TEXT, false, 1, 127, http.listen, http.listen, "none, or address and port such as 127.0.0.1:8080"),
@@ -190,7 +191,7 @@ static const cyaml_schema_field_t http_fields[] = {
     LEAF(raw, "sandbox", sandbox), LEAF(raw, "checksums", checksums),                                                         \
     LEAF(raw, "stream_slots", stream_slots), memory_field,                                                                    \
     LEAF(raw, "restarts", restarts), LEAF(raw, "restarts_per_minute", restarts_per_minute),                                   \
-    LEAF(raw, "deadlines", deadlines), LEAF(raw, "heartbeat_s", heartbeat_s), LEAF(raw, "journal", journal),                     \
+    LEAF(raw, "deadlines", deadlines), LEAF(raw, "heartbeat_s", heartbeat_s), LEAF(raw, "journal", journal), LEAF(raw, "history", history), \
     LEAF(raw, "stage_socket", stage_socket), GROUP("loader", loader, loader_fields),                                          \
     GROUP("npu", npu, npu_fields), GROUP("gpu", gpu, gpu_fields), GROUP("http", http, http_fields), CYAML_FIELD_END           \
 }
@@ -741,6 +742,7 @@ int config_load(const char *path, const char *const *overrides, int n_overrides,
     c->deadlines = true;
     c->heartbeat_s = 5;
     c->journal = true;
+    c->history = true;
     c->http = (struct config_http){.listen = "none",
                                    .cors = "none",
                                    .model_name = "auto",
@@ -762,6 +764,16 @@ int config_load(const char *path, const char *const *overrides, int n_overrides,
     }
     *ret = c;
     return 0;
+}
+
+void config_model_name(const struct config *c, char *buf, unsigned long buf_size)
+{
+    const char *slash = c->model ? strrchr(c->model, '/') : NULL, *file = slash ? slash + 1 : c->model;
+    bool automatic = strcmp(c->http.model_name, "auto") == 0;
+    snprintf(buf, buf_size, "%s", !automatic ? c->http.model_name : file ? file : "");
+    size_t n = strlen(buf);
+    if (automatic && n > 5 && strcmp(buf + n - 5, ".gguf") == 0)
+        buf[n - 5] = '\0';
 }
 
 void config_free(struct config *c)
@@ -823,6 +835,7 @@ void config_sample(const char *model, char *buf, unsigned long buf_size)
         "deadlines: auto         # off: a stage that hangs, or stands in a debugger, is waited for\n"
         "heartbeat_s: 5          # a stage that does not answer for so many seconds hangs\n"
         "journal: auto           # requests in progress are noted in the runtime folder, for --resume; or off\n"
+        "history: auto           # prompts typed on a terminal are kept in ~/.local/state/tandem/history; or off\n"
         "# A stage with spawn: false (in the groups npu and gpu likewise) is started by others, with --stage-socket and this "
         "path;\n"
         "# '': a socket in the runtime folder\n"

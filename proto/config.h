@@ -77,6 +77,7 @@ struct config {
     bool deadlines;       /* stages that hang are killed; default true */
     uint32_t heartbeat_s; /* without an answer a stage hangs */
     bool journal;         /* requests in progress are noted, so that they can be resumed; default true */
+    bool history;         /* prompts typed on a terminal are kept in a file; default true */
     struct config_http http;
 };
 
@@ -84,6 +85,8 @@ struct config {
  * applied in order on top of the file. */
 int config_load(const char *path, const char *const *overrides, int n_overrides, struct config **ret, struct err *err);
 void config_free(struct config *c); /* NULL is fine */
+/* What clients call the model: http.model_name, or its file's name without .gguf. */
+void config_model_name(const struct config *c, char *buf, unsigned long buf_size);
 /* The documented sample with every key and its default, for --help and scripts/demo; `model` is written in. */
 void config_sample(const char *model, char *buf, unsigned long buf_size);
 

@@ -216,6 +216,7 @@ int io_read_extent(struct io_file *f, uint64_t offset, size_t n, void *buf, size
 
 struct io_out {
     int fd;
+    unsigned flags;
     uint64_t end;
     char *path, *temporary;
 };
@@ -256,11 +257,17 @@ int io_may_replace(const char *path, const void *magic, size_t n, const char *ki
 
 int io_out_open(const char *path, struct io_out **ret, struct err *err)
 {
+    return io_out_open_as(path, 0, ret, err);
+}
+
+int io_out_open_as(const char *path, unsigned flags, struct io_out **ret, struct err *err)
+{
     auto_free char *resolved = realpath(path, NULL); /* of a link, the file that it points to */
     struct io_out *o = calloc(1, sizeof(*o));
     if (!o)
         return err_set(err, -ENOMEM, "'%s': out of memory", path);
     o->fd = -1;
+    o->flags = flags;
     if (resolved)
         path = resolved;
     o->path = strdup(path);
@@ -270,7 +277,7 @@ int io_out_open(const char *path, struct io_out **ret, struct err *err)
         return err_set(err, -ENOMEM, "'%s': out of memory", path);
     }
     unlink(o->temporary); /* of a killed process that had our id */
-    o->fd = open(o->temporary, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    o->fd = open(o->temporary, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, flags & IO_OUT_PRIVATE ? 0600 : 0666);
     if (o->fd < 0) {
         int code = -errno;
         err_set_errno(err, code, "cannot create '%s'", o->temporary);
@@ -307,14 +314,31 @@ static void sync_folder(const char *path)
         fsync(fd);
 }
 
+/* 0 or a negative errno. link() is for file systems that know no rename without replacing. */
+static int take_name(const struct io_out *o)
+{
+    if (!(o->flags & IO_OUT_NEW))
+        return rename(o->temporary, o->path) < 0 ? -errno : 0;
+    if (renameat2(AT_FDCWD, o->temporary, AT_FDCWD, o->path, RENAME_NOREPLACE) == 0)
+        return 0;
+    if (errno != EINVAL && errno != ENOSYS)
+        return -errno;
+    if (link(o->temporary, o->path) < 0)
+        return -errno;
+    unlink(o->temporary);
+    return 0;
+}
+
 int io_out_commit(struct io_out *o, struct err *err)
 {
-    int code = 0;
+    int code = 0, named = 0;
     int r = io_sync(o->fd);
     if (r < 0)
         code = err_set_errno(err, r, "'%s': fsync", o->path);
-    else if (rename(o->temporary, o->path) < 0)
-        code = err_set_errno(err, -errno, "cannot rename '%s' to '%s'", o->temporary, o->path);
+    else if ((named = take_name(o)) == -EEXIST)
+        code = err_set(err, named, "'%s' is there already", o->path);
+    else if (named < 0)
+        code = err_set_errno(err, named, "cannot rename '%s' to '%s'", o->temporary, o->path);
     if (code < 0) {
         io_out_abort(o);
         return code;

@@ -52,6 +52,9 @@ int io_may_replace(const char *path, const void *magic, size_t n, const char *ki
 struct io_out;
 /* Creates "<path>.tmp-<pid>" beside path (never path itself); where path is a link, beside the file that it points to. */
 int io_out_open(const char *path, struct io_out **ret, struct err *err);
+/* Private: mode 0600. New: io_out_commit replaces nothing, -EEXIST. */
+enum { IO_OUT_PRIVATE = 1, IO_OUT_NEW = 2 };
+int io_out_open_as(const char *path, unsigned flags, struct io_out **ret, struct err *err);
 int io_out_write(struct io_out *o, const void *data, size_t n, struct err *err); /* at the current end */
 int io_out_pwrite(struct io_out *o, uint64_t offset, const void *data, size_t n, struct err *err);
 int io_out_commit(struct io_out *o, struct err *err); /* fsync, rename, fsync of the folder; frees o on success or failure */

@@ -7,6 +7,7 @@
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <string.h>
+#include <sys/eventfd.h>
 
 #include "proto/util.h"
 
@@ -23,6 +24,7 @@ static struct {
 } filter = {.process = "tandem", .level = LOG_WARN};
 
 static _Atomic bool text_open;
+static _Atomic int text_left = -1;
 
 static const char *const level_names[] = {"error", "warn", "info", "debug"};
 
@@ -80,14 +82,20 @@ void log_text_open(bool open)
     atomic_store(&text_open, open);
 }
 
+void log_text_left(int event_fd)
+{
+    atomic_store(&text_left, event_fd);
+}
+
 void log_line(enum log_level level, const char *topic, const char *fmt, ...)
 {
     char line[1200];
     if (!log_enabled(level, topic))
         return;
     int saved = errno;
-    int n = snprintf(line, sizeof(line), "%s%s[%d] %s %s: ", atomic_exchange(&text_open, false) ? "\n" : "", filter.process,
-                     (int)getpid(), level_names[level], topic);
+    bool leave = atomic_exchange(&text_open, false);
+    int n = snprintf(line, sizeof(line), "%s%s[%d] %s %s: ", leave ? "\n" : "", filter.process, (int)getpid(), level_names[level],
+                     topic);
     va_list ap;
     va_start(ap, fmt);
     int m = vsnprintf(line + n, sizeof(line) - (size_t)n - 1, fmt, ap);
@@ -95,5 +103,8 @@ void log_line(enum log_level level, const char *topic, const char *fmt, ...)
     size_t len = MIN((size_t)n + (size_t)MAX(m, 0), sizeof(line) - 2);
     line[len++] = '\n';
     util_write_all(2, line, len);
+    int left = leave ? atomic_load(&text_left) : -1;
+    if (left >= 0)
+        eventfd_write(left, 1);
     errno = saved;
 }

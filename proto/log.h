@@ -14,6 +14,8 @@ bool log_enabled(enum log_level level, const char *topic);
 /* The terminal on which the log appears shows the beginning of a line of other text: the next line of the log leaves it alone and
  * begins a new one, after which no line is open. */
 void log_text_open(bool open);
+/* Each time that it did so, this eventfd is written, so that whose text it was can show it again. Borrowed; -1: none. */
+void log_text_left(int event_fd);
 void log_line(enum log_level level, const char *topic, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 
 #define log_error(topic, ...) log_line(LOG_ERROR, topic, __VA_ARGS__)

@@ -101,14 +101,15 @@ void util_env_help(FILE *f)
         fprintf(f, "  %-20s %s\n", env_table[i].name, env_table[i].help);
 }
 
-int util_cache_folder(char *buf, size_t size)
+/* The folder that the variable names, or the one below the home folder; made where it is not there. */
+static int user_folder(const char *variable, const char *below_home, char *buf, size_t size)
 {
-    const char *xdg = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+    const char *xdg = getenv(variable), *home = getenv("HOME");
     int n = -1;
     if (xdg && xdg[0] == '/')
         n = snprintf(buf, size, "%s/tandem", xdg);
     else if (home && home[0] == '/')
-        n = snprintf(buf, size, "%s/.cache/tandem", home);
+        n = snprintf(buf, size, "%s/%s/tandem", home, below_home);
     if (n <= 0 || (size_t)n >= size)
         return -ENOENT;
     for (char *slash = buf + 1; (slash = strchr(slash, '/')); slash++) {
@@ -117,6 +118,16 @@ int util_cache_folder(char *buf, size_t size)
         *slash = '/';
     }
     return mkdir(buf, 0700) < 0 && errno != EEXIST ? -errno : 0;
+}
+
+int util_cache_folder(char *buf, size_t size)
+{
+    return user_folder("XDG_CACHE_HOME", ".cache", buf, size);
+}
+
+int util_state_folder(char *buf, size_t size)
+{
+    return user_folder("XDG_STATE_HOME", ".local/state", buf, size);
 }
 
 int util_write_all(int fd, const void *data, size_t n)

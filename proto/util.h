@@ -92,6 +92,8 @@ void util_env_help(FILE *f);               /* one line each, for --help */
 /* The folder for what is worth keeping between runs, $XDG_CACHE_HOME/tandem or ~/.cache/tandem; made where it is not there. 0, or a
  * negative errno. */
 int util_cache_folder(char *buf, size_t size);
+/* Likewise the folder for what a user may miss, $XDG_STATE_HOME/tandem or ~/.local/state/tandem. */
+int util_state_folder(char *buf, size_t size);
 
 /* Write all, or a negative errno. */
 int util_write_all(int fd, const void *data, size_t n);

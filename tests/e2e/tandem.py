@@ -105,6 +105,7 @@ def main(names):
 def environment(**extra):
     env = {k: v for k, v in os.environ.items() if not k.startswith("TANDEM_")}
     env["TANDEM_RUNTIME_DIR"] = RUNTIME
+    env["XDG_STATE_HOME"] = os.path.join(WORK, "state")  # no test writes into its user's history
     env.update({k: v for k, v in extra.items() if v is not None})
     return env
 

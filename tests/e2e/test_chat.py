@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: MIT
 """The bare call on a terminal: a conversation with turns, its commands, an interrupted answer, and every way to leave."""
+import fcntl
 import os
 import pty
 import re
 import select
 import signal
+import struct
 import subprocess
+import termios
 import time
 
 import tandem
@@ -13,13 +16,16 @@ from tandem import check, config, left_behind, model
 
 
 class Terminal:
-    """A coordinator on a pseudo-terminal, as in a user's shell."""
+    """A coordinator on a pseudo-terminal, as in a user's shell. command: what runs instead of a chat with a configuration of `keys`."""
 
-    def __init__(self, *args, **keys):
+    def __init__(self, *args, command=None, term="xterm-256color", env=None, **keys):
         self.master, slave = pty.openpty()
+        self.resize(24, 80)
+        self.mode = termios.tcgetattr(self.master)
         self.process = subprocess.Popen(
-            tandem.command("coordinator", "--config", config(model("demo", "bf16"), **keys), *args), stdin=slave, stdout=slave,
-            stderr=slave, env=tandem.environment(), start_new_session=True, preexec_fn=lambda: __import__("fcntl").ioctl(0, 0x540E, 0))
+            command or tandem.command("coordinator", "--config", config(model("demo", "bf16"), **keys), *args), stdin=slave, stdout=slave,
+            stderr=slave, env=tandem.environment(TERM=term, HOME=tandem.WORK, **(env or {})), start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
         os.close(slave)
         self.text = ""
 
@@ -42,7 +48,8 @@ class Terminal:
                 except OSError:  # the other side is gone
                     piece = b""
                 check(piece, f"ended before {pattern!r}:", self.text[-800:])
-                self.text += piece.decode("utf-8").replace("\r\n", "\n")
+                self.text = (self.text + piece.decode("utf-8")).replace("\r\n", "\n")
+                self.text = re.sub(r"\x1b\[\?2004[hl]", "", self.text)  # what says how to paste
         before, self.text = self.text[:found.end()], self.text[found.end():]
         return before
 
@@ -54,6 +61,9 @@ class Terminal:
         self.type(text + "\n")
         return self.read_until(r"\n> ").removesuffix("\n> ").strip()
 
+    def resize(self, rows, columns):
+        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
     def used(self):
         return int(re.search(r"conversation: (\d+) of", self.ask("/stats")).group(1))
 
@@ -63,6 +73,7 @@ class Terminal:
                 pass
         except OSError:
             pass
+        check(termios.tcgetattr(self.master) == self.mode, "the terminal is not as it was:", termios.tcgetattr(self.master), self.mode)
         os.close(self.master)
         code = self.process.wait(timeout=60)
         check(code == status, f"status {code} instead of {status}")
@@ -121,7 +132,7 @@ def test_end_of_input():
 
 
 def test_interrupt():
-    """Ctrl-C during an answer ends the answer; the conversation goes on. At the prompt it ends the program."""
+    """Ctrl-C during an answer ends the answer; the conversation goes on. At the empty prompt the second one ends the program."""
     # So hot that the end of the turn is as likely as any other token: an answer of seconds.
     with Terminal("--temperature", "50", "--top-k", "0", "--top-p", "1", "--max-tokens", "900", "--seed", "4") as t:
         t.read_until(r"\n> ")
@@ -137,12 +148,14 @@ def test_interrupt():
         t.read_until(r"\n> ")
         check(t.used() > used, "the second turn is not in the conversation")
         t.type("\x03")
+        t.read_until(r"once more ends.*\n> ")
+        t.type("\x03")
         t.leave(128 + signal.SIGINT)
 
 
 def test_warnings():
     """What is logged in the middle of an answer, or at the prompt, has lines of its own; the text goes on below."""
-    options = ("--temperature", "50", "--top-k", "0", "--top-p", "1", "--max-tokens", "300", "--seed", "4")
+    options = ("--temperature", "50", "--top-k", "0", "--top-p", "1", "--max-tokens", "1500", "--seed", "4")
     with Terminal(*options) as t:
         t.read_until(r"\n> ")
         want = t.ask("Tell me a long story")
@@ -162,6 +175,25 @@ def test_warnings():
         check("".join(text.split()) == "".join(want.split()), text, want)
         t.type("/quit\n")
         t.leave(0)
+
+
+def test_dumb_terminal():
+    """One that cannot move its cursor: the kernel edits the line, and Ctrl-C at the prompt ends the program."""
+    with Terminal("--temperature", "0", "--max-tokens", "5", term="dumb") as t:
+        t.read_until(r"\n> ")
+        check("\x1b" not in t.ask("Tell me a story"), "escape sequences on a dumb terminal")
+        check(t.used() > 5, "nothing was said")
+        os.write(t.master, b"half a line\x03")
+        t.leave(128 + signal.SIGINT)
+
+
+def test_signals_at_the_prompt():
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        with Terminal() as t:
+            t.read_until(r"\n> ")
+            t.type("half a line")
+            t.process.send_signal(number)
+            t.leave(128 + number)
 
 
 def test_full_context():
