@@ -2,6 +2,7 @@
 """What `cmake --install` leaves: the layout, programs that find each other wherever the tree was moved to, texts that name the place of
 the installation, a configuration that is not written over, and man pages that say what --help says."""
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -149,6 +150,9 @@ def test_staged_for_usr():
     check(sorted(c.split(" ")[0] for c in commands) == ["/usr/bin/coordinator", *(f"/usr/libexec/tandem/{s}" for s in sorted(tandem.STAGES))],
           commands)
     check(any(c == "/usr/bin/coordinator --config /etc/tandem/tandem.yaml serve" for c in commands), commands)
+    with open(os.path.join(tandem.SOURCE, "packaging", "Containerfile"), encoding="utf-8") as f:  # the image runs the same
+        words = json.loads(re.search(r"^CMD (\[.*\])$", f.read(), re.M).group(1))
+    check("/usr/bin/" + " ".join(words) in commands, words, commands)
     with open(path, "a", encoding="utf-8") as f:
         f.write("# mine\n")
     check("Kept: " + path in install("/usr", stage), "not said that the configuration was kept")
