@@ -17,11 +17,11 @@ JSON = {"Content-Type": "application/json"}
 class Server:
     """`coordinator serve` on a port of its own. The config's keys as in tandem.config."""
 
-    def __init__(self, kind="bf16", env=None, wait=True, program=None, status=143, **keys):
+    def __init__(self, kind="bf16", env=None, wait=True, program=None, status=143, args=(), **keys):
         keys = {"http__listen": "127.0.0.1:0", **keys}
         self.status, self.log = status, ""
         self.config = config(model("demo", kind), **keys)
-        self.process = tandem.start(program or "coordinator", "--config", self.config, "serve", env=env)
+        self.process = tandem.start(program or "coordinator", "--config", self.config, "serve", *args, env=env)
         self.reader = threading.Thread(target=self._read_log)
         self.reader.start()
         line = self.process.stdout.readline().decode()

@@ -13,16 +13,18 @@ import time
 import tandem
 import test_npu
 import test_vulkan
+from http_client import JSON, Server
 from tandem import check, config, model, scratch
 from test_recovery import Run
 from test_spawn import OTHERS, Manager, address
 
 PROCESSES = {"coordinator", "loader", "npu_worker", "gpu_worker"}
 LAYERS = 12  # of the demo model
-WORDS = re.compile(r"|process_name|process_sort_index|thread_name|thread_sort_index|coordinator|loader|npu_worker|gpu_worker|"
-                   r"loop|pipeline|data|main|fill \d|start|(loader|npu_worker|gpu_worker) started|configure|load weights|read|verify|"
-                   r"repack|wait for (input|space)|send|logits|sample|done|embed|(attention|ffn)( \d+)?|head|chunk|wait|compute|"
-                   r"schedule|weights|decode|prefill|ring (tokens|x0|x|h|output)|tokens/s")
+WORDS = re.compile(r"|process_name|process_sort_index|thread_name|thread_sort_index|coordinator|"
+                   r"(loader|npu_worker|gpu_worker)(, restart 1| started| ended)?|loop|pipeline|data|main|fill \d|NPU|GPU|start|recovery|"
+                   r"paused|configure|load weights|read|verify|repack|wait for (input|space)|send|logits|sample|done|embed|"
+                   r"(attention|ffn)( \d+)?|head|run|chunk|wait|compute|schedule|weights|device|decode|prefill|"
+                   r"ring (tokens|x0|x|h|output)|tokens/s")
 PROMPT = ("generate", "--chat", "--prompt", "Tell me a story about a cat", "--max-tokens", "40", "--seed", "5", "--json")
 
 
@@ -63,6 +65,12 @@ class Trace:
                     stack.pop()
                 check(not stack or end <= stack[-1][1], "two spans overlap:", self.threads[track], (begin, end, name), stack)
                 stack.append((begin, end, name))
+
+    def check_words(self):
+        """Nothing of what was said, no path, no key: these words and numbers alone."""
+        for e in self.events:
+            for value in (e["name"], e.get("cat", ""), *[v for v in e.get("args", {}).values() if isinstance(v, str)]):
+                check(WORDS.fullmatch(value), "a text in the trace:", value)
 
     def flows(self):
         flows = collections.defaultdict(list)
@@ -130,10 +138,7 @@ def test_generation():
     counters = {e["name"] for e in t.events if e["ph"] == "C"}
     check(counters == {"ring tokens", "ring x0", "ring h", "ring x", "ring output", "tokens/s"}, counters)
 
-    # Nothing of what was said, no path, no key: these words and numbers alone.
-    for e in t.events:
-        for value in (e["name"], e.get("cat", ""), *[v for v in e.get("args", {}).values() if isinstance(v, str)]):
-            check(WORDS.fullmatch(value), "a text in the trace:", value)
+    t.check_words()
 
 
 def test_every_command():
@@ -153,6 +158,29 @@ def test_every_command():
     check(Trace(chat).flows(), "chat")
     result = tandem.run("coordinator", "--config", cfg, "plan", "--trace", chat, status=2)
     tandem.one_line_error(result, "--trace", "plan")
+
+
+def test_serve():
+    """Through clients, a key and a stage that dies, until a signal ends it."""
+    out, keys = scratch("serve.json"), scratch("keys")
+    with open(keys, "w", encoding="utf-8") as f:
+        f.write("a-key-that-nobody-may-see\n")
+    os.chmod(keys, 0o600)
+    headers = {**JSON, "Authorization": "Bearer a-key-that-nobody-may-see"}
+    body = json.dumps({"prompt": "Once upon a time", "max_tokens": 30, "temperature": 0}).encode()
+    with Server("q8_0", args=("--trace", out), http__api_key_file=keys, restarts=100) as s:
+        first = s.request("POST", "/v1/completions", body, headers)
+        os.kill(s.stage("npu_worker"), signal.SIGKILL)
+        tandem.wait_until(lambda: b'"restarts":1' in s.request("GET", "/v1/stats", headers=headers)[2], 60, "not started again")
+        s.wait_ready()
+        again = s.request("POST", "/v1/completions", body, headers)
+    check(first[0] == again[0] == 200 and json.loads(first[2])["choices"] == json.loads(again[2])["choices"], first, again)
+    t = Trace(out)
+    t.check_words()
+    t.check_nesting()
+    check("key" not in t.text and "npu_worker ended" in t.moments(), t.moments())
+    check(len([e for e in t.spans if e["name"] == "sample"]) == 60, "sampled")
+    check("npu_worker, restart 1" in t.processes.values(), t.processes)
 
 
 def test_streamed():
