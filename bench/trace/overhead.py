@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""What --trace costs: `coordinator bench` with it and without, in turn, so that what else the machine does falls on both alike.
+"""What --trace costs: `coordinator bench` with it and without, in turn and each first in turn, so that what else the machine does falls on both alike.
 As root it runs everything at the highest priority. Prints tokens/s of each, the ratio of the medians and the spread of the ratios of neighbours, processor time, and the size of the file.
 usage: overhead.py MODEL.gguf [--pairs 10] [--bin build/release/bin] [--prompt-tokens 512] [--gen-tokens 128] [--threads 1]"""
 import argparse
@@ -46,7 +46,11 @@ def main():
         os.nice(-20)
     with tempfile.TemporaryDirectory() as folder:
         run(args, folder, False)  # files and caches are warm
-        runs = [(run(args, folder, False), run(args, folder, True)) for _ in range(args.pairs)]
+        runs = []
+        for i in range(args.pairs):
+            first = run(args, folder, i % 2 == 1)
+            second = run(args, folder, i % 2 == 0)
+            runs.append((second, first) if i % 2 else (first, second))
     for name in runs[0][0]:
         off, on = [a[name] for a, _ in runs], [b[name] for _, b in runs]
         ratios = sorted(b / a for a, b in zip(off, on))
