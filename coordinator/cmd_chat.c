@@ -257,10 +257,20 @@ static int on_wait(void *ctx, int fd, struct err *err)
     return engine_wait_readable(ctx, fd, err);
 }
 
+static int on_signal(void *ctx)
+{
+    return engine_signal(ctx);
+}
+
+static void on_forget_signal(void *ctx)
+{
+    engine_forget_signal(ctx);
+}
+
 static int open_input(struct chat *t, struct err *err)
 {
     static char history[4096];
-    struct line_options o = {.wait = on_wait, .ctx = t->c->engine};
+    struct line_options o = {.wait = on_wait, .signal = on_signal, .forget_signal = on_forget_signal, .ctx = t->c->engine};
     o.commands = slash_names(&o.n_commands);
     if (t->terminal && t->c->config->history && util_state_folder(history, sizeof(history) - 16) == 0) {
         strcat(history, "/history");
@@ -270,31 +280,10 @@ static int open_input(struct chat *t, struct err *err)
     return r == -ENOTSUP ? lines_init(&t->lines, on_wait, t->c->engine, err) : r;
 }
 
-/* A line that was edited. */
-static int edited_line(struct chat *t, char **ret, struct err *err)
-{
-    struct engine *e = t->c->engine;
-    struct err wrong;
-    int r;
-    while ((r = line_read(t->line, ret, err)) == -E2BIG || (r == -EINTR && engine_signal(e) == SIGINT)) {
-        bool empty = r == -EINTR && line_was_empty(t->line);
-        if (empty && t->interrupted)
-            return r;
-        if (r == -EINTR)
-            engine_forget_signal(e);
-        t->interrupted = empty;
-        printf("%s\n", r == -E2BIG ? err->text : empty ? "\n(Ctrl-C once more ends, or Ctrl-D; /help lists commands)" : "^C");
-    }
-    t->interrupted = false;
-    if (r == 0 && line_keep(t->line, *ret, &wrong) < 0)
-        printf("(%s)\n", wrong.text);
-    return r;
-}
-
 static int next_line(struct chat *t, char **ret, struct err *err)
 {
     if (t->line)
-        return edited_line(t, ret, err);
+        return line_read(t->line, ret, err);
     if (t->terminal) {
         printf("> ");
         fflush(stdout);
@@ -321,8 +310,6 @@ int cmd_chat_run(struct command *c, struct err *err)
             r = handle_line(&t, line, err);
         }
     }
-    if (t.line && r == -EINTR)
-        putchar('\n');
     line_close(t.line);
     lines_fini(&t.lines);
     conversation_fini(&t.said);

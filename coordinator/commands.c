@@ -172,6 +172,7 @@ static int dispatch(struct command *c, struct err *err)
     case OPTIONS_DETOKENIZE:
         return run_detokenize(c, err);
     case OPTIONS_SAMPLE_CONFIG: /* main.c answers these: there is no config, or it is another coordinator's */
+    case OPTIONS_CLIENT:
     case OPTIONS_STATS:
     case OPTIONS_TOP:
     case OPTIONS_COMMANDS:

@@ -176,7 +176,7 @@ static int read_pem(const char *key, const char *path, char **ret, struct err *e
 static int open_secrets(struct http *h, struct err *err)
 {
     const struct config_http *c = h->config;
-    int r = c->api_key_file[0] ? http_auth_open(c->api_key_file, &h->auth, err) : 0;
+    int r = c->api_key_file[0] ? http_auth_open("key 'http.api_key_file'", c->api_key_file, &h->auth, err) : 0;
     if (r < 0)
         return r;
     if (!c->tls_cert[0] != !c->tls_key[0])

@@ -24,7 +24,8 @@ struct http_auth {
     unsigned char keys[MAX_KEYS][KEY_BYTES]; /* zeroes behind the end */
 };
 
-static int add_line(struct http_auth *a, const char *line, size_t n, unsigned number, const char *path, struct err *err)
+static int add_line(struct http_auth *a, const char *line, size_t n, unsigned number, const char *what, const char *path,
+                    struct err *err)
 {
     while (n && (line[n - 1] == ' ' || line[n - 1] == '\t' || line[n - 1] == '\r'))
         n--;
@@ -35,31 +36,31 @@ static int add_line(struct http_auth *a, const char *line, size_t n, unsigned nu
         printable = printable && line[i] > ' ' && line[i] < 0x7F;
     if (!printable || n < KEY_MIN || n >= KEY_BYTES)
         return err_set(err, -EINVAL,
-                       "key 'http.api_key_file': file '%s', line %u: a key of %zu bytes%s; expected %u to %u printable characters "
+                       "%s: file '%s', line %u: a key of %zu bytes%s; expected %u to %u printable characters "
                        "without spaces, such as from `openssl rand -hex 32`",
-                       path, number, n, printable ? "" : " with others than printable ones", KEY_MIN, KEY_BYTES - 1);
+                       what, path, number, n, printable ? "" : " with others than printable ones", KEY_MIN, KEY_BYTES - 1);
     if (a->n == MAX_KEYS)
-        return err_set(err, -E2BIG, "key 'http.api_key_file': file '%s': expected at most %u keys", path, MAX_KEYS);
+        return err_set(err, -E2BIG, "%s: file '%s': expected at most %u keys", what, path, MAX_KEYS);
     memcpy(a->keys[a->n++], line, n);
     return 0;
 }
 
-static int read_file(const char *path, char *buf, size_t *ret_n, struct err *err)
+static int read_file(const char *what, const char *path, char *buf, size_t *ret_n, struct err *err)
 {
     struct stat st;
     auto_fd fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
     if (fd < 0 || fstat(fd, &st) < 0)
-        return err_set_errno(err, -errno, "key 'http.api_key_file': file '%s': cannot be opened", path);
+        return err_set_errno(err, -errno, "%s: file '%s': cannot be opened", what, path);
     if (!S_ISREG(st.st_mode) || st.st_size > (off_t)FILE_MAX_BYTES)
-        return err_set(err, -EINVAL, "key 'http.api_key_file': '%s': expected a file of at most %u bytes", path, FILE_MAX_BYTES);
+        return err_set(err, -EINVAL, "%s: '%s': expected a file of at most %u bytes", what, path, FILE_MAX_BYTES);
     if (st.st_mode & 07)
-        return err_set(err, -EACCES, "key 'http.api_key_file': file '%s' may be read by everybody; `chmod 600` it", path);
+        return err_set(err, -EACCES, "%s: file '%s' may be read by everybody; `chmod 600` it", what, path);
     for (*ret_n = 0; *ret_n < FILE_MAX_BYTES;) {
         ssize_t got = read(fd, buf + *ret_n, FILE_MAX_BYTES - *ret_n);
         if (got < 0 && errno == EINTR)
             continue;
         if (got < 0)
-            return err_set_errno(err, -errno, "key 'http.api_key_file': file '%s': cannot be read", path);
+            return err_set_errno(err, -errno, "%s: file '%s': cannot be read", what, path);
         if (got == 0)
             break;
         *ret_n += (size_t)got;
@@ -67,21 +68,21 @@ static int read_file(const char *path, char *buf, size_t *ret_n, struct err *err
     return 0;
 }
 
-int http_auth_open(const char *path, struct http_auth **ret, struct err *err)
+int http_auth_open(const char *what, const char *path, struct http_auth **ret, struct err *err)
 {
     size_t n = 0;
     char *text = malloc(FILE_MAX_BYTES);
     struct http_auth *a = calloc(1, sizeof(*a));
-    int r = text && a ? read_file(path, text, &n, err) : err_set(err, -ENOMEM, "key 'http.api_key_file': out of memory");
+    int r = text && a ? read_file(what, path, text, &n, err) : err_set(err, -ENOMEM, "%s: out of memory", what);
     unsigned number = 1;
     for (size_t at = 0; r == 0 && at < n; number++) {
         const char *end = memchr(text + at, '\n', n - at);
         size_t length = end ? (size_t)(end - text) - at : n - at;
-        r = add_line(a, text + at, length, number, path, err);
+        r = add_line(a, text + at, length, number, what, path, err);
         at += length + 1;
     }
     if (r == 0 && a->n == 0)
-        r = err_set(err, -EINVAL, "key 'http.api_key_file': file '%s' has no key; expected one a line", path);
+        r = err_set(err, -EINVAL, "%s: file '%s' has no key; expected one a line", what, path);
     if (text)
         explicit_bzero(text, FILE_MAX_BYTES);
     free(text);
@@ -97,6 +98,11 @@ void http_auth_close(struct http_auth *a)
     if (a)
         explicit_bzero(a, sizeof(*a));
     free(a);
+}
+
+const char *http_auth_first(const struct http_auth *a)
+{
+    return (const char *)a->keys[0];
 }
 
 bool http_auth_check(const struct http_auth *a, const char *header)

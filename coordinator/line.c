@@ -51,10 +51,10 @@ struct line {
     const wchar_t *prompt;
     char pending[4096]; /* bytes read and not yet characters */
     size_t n_pending;
-    struct err *err; /* of the line_read under way */
-    int failed;      /* why it ends; 0: it does not */
-    bool empty;
-    char *text; /* the prompt so far */
+    struct err *err;         /* of the line_read under way */
+    int failed;              /* why it ends; 0: it does not */
+    bool empty, interrupted; /* nothing was typed; it was so, and SIGINT came, just before */
+    char *text;              /* the prompt so far */
     size_t n_text;
     char *last; /* that was kept */
 };
@@ -459,7 +459,7 @@ static int read_part(struct line *l, struct err *err)
     return r < 0 ? r : more;
 }
 
-int line_read(struct line *l, char **ret, struct err *err)
+static int read_prompt(struct line *l, char **ret, struct err *err)
 {
     int r;
     free(take_ptr(&l->text));
@@ -483,12 +483,7 @@ int line_read(struct line *l, char **ret, struct err *err)
     return r;
 }
 
-bool line_was_empty(const struct line *l)
-{
-    return l->empty;
-}
-
-int line_keep(struct line *l, const char *text, struct err *err)
+static int keep(struct line *l, const char *text, struct err *err)
 {
     if (text[0] == ' ' || text[0] == '\0' || (l->last && strcmp(text, l->last) == 0))
         return 0;
@@ -500,4 +495,25 @@ int line_keep(struct line *l, const char *text, struct err *err)
     int r = l->keep_file ? line_history_add(l->o.history, text, err) : 0;
     l->keep_file = l->keep_file && r == 0;
     return r;
+}
+
+int line_read(struct line *l, char **ret, struct err *err)
+{
+    struct err wrong = {0};
+    int r;
+    while ((r = read_prompt(l, ret, &wrong)) == -E2BIG || (r == -EINTR && l->o.signal(l->o.ctx) == SIGINT)) {
+        bool empty = r == -EINTR && l->empty;
+        if (empty && l->interrupted)
+            break;
+        if (r == -EINTR)
+            l->o.forget_signal(l->o.ctx);
+        l->interrupted = empty;
+        printf("%s\n", r == -E2BIG ? wrong.text : empty ? "\n(Ctrl-C once more ends, or Ctrl-D; /help lists commands)" : "^C");
+    }
+    l->interrupted = false;
+    if (r == 0 && keep(l, *ret, &wrong) < 0)
+        printf("(%s)\n", wrong.text);
+    if (r == -EINTR)
+        putchar('\n');
+    return r < 0 && r != -ENODATA ? err_set(err, r, "%s", wrong.text) : r;
 }

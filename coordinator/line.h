@@ -19,6 +19,8 @@ struct line_options {            /* all borrowed until line_close */
     const char *history; /* the file of earlier prompts (line_history.h); NULL: they are kept in memory alone */
     /* Until fd can be read: 0. A negative errno ends the reading; -EINTR: a signal came. */
     int (*wait)(void *ctx, int fd, struct err *err);
+    int (*signal)(void *ctx); /* the one that came */
+    void (*forget_signal)(void *ctx);
     void *ctx;
 };
 
@@ -27,13 +29,10 @@ bool line_possible(void);
 /* The terminal is in its own mode again whenever line_read has returned. -ENOTSUP: there is no UTF-8 locale. */
 int line_open(const struct line_options *o, struct line **ret, struct err *err);
 void line_close(struct line *l); /* NULL is fine */
-/* The next prompt without its last newline, as UTF-8; *ret is borrowed until the next call. -ENODATA: end of input; -E2BIG: longer
- * than LINE_MAX_BYTES; what `wait` returned otherwise. */
+/* The next prompt without its last newline, as UTF-8; *ret is borrowed until the next call. It goes into the history, unless it
+ * begins with a space. -ENODATA: end of input; what `wait` returned otherwise. SIGINT clears the line, and ends the reading when it
+ * comes a second time on an empty one. What is wrong with a prompt, or with the history's file, is said on the terminal, the latter
+ * once. */
 int line_read(struct line *l, char **ret, struct err *err);
-/* After line_read failed: nothing had been typed. */
-bool line_was_empty(const struct line *l);
-/* Into the history, unless it begins with a space or is the last one again. A file that cannot be written is said once, and left
- * alone from then on. */
-int line_keep(struct line *l, const char *text, struct err *err);
 
 #endif

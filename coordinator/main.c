@@ -2,12 +2,15 @@
  * The coordinator program: command line, configuration, model metadata, command. Everything it prints about failures goes to
  * standard error as one line; exit status 0 done, 1 failed, 2 wrong command line, 128 + n ended by signal n. */
 #include <errno.h>
+#include <limits.h>
+#include <unistd.h>
 
 #include "coordinator/commands.h"
 #include "coordinator/options.h"
 #include "model/gguf.h"
 #include "proto/config.h"
 #include "proto/err.h"
+#include "proto/place.h"
 #include "proto/process.h"
 #include "proto/util.h"
 
@@ -18,6 +21,17 @@ static int print_sample(const struct options *o, struct err *err)
     if (fputs(text, stdout) == EOF || fflush(stdout) == EOF)
         return err_set_errno(err, -errno, "standard output: cannot be written");
     return 0;
+}
+
+/* `client` is a program of its own, so that no pipeline carries what libcurl brings along. Returns only when it cannot be run. */
+static int become_client(char **argv, struct err *err)
+{
+    char path[PATH_MAX];
+    int r = place_file(PLACE_STAGES, "client", path, sizeof(path), err);
+    if (r < 0)
+        return r;
+    execv(path, argv);
+    return err_set_errno(err, -errno, "cannot start '%s'", path);
 }
 
 static int run(const struct options *o, int *ret_signal, struct err *err)
@@ -66,6 +80,8 @@ int main(int argc, char **argv)
         options_help(o.command, stdout);
     else if (o.action == OPTIONS_VERSION)
         printf("coordinator (Tandem) %s\n", TANDEM_VERSION);
+    else if (o.command == OPTIONS_CLIENT)
+        r = become_client(argv, &err);
     else
         r = run(&o, &ended_by, &err);
     options_free(&o);

@@ -54,24 +54,24 @@ static const struct option_def defs[] = {
 /* clang-format off */
 #define OPTION(name, argument, kind, commands, member, min, max, help) \
     {name, argument, kind, commands, offsetof(struct options, member), min, max, help}
-    OPTION("config", "FILE", KIND_STRING, ALL, config, 0, 0, "the YAML configuration; needed by every command but sample-config"),
+    OPTION("config", "FILE", KIND_STRING, ALL, config, 0, 0, "the YAML configuration; needed by every command but sample-config and client"),
     OPTION("set", "KEY=VALUE", KIND_SET, ALL, sets, 0, 0, "override a key of the configuration, such as gpu.threads=2; may be repeated"),
     OPTION("fault", "FAULT", KIND_FAULT, PIPELINE, faults, 0, 0, "make something fail, such as npu_worker:abort@100 (see below, and docs/OPERATIONS.md); may be repeated"),
     OPTION("trace", "FILE.json", KIND_STRING, PIPELINE, trace, 0, 0, "record what every process does, and when, for ui.perfetto.dev or chrome://tracing; a new file"),
     OPTION("help", NULL, KIND_HELP, ALL, action, 0, 0, "this text; after a command, that command's options"),
     OPTION("version", NULL, KIND_VERSION, ALL, action, 0, 0, "the version"),
-    OPTION("prompt", "TEXT", KIND_STRING, BIT(OPTIONS_GENERATE), prompt, 0, 0, "the prompt; <bos> is put before it, markers such as <start_of_turn> count"),
+    OPTION("prompt", "TEXT", KIND_STRING, BIT(OPTIONS_GENERATE) | BIT(OPTIONS_CLIENT), prompt, 0, 0, "the prompt; generate: <bos> is put before it, markers such as <start_of_turn> count; client: one message, instead of a chat"),
     OPTION("ids", "2,17,5", KIND_IDS, BIT(OPTIONS_GENERATE) | BIT(OPTIONS_EVAL) | BIT(OPTIONS_DETOKENIZE), has_ids, 0, 0, "token ids, used as they are: no <bos> is added"),
     OPTION("chat", NULL, KIND_FLAG, BIT(OPTIONS_GENERATE), chat, 0, 0, "--prompt is a user's message: put it into the chat template"),
-    OPTION("system", "TEXT", KIND_STRING, RUNS, system, 0, 0, "a system message before the first message of a chat"),
+    OPTION("system", "TEXT", KIND_STRING, RUNS | BIT(OPTIONS_CLIENT), system, 0, 0, "a system message before the first message of a chat"),
     OPTION("resume", NULL, KIND_FLAG, BIT(OPTIONS_CHAT), resume, 0, 0, "instead: finish the answers that a killed coordinator left, with this model; print them whole"),
-    OPTION("max-tokens", "N", KIND_U32, RUNS, max_tokens, 1, 1048576, "tokens to generate at most (default 256)"),
-    OPTION("temperature", "T", KIND_F32, RUNS, sample.temperature, 0, 100, "0 is greedy (default 1)"),
-    OPTION("top-k", "K", KIND_U32, RUNS, sample.top_k, 0, 4194304, "sample among the K most probable; 0 is all (default 64)"),
-    OPTION("top-p", "P", KIND_F32, RUNS, sample.top_p, 0, 1, "the most probable ones that reach this sum; 1 is all (default 0.95)"),
-    OPTION("min-p", "P", KIND_F32, RUNS, sample.min_p, 0, 1, "those at least P times as probable as the best; 0 is all (default 0)"),
-    OPTION("repeat-penalty", "X", KIND_F32, RUNS, sample.repeat_penalty, 0.01, 100, "for tokens among the last 64 of prompt and output; 1 is none (default 1)"),
-    OPTION("seed", "S", KIND_U64, RUNS, sample.seed, 0, 0, "of the random numbers (default 0): the same seed gives the same text"),
+    OPTION("max-tokens", "N", KIND_U32, RUNS | BIT(OPTIONS_CLIENT), max_tokens, 1, 1048576, "tokens to generate at most (default 256)"),
+    OPTION("temperature", "T", KIND_F32, RUNS | BIT(OPTIONS_CLIENT), sample.temperature, 0, 100, "0 is greedy (default 1)"),
+    OPTION("top-k", "K", KIND_U32, RUNS | BIT(OPTIONS_CLIENT), sample.top_k, 0, 4194304, "sample among the K most probable; 0 is all (default 64)"),
+    OPTION("top-p", "P", KIND_F32, RUNS | BIT(OPTIONS_CLIENT), sample.top_p, 0, 1, "the most probable ones that reach this sum; 1 is all (default 0.95)"),
+    OPTION("min-p", "P", KIND_F32, RUNS | BIT(OPTIONS_CLIENT), sample.min_p, 0, 1, "those at least P times as probable as the best; 0 is all (default 0)"),
+    OPTION("repeat-penalty", "X", KIND_F32, RUNS | BIT(OPTIONS_CLIENT), sample.repeat_penalty, 0.01, 100, "for tokens among the last 64 of prompt and output; 1 is none (default 1)"),
+    OPTION("seed", "S", KIND_U64, RUNS | BIT(OPTIONS_CLIENT), sample.seed, 0, 0, "of the random numbers (default 0): the same seed gives the same text"),
     OPTION("parallel", "K", KIND_U32, BIT(OPTIONS_GENERATE), parallel, 1, 64, "K answers to the same prompt at once (default 1)"),
     OPTION("report", NULL, KIND_FLAG, BIT(OPTIONS_GENERATE), report, 0, 0, "after the text, print tokens/s and the memory of each process against its cap"),
     OPTION("logits", "OUT.npy", KIND_STRING, BIT(OPTIONS_EVAL), logits, 0, 0, "file to write: f32, tokens x vocabulary"),
@@ -87,7 +87,10 @@ static const struct option_def defs[] = {
     OPTION("model", "FILE", KIND_STRING, BIT(OPTIONS_SAMPLE_CONFIG), model, 0, 0, "the GGUF file to name in it (default model.gguf)"),
     OPTION("pid", "N", KIND_U32, BIT(OPTIONS_STATS) | BIT(OPTIONS_TOP), pid, 1, 2147483647, "which coordinator, where several run with this configuration"),
     OPTION("count", "N", KIND_U32, BIT(OPTIONS_TOP), count, 1, 4294967295.0, "end after N refreshes (default: go on)"),
-    OPTION("json", NULL, KIND_FLAG, ALL & ~BIT(OPTIONS_CHAT) & ~BIT(OPTIONS_EVAL) & ~BIT(OPTIONS_SERVE) & ~BIT(OPTIONS_SAMPLE_CONFIG), json, 0, 0, "print one JSON object instead of text"),
+    OPTION("url", "URL", KIND_STRING, BIT(OPTIONS_CLIENT), url, 0, 0, "the server (default: http.listen of the configuration, or http://127.0.0.1:8080)"),
+    OPTION("api-key-file", "FILE", KIND_STRING, BIT(OPTIONS_CLIENT), api_key_file, 0, 0, "whose first key the server is told (default: http.api_key_file of the configuration)"),
+    OPTION("ca-file", "FILE.pem", KIND_STRING, BIT(OPTIONS_CLIENT), ca_file, 0, 0, "certificates to trust instead of the system's (default: http.tls_cert of the configuration)"),
+    OPTION("json", NULL, KIND_FLAG, ALL & ~BIT(OPTIONS_CHAT) & ~BIT(OPTIONS_CLIENT) & ~BIT(OPTIONS_EVAL) & ~BIT(OPTIONS_SERVE) & ~BIT(OPTIONS_SAMPLE_CONFIG), json, 0, 0, "print one JSON object instead of text"),
 #undef OPTION
 };
 #define N_DEFS ARRAY_LEN(defs)
@@ -104,6 +107,7 @@ static const struct {
                          "what enters each matrix while the model reads a text, for quantizer --imatrix"},
     [OPTIONS_BENCH] = {"bench", "[options]", "tokens/s of prompt and generation, time per stage, ring waits, memory"},
     [OPTIONS_SERVE] = {"serve", "[--set http.KEY=VALUE]...", "an OpenAI-compatible HTTP server on 'http.listen', until a signal ends it"},
+    [OPTIONS_CLIENT] = {"client", "[--url URL] [--prompt TEXT] [options]", "the same chat with a coordinator that serves, here or elsewhere"},
     [OPTIONS_PLAN] = {"plan", "[--json]", "the memory of each process against its cap, before anything is loaded"},
     [OPTIONS_TOKENIZE] = {"tokenize", "(--text TEXT | --file FILE) [options]", "token ids of a text, without <bos>"},
     [OPTIONS_DETOKENIZE] = {"detokenize", "--ids LIST [--json]", "the text of token ids"},
@@ -136,7 +140,7 @@ static void print_options(uint32_t mask, bool everywhere, FILE *f)
 void options_help(enum options_command c, FILE *f)
 {
     if (c != OPTIONS_CHAT) {
-        fprintf(f, "Usage: coordinator %s%s %s\n%s.\n\nOptions:\n", c == OPTIONS_SAMPLE_CONFIG ? "" : "--config FILE ",
+        fprintf(f, "Usage: coordinator %s%s %s\n%s.\n\nOptions:\n", c == OPTIONS_SAMPLE_CONFIG || c == OPTIONS_CLIENT ? "" : "--config FILE ",
                 commands[c].name, commands[c].synopsis, commands[c].help);
         print_options(BIT(c), false, f);
         fprintf(f, "\nOptions of every command:\n");
@@ -338,7 +342,7 @@ static int parse_command(const char *word, enum options_command *ret, struct err
             best = commands[i].name;
         }
     }
-    char known[160] = "";
+    char known[192] = "";
     for (unsigned i = OPTIONS_CHAT + 1; i < OPTIONS_COMMANDS; i++)
         snprintf(known + strlen(known), sizeof(known) - strlen(known), "%s%s", i > OPTIONS_CHAT + 1 ? ", " : "", commands[i].name);
     return err_set(err, -EINVAL, "unknown command '%.40s'%s%s%s; expected one of %s", word, best ? ", did you mean '" : "",
@@ -348,7 +352,7 @@ static int parse_command(const char *word, enum options_command *ret, struct err
 static int check(const struct options *o, struct err *err)
 {
     const char *name = commands[o->command].name;
-    if (!o->config && o->command != OPTIONS_SAMPLE_CONFIG)
+    if (!o->config && o->command != OPTIONS_SAMPLE_CONFIG && o->command != OPTIONS_CLIENT)
         return err_set(
             err, -EINVAL,
             "option '--config' is missing; expected --config FILE (`coordinator sample-config` prints one to begin with)");
@@ -370,7 +374,7 @@ static int check(const struct options *o, struct err *err)
         return err_set(err, -EINVAL, "command 'perplexity' needs --file TEXT");
     if (o->command == OPTIONS_BENCH && !o->prompt_tokens && !o->gen_tokens)
         return err_set(err, -EINVAL, "command 'bench' needs --prompt-tokens or --gen-tokens above 0");
-    if (BIT(o->command) & RUNS)
+    if (BIT(o->command) & (RUNS | BIT(OPTIONS_CLIENT)))
         return sample_params_check(&o->sample, err);
     return 0;
 }

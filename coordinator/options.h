@@ -20,6 +20,7 @@ enum options_command {
     OPTIONS_IMATRIX,
     OPTIONS_BENCH,
     OPTIONS_SERVE,
+    OPTIONS_CLIENT,
     OPTIONS_PLAN,
     OPTIONS_TOKENIZE,
     OPTIONS_DETOKENIZE,
@@ -44,7 +45,7 @@ struct options {
     const char *faults[OPTIONS_MAX_FAULTS]; /* checked */
     int n_faults;
     bool json, report, chat, no_markers, resume;
-    const char *prompt, *system, *text, *file, *logits, *model, *out, *trace;
+    const char *prompt, *system, *text, *file, *logits, *model, *out, *url, *api_key_file, *ca_file, *trace;
     uint32_t *ids; /* owned */
     uint32_t n_ids;
     bool has_ids; /* --ids was given */

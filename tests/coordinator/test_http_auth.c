@@ -24,7 +24,7 @@ static int keys(const char *text, mode_t mode, struct http_auth **ret, struct er
     assert_int_equal(util_write_all(fd, text, strlen(text)), 0);
     assert_int_equal(fchmod(fd, mode), 0);
     close(fd);
-    int r = http_auth_open(path, ret, err);
+    int r = http_auth_open("key 'http.api_key_file'", path, ret, err);
     unlink(path);
     return r;
 }
@@ -91,8 +91,8 @@ static void test_bad_files(void **state)
             fail_msg("'%s' is not in: %s", cases[i].expected, err.text);
         assert_null(a);
     }
-    assert_int_equal(http_auth_open("/nonexistent", &a, &err), -ENOENT);
-    assert_int_equal(http_auth_open("/dev/null", &a, &err), -EINVAL);
+    assert_int_equal(http_auth_open("key 'http.api_key_file'", "/nonexistent", &a, &err), -ENOENT);
+    assert_int_equal(http_auth_open("key 'http.api_key_file'", "/dev/null", &a, &err), -EINVAL);
 }
 
 static void test_addresses(void **state)

@@ -82,6 +82,16 @@ static void test_others(void **state)
     good("--config f eval --ids 2 --logits o.npy", &o);
     assert_string_equal(o.logits, "o.npy");
     options_free(&o);
+    good("client --url http://a --api-key-file k --ca-file c --prompt hi --temperature 0 --max-tokens 3", &o);
+    assert_int_equal(o.command, OPTIONS_CLIENT);
+    assert_string_equal(o.url, "http://a");
+    assert_string_equal(o.api_key_file, "k");
+    assert_string_equal(o.ca_file, "c");
+    assert_null(o.config);
+    options_free(&o);
+    good("--config f client", &o);
+    assert_string_equal(o.config, "f");
+    options_free(&o);
     good("sample-config --model m.gguf", &o);
     assert_int_equal(o.command, OPTIONS_SAMPLE_CONFIG);
     options_free(&o);

@@ -54,7 +54,7 @@ def test_readme():
         for block in re.findall(r"^```[a-z]*\n(.*?)^```", text, re.S | re.M):
             for line in block.replace("\\\n", " ").splitlines():
                 bare = re.sub(r'"[^"]*"', "TEXT", line.partition(" #")[0])
-                program = next((p for p in PROGRAMS if re.match(rf"\s*(\S*/)?{p} +(--|sample-config)", bare)), None)
+                program = next((p for p in PROGRAMS if re.match(rf"\s*(\S*/)?{p} +(--|sample-config|client)", bare)), None)
                 if not program:
                     continue
                 seen += 1

@@ -58,7 +58,7 @@ def module(prefix):
 def test_layout():
     prefix = moved()
     check(files(os.path.join(prefix, "bin")) == ["coordinator", "quantizer"], files(os.path.join(prefix, "bin")))
-    check(files(os.path.join(prefix, "libexec", "tandem")) == sorted(tandem.STAGES), files(os.path.join(prefix, "libexec", "tandem")))
+    check(files(os.path.join(prefix, "libexec", "tandem")) == sorted(["client", *tandem.STAGES]), files(os.path.join(prefix, "libexec", "tandem")))
     check(files(os.path.join(prefix, "lib", "systemd", "system")) == UNITS, files(os.path.join(prefix, "lib", "systemd", "system")))
     for path in ("etc/tandem/tandem.yaml", "lib/sysusers.d/tandem.conf", "share/tandem/grafana/tandem.json", "share/doc/tandem/LICENSE",
                  "share/doc/tandem/README.md", "share/doc/tandem/docs/OPERATIONS.md",
