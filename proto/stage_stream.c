@@ -7,8 +7,8 @@
  * Layers come in a cycle, so what follows is known; a layer that is wanted out of turn (after a restart) is asked for when a chunk
  * stands before it.
  *
- * A request that has no answer after twice the usual time is made again, under its number: if a message was lost, nobody else would
- * notice for a long time, and if none was, who gets it twice knows it by the number. */
+ * A request that has no answer after twice the usual time, or two seconds, is made again, under its number: if a message was lost,
+ * nobody else would notice for a long time, and if none was, who gets it twice knows it by the number. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -21,6 +21,7 @@
 #include "proto/util.h"
 
 #define AGAIN_LEAST_NS 500000000u
+#define AGAIN_FIRST_NS 2000000000u /* at most: later, a worker that waits for what nobody heard of is taken for one that hangs */
 #define AGAIN_MOST_NS 16000000000u
 
 struct slot {
@@ -207,7 +208,7 @@ int stage_stream_ask(struct stage_io *io, struct err *err)
         t->asked = want;
         t->serial = ++s->serial;
         t->asked_ns = util_now_ns();
-        t->patience_ns = MIN(MAX(2 * s->usual_ns, AGAIN_LEAST_NS), AGAIN_MOST_NS);
+        t->patience_ns = MIN(MAX(2 * s->usual_ns, AGAIN_LEAST_NS), AGAIN_FIRST_NS);
         int r = send_want(io, t, err);
         if (r < 0)
             return r;
