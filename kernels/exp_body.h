@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * exp on sixteen lanes and the fixed order of sums, on top of a lanes_*.h header. exp: range reduction by n ln 2 in two parts
+ * exp on sixteen lanes, on top of a lanes_*.h header: range reduction by n ln 2 in two parts
  * (Cody and Waite), the polynomial of Cephes' expf, 2^n in two factors so that neither end of the range overflows early. */
 __attribute__((unused)) static inline v16 exp16(v16 x)
 {
@@ -17,27 +17,4 @@ __attribute__((unused)) static inline v16 exp16(v16 x)
     v16 half = v16_round(v16_mul(n, v16_set(0.5f)));
     p = v16_mul(v16_mul(p, v16_exp2i(half)), v16_exp2i(v16_sub(n, half)));
     return v16_zero_unless_less(v16_set(-87.33654f), x, p);
-}
-
-/* Lanes added as a tree: i + (i + 8), then + 4, + 2, + 1. */
-static inline float sum16(v16 x)
-{
-    float t[16];
-    v16_store(t, x);
-    for (int w = 8; w; w /= 2) {
-        for (int i = 0; i < w; i++)
-            t[i] += t[i + w];
-    }
-    return t[0];
-}
-
-static inline float max16(v16 x)
-{
-    float t[16];
-    v16_store(t, x);
-    for (int w = 8; w; w /= 2) {
-        for (int i = 0; i < w; i++)
-            t[i] = t[i] > t[i + w] ? t[i] : t[i + w];
-    }
-    return t[0];
 }

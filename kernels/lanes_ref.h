@@ -186,4 +186,27 @@ LANE v16 v16_select_range(v16 a, v16 b, int lo, int hi)
 #undef EACH
 #undef LANE
 
+/* Lanes added as a tree: i + (i + 8), then + 4, + 2, + 1. */
+static inline float sum16(v16 x)
+{
+    float t[16];
+    v16_store(t, x);
+    for (int w = 8; w; w /= 2) {
+        for (int i = 0; i < w; i++)
+            t[i] += t[i + w];
+    }
+    return t[0];
+}
+
+static inline float max16(v16 x)
+{
+    float t[16];
+    v16_store(t, x);
+    for (int w = 8; w; w /= 2) {
+        for (int i = 0; i < w; i++)
+            t[i] = t[i] > t[i + w] ? t[i] : t[i + w];
+    }
+    return t[0];
+}
+
 #endif
