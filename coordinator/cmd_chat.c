@@ -197,12 +197,12 @@ static int load(struct chat *t, const char *path, struct err *err)
 }
 
 /* 1: leave. What the person got wrong is said and costs nothing. */
-static int handle_command(struct chat *t, char *line, struct err *err)
+static int handle_command(struct chat *t, const char *line, struct err *err)
 {
     enum slash which;
-    const char *file;
+    char file[SLASH_FILE_BYTES];
     struct err wrong;
-    int r = slash_parse(line, &which, &file, &wrong);
+    int r = slash_parse(line, &which, file, &wrong);
     if (r == 0 && which == SLASH_QUIT)
         return 1;
     if (r == 0 && which == SLASH_STATS)

@@ -78,9 +78,9 @@ int conversation_save(const struct conversation *c, const char *model, const cha
     json_decref(j);
     if (!text)
         return err_set(err, -ENOMEM, "'%s': the conversation cannot be written: out of memory", path);
-    int r = io_out_open_as(path, IO_OUT_PRIVATE | IO_OUT_NEW, &o, err);
+    int r = io_out_open_as(path, IO_OUT_PRIVATE | IO_OUT_NEW, &o, NULL);
     if (r < 0)
-        return r;
+        return err_set_errno(err, r, "'%s' cannot be written; name a file in a folder that is there and may be written to", path);
     r = io_out_write(o, text, strlen(text), err);
     if (r == 0)
         r = io_out_write(o, "\n", 1, err);

@@ -27,12 +27,10 @@ static bool takes_file(enum slash s)
     return strchr(names[s], ' ') != NULL;
 }
 
-int slash_parse(char *line, enum slash *ret, const char **ret_file, struct err *err)
+int slash_parse(const char *line, enum slash *ret, char ret_file[SLASH_FILE_BYTES], struct err *err)
 {
     size_t n = strcspn(line, " \t");
-    char *file = line + n + strspn(line + n, " \t");
-    for (size_t end = strlen(file); end && strchr(" \t", file[end - 1]); end--)
-        file[end - 1] = '\0';
+    const char *file = line + n + strspn(line + n, " \t");
     for (int i = 0; i < SLASH_COMMANDS; i++) {
         enum slash s = (enum slash)i;
         size_t length = strcspn(names[s], " ");
@@ -42,8 +40,11 @@ int slash_parse(char *line, enum slash *ret, const char **ret_file, struct err *
             return err_set(err, -EINVAL, "%.*s needs a file, such as %sstory.json", (int)n, line, names[s]);
         if (!takes_file(s) && *file)
             return err_set(err, -EINVAL, "%.*s takes nothing behind it", (int)n, line);
+        if (util_expand_home(file, ret_file, SLASH_FILE_BYTES) < 0)
+            return err_set(err, -EINVAL, "the name of the file is too long, or there is no home folder");
+        for (size_t end = strlen(ret_file); end && strchr(" \t", ret_file[end - 1]); end--) /* Tab leaves one */
+            ret_file[end - 1] = '\0';
         *ret = s;
-        *ret_file = file;
         return 0;
     }
     return err_set(

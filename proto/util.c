@@ -130,6 +130,15 @@ int util_state_folder(char *buf, size_t size)
     return user_folder("XDG_STATE_HOME", ".local/state", buf, size);
 }
 
+int util_expand_home(const char *path, char *buf, size_t size)
+{
+    bool home = path[0] == '~' && path[1] == '/';
+    const char *folder = home ? getenv("HOME") : "";
+    if (!folder)
+        return -ENOENT;
+    return (size_t)snprintf(buf, size, "%s%s", folder, home ? path + 1 : path) < size ? 0 : -ENAMETOOLONG;
+}
+
 int util_write_all(int fd, const void *data, size_t n)
 {
     const char *p = data;

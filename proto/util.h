@@ -95,6 +95,9 @@ int util_cache_folder(char *buf, size_t size);
 /* Likewise the folder for what a user may miss, $XDG_STATE_HOME/tandem or ~/.local/state/tandem. */
 int util_state_folder(char *buf, size_t size);
 
+/* A file's name as a shell would take it: "~/" is the home folder. -ENAMETOOLONG, or -ENOENT where there is none. */
+int util_expand_home(const char *path, char *buf, size_t size);
+
 /* Write all, or a negative errno. */
 int util_write_all(int fd, const void *data, size_t n);
 

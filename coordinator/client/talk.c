@@ -30,6 +30,8 @@
 #include "proto/err.h"
 #include "proto/util.h"
 
+#define ANSWER_MAX_BYTES ((size_t)64 << 20)
+
 struct answer_text {
     char *text; /* with a NUL behind; never NULL */
     size_t n, room;
@@ -120,6 +122,8 @@ static int add_text(struct talk *t, const char *text, struct err *err)
     struct answer_text *a = &t->answer;
     size_t n = strlen(text);
     auto_free char *shown = strdup(text);
+    if (a->n + n > ANSWER_MAX_BYTES)
+        return err_set(err, -EPROTO, "server '%s': its answer has more than %zu bytes", remote_url(t->remote), ANSWER_MAX_BYTES);
     if (a->n + n + 1 > a->room) {
         char *p = realloc(a->text, 2 * (a->n + n + 1));
         if (!p)
@@ -354,11 +358,11 @@ static int load(struct talk *t, const char *path, struct err *err)
 }
 
 /* 1: leave. */
-static int handle_command(struct talk *t, char *line, struct err *err)
+static int handle_command(struct talk *t, const char *line, struct err *err)
 {
     enum slash which;
-    const char *file;
-    int r = slash_parse(line, &which, &file, err);
+    char file[SLASH_FILE_BYTES];
+    int r = slash_parse(line, &which, file, err);
     if (r < 0)
         return r;
     if (which == SLASH_QUIT)

@@ -166,9 +166,10 @@ def test_warnings():
         t.read_until(r"\n> ")
         os.kill(stage(t, "loader"), signal.SIGKILL)
         said = t.read_until(r"it is started again.*\n")
+        worker = stage(t, "gpu_worker")  # looking for it takes time that the answer does not leave
         t.type("Tell me a long story\n")
         said += t.read_until(r"\S+ \S+ \S+ ")
-        os.kill(stage(t, "gpu_worker"), signal.SIGKILL)
+        os.kill(worker, signal.SIGKILL)
         said += t.read_until(r"\n> ").removesuffix("\n> ")
         warned = re.findall(r"^(.*)coordinator\[\d+\] warn supervise: .*\n", said, flags=re.M)
         check(warned == ["", ""], "not on lines of their own:", said)
