@@ -288,7 +288,12 @@ class Fake(contextlib.AbstractContextManager):
             def do_POST(self):
                 fake.headers.append({k.lower(): v for k, v in self.headers.items()})
                 fake.body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                self.reply(*(fake.replies.pop(0) if fake.replies else (200, {}, events("ok"))))
+                reply = fake.replies.pop(0) if fake.replies else (200, {}, events("ok"))
+                if isinstance(reply, threading.Event):  # until the client goes
+                    reply.set()
+                    self.rfile.read(1)
+                else:
+                    self.reply(*reply)
 
         http.server.ThreadingHTTPServer.handle_error = lambda *_: None  # clients that close a connection
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -326,6 +331,27 @@ def test_not_ready():
         p.send_signal(signal.SIGTERM)
         p.communicate(timeout=30)
         check(p.returncode == 143, p.returncode)
+
+
+def test_silent_server():
+    """One that takes a request and says nothing: Ctrl-C ends the waiting, before the first prompt the program, later the turn."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        s.listen()
+        p = tandem.start("coordinator", "client", "--url", f"http://127.0.0.1:{s.getsockname()[1]}", "--prompt", "a", stdin=subprocess.DEVNULL)
+        with s.accept()[0] as c:
+            c.recv(100)
+            p.send_signal(signal.SIGINT)
+            p.communicate(timeout=30)
+            check(p.returncode == 130, p.returncode)
+    silent = threading.Event()
+    with Fake(silent) as s, Chat(s.url) as t:
+        t.type("are you there\n")
+        wait_until(silent.is_set, 30, "no request")
+        os.write(t.master, b"\x03")
+        t.read_until(r"\n> ")
+        check(t.ask("and now") == "ok" and s.body["messages"] == [user("and now")], s.body)  # the turn without an answer is gone
+        t.quit()
 
 
 def test_what_a_server_may_say():

@@ -4,9 +4,10 @@ a terminal of another size, and what is kept of a conversation."""
 import contextlib
 import json
 import os
-import re
 import signal
 import stat
+import tempfile
+import termios
 import threading
 import time
 
@@ -29,7 +30,7 @@ def lines(state):
 
 class Chat(Terminal):
     def __init__(self, *args, state=None, **keys):
-        self.state = state or tandem.tempfile.mkdtemp(dir=tandem.WORK)
+        self.state = state or tempfile.mkdtemp(dir=tandem.WORK)
         super().__init__(*CALM, *args, env={"XDG_STATE_HOME": self.state, **keys.pop("env", {})}, **keys)
         self.read_until(r"(^|\n)> ")
 
@@ -154,25 +155,15 @@ def test_stopped_and_continued():
     """Ctrl-Z and fg: the prompt is drawn again, and keys do what they did, though the shell has had the terminal in its own mode."""
     with Chat() as t:
         t.type("half a line")
-        edit = tandem_mode(t)
+        edit = termios.tcgetattr(t.master)
         os.kill(t.process.pid, signal.SIGSTOP)
         os.waitpid(t.process.pid, os.WUNTRACED)
-        set_mode(t, t.mode)
+        termios.tcsetattr(t.master, termios.TCSANOW, t.mode)
         os.kill(t.process.pid, signal.SIGCONT)
         t.read_until(r"> half a line")
-        check(tandem_mode(t) == edit, "the editor's mode is gone:", tandem_mode(t), edit)
+        check(termios.tcgetattr(t.master) == edit, "the editor's mode is gone:", termios.tcgetattr(t.master), edit)
         check(t.heard(HOME, "and ") == "and half a line", lines(t.state))
         t.quit()
-
-
-def tandem_mode(t):
-    import termios
-    return termios.tcgetattr(t.master)[:4]
-
-
-def set_mode(t, mode):
-    import termios
-    termios.tcsetattr(t.master, termios.TCSANOW, mode)
 
 
 def test_history():
@@ -203,14 +194,15 @@ def test_history():
 
 
 def test_history_is_bounded():
-    state = tandem.tempfile.mkdtemp(dir=tandem.WORK)
+    state = tempfile.mkdtemp(dir=tandem.WORK)
     os.mkdir(os.path.join(state, "tandem"))
     with open(history_file(state), "wb") as f:
         f.write(b"".join(b"prompt %d\n" % i for i in range(1200)) + b"\xff\xfe no text\n" + b"cut sho")
     os.chmod(history_file(state), 0o600)
     with Chat(state=state) as t:
         check(t.heard("new") == "new", lines(state)[-3:])
-        kept = open(history_file(state), "rb").read().split(b"\n")
+        with open(history_file(state), "rb") as f:
+            kept = f.read().split(b"\n")
         check(len(kept) == 1002 and kept[-2:] == [b"new", b""] and kept[-5] == b"prompt 1199", len(kept), kept[-5:])
         check(stat.S_IMODE(os.stat(history_file(state)).st_mode) == 0o600, "mode")
         t.quit()
@@ -230,7 +222,7 @@ def test_history_off():
         t.quit()
         check(not os.path.exists(history_file(t.state)), "a file was written")
     cfg = tandem.config(tandem.model("demo", "bf16"))
-    state = tandem.tempfile.mkdtemp(dir=tandem.WORK)
+    state = tempfile.mkdtemp(dir=tandem.WORK)
     tandem.run("coordinator", "--config", cfg, *CALM, stdin="Tell me\n", env={"XDG_STATE_HOME": state})
     check(os.listdir(state) == [], "a pipe writes a history:", os.listdir(state))
     # A file that cannot be written is said once and costs nothing; a link to /dev/null is none.
@@ -300,8 +292,9 @@ def test_save_and_load():
         check(saved.keys() == {"model", "messages"} and saved["model"] == "demo-bf16", saved)
         check(contents[:2] == [("system", "Be kind."), ("user", "Tell me a story about a cat")] and contents[3] == ("user", 'Grüße 😀\nund "mehr"'), contents)
         check(contents[2][1] == first and contents[4][1].endswith(second.splitlines()[-1]), contents, first, second)
-        before = open(path, "rb").read()
-        check(f"'{path}' is there already" in t.keys(f"/save {path}\n") and open(path, "rb").read() == before, "overwritten")
+        check(f"'{path}' is there already" in t.keys(f"/save {path}\n"), "not refused")
+        with open(path, encoding="utf-8") as f:
+            check(json.load(f) == saved, "overwritten")
         said = t.keys("/save /nowhere/at/all.json\n")
         check("'/nowhere/at/all.json' cannot be written; name a file in a folder" in said and "No such file" in said, said)
         check(f"'{tandem.WORK}/at-home.json'" in t.keys("/save ~/at-home.json \n") and os.path.exists(scratch("at-home.json")), "~")
