@@ -6,10 +6,15 @@
 
 #include <stdbool.h>
 #include <string.h>
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
 
 #define R REPACK_ROWS
 #define MAX_WORDS 52
 #define NIBBLES 0x0f0f0f0fu
+#define LINE 64
+#define AHEAD 512 /* bytes of a row; sixteen rows are more streams than processors follow by themselves */
 
 static size_t round_up(size_t n)
 {
@@ -44,16 +49,38 @@ static halves8 load8(const void *p)
     return v;
 }
 
-/* Four words of each of four rows, row i at rows[i], to [word][row]: word v of all rows at out + v * stride bytes. */
-static void transpose4(const uint8_t *const *rows, uint8_t *out, size_t stride)
+/* Past the caches: a segment is larger than they are, and a line that is not fetched to be overwritten is half the work of memory.
+ * Only where all of a tile goes this way, from registers: other stores between these cost more than is won. */
+static inline __attribute__((always_inline)) void put(bool past, uint8_t *out, words4 v)
 {
-    words4 a = load4(rows[0]), b = load4(rows[1]), c = load4(rows[2]), d = load4(rows[3]);
+#ifdef __SSE2__
+    if (past) {
+        _mm_stream_si128((__m128i *)(void *)out, (__m128i)v);
+        return;
+    }
+#endif
+    memcpy(out, &v, sizeof(v));
+}
+
+/* What was put is there before anything that is stored from now on. */
+static void put_end(void)
+{
+#ifdef __SSE2__
+    _mm_sfence();
+#endif
+}
+
+/* Four words of each of four rows `from` bytes apart, to [word][row]: word v of all rows at out + v * stride bytes. */
+static inline __attribute__((always_inline)) void transpose4(bool past, const uint8_t *rows, size_t from, uint8_t *out,
+                                                             size_t stride)
+{
+    words4 a = load4(rows), b = load4(rows + from), c = load4(rows + 2 * from), d = load4(rows + 3 * from);
     words4 ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), AB = __builtin_shufflevector(a, b, 2, 6, 3, 7);
     words4 cd = __builtin_shufflevector(c, d, 0, 4, 1, 5), CD = __builtin_shufflevector(c, d, 2, 6, 3, 7);
     const words4 t[4] = {__builtin_shufflevector(ab, cd, 0, 1, 4, 5), __builtin_shufflevector(ab, cd, 2, 3, 6, 7),
                          __builtin_shufflevector(AB, CD, 0, 1, 4, 5), __builtin_shufflevector(AB, CD, 2, 3, 6, 7)};
     for (int v = 0; v < 4; v++)
-        memcpy(out + (size_t)v * stride, &t[v], sizeof(t[v]));
+        put(past, out + (size_t)v * stride, t[v]);
 }
 
 /* Eight halves of each of eight rows `from` bytes apart, likewise. */
@@ -70,18 +97,28 @@ static void transpose8(const uint8_t *rows, size_t from, uint8_t *out, size_t st
         memcpy(x, y, sizeof(x));
     }
     for (int v = 0; v < 8; v++)
-        memcpy(out + (size_t)v * stride, &x[v], sizeof(x[v]));
+        put(true, out + (size_t)v * stride, (words4)x[v]);
+}
+
+/* The next `bytes` of sixteen rows. */
+static inline __attribute__((always_inline)) void fetch_ahead(const uint8_t *rows, size_t row, size_t bytes)
+{
+    for (size_t r = 0; r < R; r++) {
+        for (size_t at = 0; at < bytes; at += LINE)
+            __builtin_prefetch(rows + r * row + AHEAD + at);
+    }
 }
 
 static void scalar_tile(const uint8_t *rows, size_t n_rows, size_t n_cols, size_t size, uint8_t *tile)
 {
     size_t step = 16 / size, k = 0, row = n_cols * size;
     for (; n_rows == R && k + step <= n_cols; k += step) {
+        if (k * size % LINE == 0)
+            fetch_ahead(rows + k * size, row, LINE);
         for (size_t r = 0; r < R; r += step) {
             const uint8_t *from = rows + r * row + k * size;
             if (size == 4)
-                transpose4((const uint8_t *const[]){from, from + row, from + 2 * row, from + 3 * row}, tile + (k * R + r) * 4,
-                           R * 4);
+                transpose4(true, from, row, tile + (k * R + r) * 4, R * 4);
             else
                 transpose8(from, row, tile + (k * R + r) * 2, R * 2);
         }
@@ -253,20 +290,31 @@ static inline __attribute__((always_inline)) void block_of_rows(int type, const 
     size_t head = repack_has_tail(type) && type != QUANT_Q6_K ? 2 : 0;
     for (size_t r = 0; r < R && !as_it_is(type); r++)
         words_in(type, src + r * row, w[r]);
-    for (size_t r = 0; r < R; r += 4) {
-        const uint8_t *from[4];
-        for (size_t i = 0; i < 4; i++)
-            from[i] = as_it_is(type) ? src + (r + i) * row + head : (const uint8_t *)w[r + i];
-        size_t v = 0;
-        for (; v + 4 <= words; v += 4) {
-            transpose4(from, out + (v * R + r) * 4, R * 4);
+    const uint8_t *from = as_it_is(type) ? src + head : (const uint8_t *)w;
+    const size_t step = as_it_is(type) ? row : sizeof(w[0]);
+    for (size_t v = 0; v < words / 4 * 4; v += 4) {
+        for (size_t r = 0; r < R; r += 4)
+            transpose4(as_it_is(type), from + r * step + v * 4, step, out + (v * R + r) * 4, R * 4);
+    }
+    for (size_t v = words / 4 * 4; v < words; v++) {
+        for (size_t r = 0; r < R; r += 4) {
+            uint32_t x[4];
             for (size_t i = 0; i < 4; i++)
-                from[i] += 16;
+                memcpy(&x[i], from + (r + i) * step + v * 4, 4);
+            put(as_it_is(type), out + (v * R + r) * 4, (words4){x[0], x[1], x[2], x[3]});
         }
-        for (size_t i = 0; i < 4; i++) {
-            for (size_t k = 0; v + k < words; k++)
-                memcpy(out + ((v + k) * R + r + i) * 4, from[i] + 4 * k, 4);
-        }
+    }
+}
+
+/* d of a block of 16 rows. */
+static inline __attribute__((always_inline)) void tail_of_rows(int type, const uint8_t *src, size_t row, uint8_t *out)
+{
+    for (size_t k = 0; k < R; k += 8) {
+        uint16_t d[8];
+        for (size_t r = 0; r < 8; r++)
+            memcpy(&d[r], src + (k + r) * row + tail_at(type), 2);
+        const halves8 all = {d[0], d[1], d[2], d[3], d[4], d[5], d[6], d[7]}; /* in a register: not loaded behind its stores */
+        put(as_it_is(type), out + k * 2, (words4)all);
     }
 }
 
@@ -274,19 +322,26 @@ static inline __attribute__((always_inline)) void tile_of(int type, const uint8_
                                                           uint8_t *tile)
 {
     size_t blocks = n_cols / quant_block_elems(type), words = repack_block_words(type), bytes = quant_block_bytes(type);
+    size_t row = blocks * bytes, every = bytes < LINE ? LINE / bytes : 1;
     uint32_t w[MAX_WORDS];
     for (size_t b = 0; b < blocks; b++) {
         const uint8_t *src = rows + b * bytes;
         uint8_t *out = tile + repack_block_offset(type, b);
-        if (n_rows == R)
-            block_of_rows(type, src, blocks * bytes, words, out);
-        for (size_t r = 0; n_rows < R && r < n_rows; r++) {
-            words_in(type, src + r * blocks * bytes, w);
+        if (n_rows == R && as_it_is(type) && b % every == 0)
+            fetch_ahead(src, row, bytes);
+        if (n_rows == R) {
+            block_of_rows(type, src, row, words, out);
+            if (repack_has_tail(type))
+                tail_of_rows(type, src, row, tile + repack_tail_offset(type, blocks, b));
+            continue;
+        }
+        for (size_t r = 0; r < n_rows; r++) {
+            words_in(type, src + r * row, w);
             for (size_t v = 0; v < words; v++)
                 memcpy(out + (v * R + r) * 4, &w[v], 4);
         }
         for (size_t r = 0; repack_has_tail(type) && r < n_rows; r++)
-            memcpy(tile + repack_tail_offset(type, blocks, b) + r * 2, src + r * blocks * bytes + tail_at(type), 2);
+            memcpy(tile + repack_tail_offset(type, blocks, b) + r * 2, src + r * row + tail_at(type), 2);
     }
 }
 
@@ -329,6 +384,7 @@ void repack_tile(int type, const void *rows, size_t n_rows, size_t n_cols, void 
         block_tile(type, rows, n_rows, n_cols, tile);
     else
         scalar_tile(rows, n_rows, n_cols, quant_block_bytes(type), tile);
+    put_end();
 }
 
 void repack_extract_row(int type, const void *tile, size_t row, size_t n_cols, void *ret_row)

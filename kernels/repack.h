@@ -62,7 +62,8 @@ static inline size_t repack_n_tiles(size_t n_rows)
 }
 /* Bytes of a whole matrix: n_tiles * tile_bytes. */
 size_t repack_bytes(int type, size_t n_rows, size_t n_cols);
-/* n_rows (1..16) consecutive rows as they lie in GGUF -> one whole tile (fully written, absent rows as zero). */
+/* n_rows (1..16) consecutive rows as they lie in GGUF -> one whole tile at a multiple of REPACK_ALIGN (fully written, absent rows
+ * as zero; most of it past the caches). */
 void repack_tile(int type, const void *rows, size_t n_rows, size_t n_cols, void *tile);
 /* The reverse, for one row; for tests and debugging. */
 void repack_extract_row(int type, const void *tile, size_t row, size_t n_cols, void *ret_row);
