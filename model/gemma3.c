@@ -84,7 +84,7 @@ bool gemma3_is_norm(enum gemma3_tensor t)
 
 static int check_tensor(const struct gguf *g, const struct hparams *h, enum gemma3_tensor t, uint32_t layer, struct err *err)
 {
-    const struct gguf_tensor *x;
+    const struct gguf_tensor *x = NULL;
     uint32_t rows, cols;
     int r = gemma3_find(g, t, layer, &x, err);
     if (r < 0)
@@ -173,7 +173,7 @@ static int unusual(const struct gguf *g, struct hparams *h, struct err *err)
 
 static int sizes(const struct gguf *g, struct hparams *h, struct err *err)
 {
-    const struct gguf_tensor *embd;
+    const struct gguf_tensor *embd = NULL;
     uint32_t value_length = 0;
     int r = need_u32(g, "block_count", 1, 512, &h->n_layers, err);
     if (r == 0)

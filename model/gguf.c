@@ -83,7 +83,7 @@ static size_t element_bytes(uint32_t type)
 
 static int take_string(struct reader *r, uint64_t max, char **ret, uint64_t *ret_n, struct err *err)
 {
-    uint64_t n, at = r->at;
+    uint64_t n = 0, at = r->at;
     int e = take(r, &n, sizeof(n), err);
     if (e < 0)
         return e;
@@ -114,7 +114,7 @@ static int take_string_array(struct reader *r, struct value *v, struct err *err)
     if (!v->offsets || !v->data)
         return err_set(err, -ENOMEM, "out of memory for %" PRIu64 " strings", v->n);
     for (uint64_t i = 0; i < v->n; i++) {
-        uint64_t n, at = r->at;
+        uint64_t n = 0, at = r->at;
         int e = take(r, &n, sizeof(n), err);
         if (e < 0)
             return e;

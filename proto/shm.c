@@ -121,7 +121,7 @@ void shm_unmap(void *p, size_t bytes)
 int shm_make_page(const char *name, uint32_t magic, struct err *err)
 {
     auto_fd fd = shm_make(name, PAGE, false, err);
-    void *p;
+    void *p = NULL;
     if (fd < 0)
         return fd;
     int r = shm_map(fd, PAGE, true, &p, err);
@@ -134,7 +134,7 @@ int shm_make_page(const char *name, uint32_t magic, struct err *err)
 
 int shm_map_page(int fd, const char *what, uint32_t magic, void **ret, struct err *err)
 {
-    void *p;
+    void *p = NULL;
     int r = shm_map(fd, PAGE, true, &p, err);
     if (r < 0)
         return err_wrap(err, r, "%s", what);
