@@ -12,6 +12,7 @@
 #include <limits.h>
 #include <sched.h>
 #include <seccomp.h>
+#include <linux/sockios.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -317,10 +318,13 @@ static int driver_conditions(scmp_filter_ctx f, uint32_t refuse)
     r = r ? r : add_if(f, refuse, CALL(tgkill), unequal(0, (scmp_datum_t)self));
     r = r ? r : add_if(f, refuse, CALL(kill), unequal(0, (scmp_datum_t)self));
     r = r ? r : add_if(f, refuse, CALL(prlimit64), unequal(0, 0));
-    r = r ? r : add_if(f, refuse, CALL(prctl), equal(0, PR_SET_PDEATHSIG));
-    r = r ? r : add_if(f, refuse, CALL(fcntl), equal(1, F_SETOWN));
-    r = r ? r : add_if(f, refuse, CALL(fcntl), equal(1, F_SETOWN_EX));
-    r = r ? r : add_if(f, refuse, CALL(fcntl), equal(1, F_SETSIG));
+    /* of these arguments the kernel looks at 32 bits */
+    r = r ? r : add_if(f, refuse, CALL(prctl), masked(0, UINT32_MAX, PR_SET_PDEATHSIG));
+    r = r ? r : add_if(f, refuse, CALL(fcntl), masked(1, UINT32_MAX, F_SETOWN));
+    r = r ? r : add_if(f, refuse, CALL(fcntl), masked(1, UINT32_MAX, F_SETOWN_EX));
+    r = r ? r : add_if(f, refuse, CALL(fcntl), masked(1, UINT32_MAX, F_SETSIG));
+    r = r ? r : add_if(f, refuse, CALL(ioctl), masked(1, UINT32_MAX, FIOSETOWN));
+    r = r ? r : add_if(f, refuse, CALL(ioctl), masked(1, UINT32_MAX, SIOCSPGRP));
     /* input put into the terminal would be read by a shell */
     r = r ? r : add_if(f, refuse, CALL(ioctl), masked(1, UINT32_MAX, TIOCSTI));
     r = r ? r : add_if(f, refuse, CALL(ioctl), masked(1, UINT32_MAX, TIOCLINUX));

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
+#include <linux/sockios.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <pthread.h>
@@ -221,6 +222,34 @@ static int try_owner_signal(void)
 {
     return fcntl(1, F_SETSIG, SIGKILL);
 }
+/* The kernel looks at 32 bits of these arguments, and a filter is given 64. */
+static int try_owner_wide(void)
+{
+    return (int)syscall(SYS_fcntl, 1, 1UL << 32 | F_SETOWN, getppid());
+}
+static int try_owner_ex_wide(void)
+{
+    struct f_owner_ex o = {F_OWNER_PID, getppid()};
+    return (int)syscall(SYS_fcntl, 1, 1UL << 32 | F_SETOWN_EX, &o);
+}
+static int try_owner_signal_wide(void)
+{
+    return (int)syscall(SYS_fcntl, 1, 1UL << 32 | F_SETSIG, SIGKILL);
+}
+static int try_outlive_wide(void)
+{
+    return (int)syscall(SYS_prctl, 1UL << 32 | PR_SET_PDEATHSIG, 0);
+}
+static int try_owner_of_socket(void)
+{
+    int pid = getppid();
+    return (int)syscall(SYS_ioctl, 1, FIOSETOWN, &pid);
+}
+static int try_group_of_socket(void)
+{
+    int pid = getppid();
+    return (int)syscall(SYS_ioctl, 1, 1UL << 32 | SIOCSPGRP, &pid);
+}
 static int try_console(void)
 {
     char c[2] = {2, 0}; /* puts what is selected there into its input */
@@ -349,6 +378,12 @@ static const struct trial trials[] = {
     {"F_SETOWN", try_owner, KILLED, EPERM},
     {"F_SETOWN_EX", try_owner_ex, KILLED, EPERM},
     {"F_SETSIG", try_owner_signal, KILLED, EPERM},
+    {"F_SETOWN, wide", try_owner_wide, KILLED, EPERM},
+    {"F_SETOWN_EX, wide", try_owner_ex_wide, KILLED, EPERM},
+    {"F_SETSIG, wide", try_owner_signal_wide, KILLED, EPERM},
+    {"PR_SET_PDEATHSIG, wide", try_outlive_wide, KILLED, EPERM},
+    {"FIOSETOWN", try_owner_of_socket, KILLED, EPERM},
+    {"SIOCSPGRP, wide", try_group_of_socket, KILLED, EPERM},
     {"tgkill another", try_kill_thread, KILLED, EPERM},
     {"kill itself with nothing", try_kill_self, PASSED, PASSED},
     {"clone3", try_clone3, ENOSYS, ENOSYS},
