@@ -9,7 +9,9 @@
 #include <pthread.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include "proto/err.h"
 #include "proto/log.h"
@@ -79,4 +81,10 @@ int process_begin(const char *name, struct err *err)
         return err_set(err, -EINVAL, "TANDEM_TRACE is '%.40s'; expected msg", trace);
     r = raise_files(err);
     return r < 0 ? r : raise_stack(err);
+}
+
+void process_is_asked(unsigned seconds)
+{
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    alarm(seconds); /* where the other ended before that */
 }

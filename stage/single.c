@@ -20,6 +20,8 @@
 #include "proto/stage_connect.h"
 #include "proto/util.h"
 
+#define CHOOSE_SECONDS 60 /* longer than who asks waits (coordinator/device_ask.c) */
+
 #define OVERRIDES_MAX 64
 #define USAGE_STATUS 2
 #define CONNECT_MS 5000
@@ -309,6 +311,8 @@ static int run_single(struct parsed *a, struct err *err)
 static int run_list(struct parsed *a, struct err *err)
 {
     struct single *s = &a->s;
+    if (a->list == SINGLE_LIST_CHOOSE)
+        process_is_asked(CHOOSE_SECONDS);
     int r = config_load(s->config_path, a->overrides, a->n_overrides, &s->config, err);
     if (r == 0)
         r = s->program->list(s, a->list, err);

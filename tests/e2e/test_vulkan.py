@@ -343,6 +343,25 @@ def test_next_backend():
         same_text(cpu, answer["output_ids"], want, ids, BESIDE_CPU["q8_0"], backend)
 
 
+def test_hanging_driver():
+    """Who asks a driver that never answers ends with the coordinator, however that ends."""
+    device()
+    hang = tandem.scratch("hang.json")
+    with open(hang, "w", encoding="utf-8") as f:
+        json.dump({"file_format_version": "1.0.0",
+                   "ICD": {"library_path": os.path.join(os.path.dirname(tandem.BIN), "tests", "libcrashing_icd.so"),
+                           "api_version": "1.2.0"}}, f)
+    cfg = config(model("demo", "q8_0"), gpu__allow_cpu_device="true")
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        process = tandem.start("coordinator", "--config", cfg, "generate", "--prompt", "Once",
+                               env={"VK_DRIVER_FILES": hang, "VK_ICD_FILENAMES": hang, "CRASHING_ICD": "hang"})
+        asked = lambda: [p for p, c in tandem.processes().items() if "--choose-device" in c]
+        tandem.wait_until(asked, 60, "nobody asks the driver")
+        process.send_signal(number)
+        process.communicate(timeout=60)
+        tandem.wait_until(lambda: not tandem.processes(), 10, lambda: f"left behind: {tandem.processes()}")
+
+
 def test_no_driver():
     """auto computes on the processor and says why; vulkan is an error; a driver that crashes while it is asked ends nobody else."""
     device()
