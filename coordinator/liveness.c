@@ -50,6 +50,14 @@ static void hangs(struct stage *st, uint64_t silent_ns, const struct err *why)
     child_kill(st->child, why);
 }
 
+/* A worker that waits for an NPU knows when to stop, and says more than that it hangs. */
+static uint64_t device_limit(const struct stage *st)
+{
+    const struct supervise *s = st->owner;
+    bool waits = st->role == MSG_ROLE_NPU && s->o.plan->npu.xrt;
+    return waits ? s->o.config->xrt.timeout_ms * UINT64_C(1000000) + CHUNK_LEAST : 0;
+}
+
 static bool check_chunk(struct stage *st, uint64_t now)
 {
     struct status_work w;
@@ -64,13 +72,16 @@ static bool check_chunk(struct stage *st, uint64_t now)
         return true;
     }
     uint64_t usual = MIN(w.usual_ns, 1000 * SECOND), limit = usual ? MAX(20 * usual, CHUNK_LEAST) : CHUNK_FIRST;
+    limit = MAX(limit, device_limit(st));
     uint64_t took = now - MIN(now, MAX(w.since_ns, st->owner->resumed_ns));
     if (took <= limit)
         return false;
     err_set(&why, -ETIMEDOUT,
             "%s (pid %d) hangs: chunk %llu of %u tokens is at layer %u for %.1f s; at most %.1f s are allowed%s (see 'deadlines')",
             msg_role_name(st->role), st->pid, (unsigned long long)w.chunk, w.n_tokens, w.layer, seconds(took), seconds(limit),
-            usual ? ", 20 times what is usual" : " to the first of its kind");
+            limit == device_limit(st) ? ", 'npu.timeout_ms' and 2 s"
+            : usual                   ? ", 20 times what is usual"
+                                      : " to the first of its kind");
     hangs(st, took, &why);
     return true;
 }

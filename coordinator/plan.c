@@ -159,6 +159,7 @@ static void weights(const struct plan_inputs *in, const struct plan_choice *ch, 
         struct held h = hold(in, &p->residency[worker], i);
         p->process[worker].bytes[BUDGET_WEIGHTS] = h.pinned + h.slots;
         p->token_bytes += h.pinned + h.streamed;
+        p->attention_bytes += i ? 0 : h.pinned + h.streamed;
         p->streamed_bytes += h.read;
         if (i)
             device_weights(in->config, p, &h);

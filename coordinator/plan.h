@@ -41,8 +41,9 @@ struct plan {
     struct {
         uint64_t bytes, time_ns, inode; /* of the model file, by who opens the pipeline; 0: not looked at */
     } model;
-    uint64_t tensor_bytes; /* of the file, the tied head counted once */
-    uint64_t token_bytes;  /* of weights, all of which are read for a token */
+    uint64_t tensor_bytes;    /* of the file, the tied head counted once */
+    uint64_t token_bytes;     /* of weights, all of which are read for a token, */
+    uint64_t attention_bytes; /* and those of npu_worker */
     struct machine machine;
     double disk_rate; /* bytes/s of the model file's disk, likewise */
     double read_rate; /* bytes/s of memory, measured by who prints the plan; 0: not measured */

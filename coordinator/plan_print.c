@@ -48,12 +48,11 @@ static void print_npu(const struct plan *p, FILE *f)
 static void print_xrt(const struct plan *p, FILE *f)
 {
     char few[32], many[32];
-    uint64_t weights = p->process[CONFIG_NPU].bytes[BUDGET_WEIGHTS];
     if (p->npu.xrt)
         fprintf(f,
                 "NPU         '%s', weights of %u layers stay there; moved for a token: %s on the processor, %s to the NPU in "
                 "chunks of %u\n",
-                p->npu.name, p->npu_resident, util_format_bytes(few, sizeof(few), weights),
+                p->npu.name, p->npu_resident, util_format_bytes(few, sizeof(few), p->attention_bytes),
                 util_format_bytes(many, sizeof(many), p->npu.moved * (p->hparams.n_layers - p->npu_resident) / p->chunk_tokens),
                 p->chunk_tokens);
     else if (p->npu.reason[0])

@@ -159,6 +159,7 @@ def test_streamed():
     for n in (4, 512):
         cfg = config(model("demo", "q8_0"), **keys, sequences=1, npu__streamed=n)
         check(tandem.run_json("coordinator", "--config", cfg, "plan", "--json")["npu_resident"] == 0, n)
+        check("moved for a token: 2.5 MiB on the processor" in run("coordinator", "--config", cfg, "plan").stdout, n)
         check(np.array_equal(evaluate(cfg, ids), want), n, "streamed layers change the logits")
         worker = worker_of(generate(cfg, ids, 6))
         check(worker["offloaded"] == worker["products"] > 0 and worker["stream_visits"] == 6 * min(n, 12), worker)
@@ -223,6 +224,10 @@ def test_faults():
     while_running = ((f"hang_at={FAULT_AT}", "not done within 500 ms"), (f"timeout_at={FAULT_AT}", "ERT_CMD_STATE_TIMEOUT"),
                      (f"error_at={FAULT_AT}", "ended it with an error"), (f"abort_at={FAULT_AT}", "it was aborted"),
                      (f"submit_fail={FAULT_AT}", "could not be submitted"), ("sync_fail=200", "unable to sync"))  # 144 carry weights
+    # A wait that is longer than what a chunk usually takes is the worker's to end: it knows why.
+    r = outcome("auto", "hang_at=30", npu__timeout_ms=3000)
+    check(r.returncode == 0 and "not done within 3000 ms" in r.stderr and worker_of(json.loads(r.stdout))["restarts"] == 0, r.stderr)
+    check(r.stderr.count("computes on the processor from now on") == 1, r.stderr)
     for fault, reason in at_open + while_running:
         r = outcome("xrt", fault, restarts=0)
         check(r.returncode == 1 and reason in r.stderr, fault, r.returncode, r.stderr)
