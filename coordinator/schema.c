@@ -273,7 +273,9 @@ static int add_object(struct build *b, const json_t *schema, uint32_t rule, cons
     const char *names[MAX_ITEMS], *name;
     uint32_t rules[MAX_ITEMS], n = 0;
     int r = check_object(b, schema, properties, place);
-    if (r == 0 && json_object_size(properties) == 0 && !json_is_false(json_object_get(schema, "additionalProperties"))) {
+    if (r < 0)
+        return r;
+    if (json_object_size(properties) == 0 && !json_is_false(json_object_get(schema, "additionalProperties"))) {
         add(b, rule, 1, grammar_call(b->object));
         return 0;
     }

@@ -34,7 +34,8 @@ VALUES = ["x", "", "Once", 1, 0, -1, 1.5, 1e308, 10**18, True, False, None, [], 
           [{"role": "user", "content": "Hi"}], [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}], {"1": -100}, {"1": "x"},
           "\ud83d\ude00", "a" * 3000, {"type": "json_object"}, [None] * 17, {"a": {"b": {"c": {}}}},
           {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object", "properties": {"a": {"enum": [1, "b"]}}}}},
-          {"type": "json_schema", "json_schema": {"name": "a", "strict": True, "schema": {"$ref": "#"}}}]
+          {"type": "json_schema", "json_schema": {"name": "a", "strict": True, "schema": {"$ref": "#"}}},
+          {"type": "json_schema", "json_schema": {"name": "a", "schema": {"properties": {f"p{i}": {} for i in range(400)}}}}]
 MEMBERS = ["prompt", "messages", "max_tokens", "temperature", "top_p", "top_k", "min_p", "n", "stream", "stream_options", "stop", "seed",
            "logprobs", "top_logprobs", "logit_bias", "response_format", "presence_penalty", "frequency_penalty", "repetition_penalty",
            "model", "user", "echo", "tools", "content", "tokens", "max_completion_tokens", "add_special", "prompt\0", "text"]

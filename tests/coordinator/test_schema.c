@@ -182,6 +182,14 @@ static void test_large(void **state)
     assert_int_equal(judge(g, rule, "{\"p255\":1}", 10), 2);
     assert_int_equal(judge(g, rule, "{\"p000\":1,\"p255\":1}", 19), 2);
     grammar_close(g);
+    for (int n = 257; n < 10000; n *= 6) {
+        p = text + sprintf(text, "{\"type\": \"object\", \"properties\": {");
+        for (int i = 0; i < n; i++)
+            p += sprintf(p, "%s\"p%03d\": {\"type\": \"integer\"}", i ? ", " : "", i);
+        sprintf(p, "}}");
+        assert_int_equal(compile(text, &g, &rule, &err), -EINVAL);
+        assert_non_null(strstr(err.text, "'properties' is not an object of at most 256 schemas"));
+    }
     for (int depth = 60; depth <= 70; depth += 10) {
         p = text;
         for (int i = 0; i < depth; i++)
