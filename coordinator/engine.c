@@ -297,8 +297,8 @@ static int open_caps(struct engine *e, struct err *err)
     }
     log_info("memory", "caps are enforced by the kernel (cgroup %s, '%s')", cgroup_version(e->cgroup), cgroup_path(e->cgroup));
     r = runtime_dir_note_cgroup(e->runtime, cgroup_path(e->cgroup), err);
-    if (process_memory_private((int)getpid(), &e->outside) < 0)
-        e->outside = 0;
+    struct process_memory m;
+    e->outside = process_memory_read((int)getpid(), false, &m) < 0 ? 0 : m.anon;
     return r < 0 ? r : cgroup_add(e->cgroup, "coordinator", (int)getpid(), e->plan.process[CONFIG_COORDINATOR].cap, err);
 }
 

@@ -21,9 +21,9 @@ struct monitor {
     uint32_t pending; /* bit per role */
     bool asking;
     struct msg_stats last[MSG_ROLES];
-    bool answered[MSG_ROLES];                /* in this round */
-    uint64_t private_peak[CONFIG_PROCESSES]; /* where no cgroup counts: the most that was seen */
-    struct monitor_wait *waits, *told;       /* told: those of the round that ends */
+    bool answered[MSG_ROLES];             /* in this round */
+    uint64_t seen_peak[CONFIG_PROCESSES]; /* where no cgroup counts */
+    struct monitor_wait *waits, *told;    /* told: those of the round that ends */
     struct monitor_snapshot snapshot;
     uv_timer_t timer;
     bool timer_open;
@@ -88,16 +88,16 @@ static void from_stage(struct engine_process_stats *s, const struct msg_stats *m
 static void look_at_process(struct monitor *m, int process, bool pss, struct engine_process_stats *s)
 {
     const bool self = process == CONFIG_COORDINATOR;
-    uint64_t *most = &m->private_peak[process];
+    uint64_t *most = &m->seen_peak[process];
     struct process_memory p;
     if (s->pid && process_memory_read(s->pid, pss, &p) == 0) {
         s->rss = p.rss;
         s->pss = p.pss;
         s->anon = p.anon;
-        *most = MAX(*most, p.anon);
+        *most = MAX(*most, p.anon + s->peak[self ? BUDGET_RING : BUDGET_WEIGHTS]); /* memfds of its own making */
         if (m->o.watch)
             *most = MAX(*most, watch_peak(m->o.watch, (enum config_process)process));
-        s->peak_bytes = *most + s->peak[self ? BUDGET_RING : BUDGET_WEIGHTS]; /* memfds of its own making */
+        s->peak_bytes = *most;
     }
     if (!s->cap_enforced)
         return;

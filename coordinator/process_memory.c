@@ -24,6 +24,7 @@ int process_memory_read(int pid, bool with_pss, struct process_memory *ret)
     while (fgets(line, sizeof(line), f)) {
         ret->rss += field(line, "VmRSS");
         ret->anon += field(line, "RssAnon");
+        ret->shmem += field(line, "RssShmem");
     }
     if (!with_pss)
         return 0;
@@ -31,18 +32,5 @@ int process_memory_read(int pid, bool with_pss, struct process_memory *ret)
     auto_file g = fopen(path, "re");
     while (g && fgets(line, sizeof(line), g))
         ret->pss += field(line, "Pss");
-    return 0;
-}
-
-int process_memory_private(int pid, uint64_t *ret)
-{
-    char path[64], line[256];
-    *ret = 0;
-    snprintf(path, sizeof(path), "/proc/%d/status", pid);
-    auto_file f = fopen(path, "re");
-    if (!f)
-        return -errno;
-    while (fgets(line, sizeof(line), f))
-        *ret += field(line, "RssAnon");
     return 0;
 }

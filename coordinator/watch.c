@@ -19,19 +19,33 @@ struct watch {
     struct supervise *supervise;
     void (*over)(void *ctx, const struct err *err);
     void *ctx;
-    uint64_t peak[CONFIG_PROCESSES]; /* the most private memory seen */
+    uint64_t peak[CONFIG_PROCESSES]; /* the most that was held when it was looked at */
     bool open;
 };
+
+/* What counts against the cap: private pages, and the segments that a worker made (the coordinator: rings), touched or not. What it
+ * maps of others is no more than there is; the rest of its shared pages is its own, whatever made them. */
+static uint64_t held(const struct plan *p, enum config_process process, const struct process_memory *m)
+{
+    uint64_t rings = p->process[CONFIG_COORDINATOR].bytes[BUDGET_RING], own, of_others = rings;
+    own = process == CONFIG_COORDINATOR ? rings : p->process[process].bytes[BUDGET_WEIGHTS];
+    if (process == CONFIG_COORDINATOR)
+        of_others = 0;
+    if (process == CONFIG_LOADER) /* fills them */
+        of_others += p->process[CONFIG_NPU].bytes[BUDGET_WEIGHTS] + p->process[CONFIG_GPU].bytes[BUDGET_WEIGHTS];
+    return m->anon + MAX(own, m->shmem - MIN(m->shmem, of_others));
+}
 
 /* False: it holds less than its cap, or is gone. */
 static bool passed(struct watch *w, enum config_process process, int pid, struct err *err)
 {
-    uint64_t bytes = 0, cap = w->plan->process[process].cap;
+    struct process_memory m;
+    uint64_t bytes, cap = w->plan->process[process].cap;
     char used[32], allowed[32];
-    if (pid <= 0 || process_memory_private(pid, &bytes) < 0 || bytes == 0)
+    if (pid <= 0 || process_memory_read(pid, false, &m) < 0 || m.anon == 0)
         return false;
+    bytes = held(w->plan, process, &m);
     w->peak[process] = MAX(w->peak[process], bytes);
-    bytes += w->plan->process[process].bytes[process == CONFIG_COORDINATOR ? BUDGET_RING : BUDGET_WEIGHTS];
     if (bytes <= cap)
         return false;
     const char *name = plan_process_name(process);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * Preloaded into a pipeline (LD_PRELOAD), it makes the stage that HUNGRY names take memory without end, a piece every few
- * milliseconds, from HUNGRY_AFTER_MS on. What caps do about it is test_lifecycle.py's. */
+ * milliseconds, from HUNGRY_AFTER_MS on; with HUNGRY_SHARED such as others could map. What caps do about it is test_lifecycle.py's.
+ */
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,9 +19,10 @@ static void wait_ms(long ms)
 
 static void *eat(void *after)
 {
+    int shared = getenv("HUNGRY_SHARED") != NULL;
     wait_ms(atol(after));
     for (;;) {
-        void *p = mmap(NULL, PIECE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        void *p = mmap(NULL, PIECE, PROT_READ | PROT_WRITE, (shared ? MAP_SHARED : MAP_PRIVATE) | MAP_ANONYMOUS, -1, 0);
         if (p != MAP_FAILED)
             memset(p, 1, PIECE);
         wait_ms(5);

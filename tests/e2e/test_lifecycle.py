@@ -114,8 +114,8 @@ def test_hungry_stage():
         tandem.skip("sanitizers want to be loaded first")
     hungry = os.path.join(os.path.dirname(tandem.BIN), "tests", "libhungry.so")
     for caps in (None, "watched"):
-        for victim in ("npu_worker", "loader"):
-            env = {"LD_PRELOAD": hungry, "HUNGRY": victim, "HUNGRY_AFTER_MS": "1000", "TANDEM_CAPS": caps}
+        for victim, shared in (("npu_worker", None), ("loader", None), ("loader", "1"), ("gpu_worker", "1")):
+            env = {"LD_PRELOAD": hungry, "HUNGRY": victim, "HUNGRY_AFTER_MS": "1000", "HUNGRY_SHARED": shared, "TANDEM_CAPS": caps}
             process = start("coordinator", "--config", config(model("demo", "f32"), restarts=0), *LONG, env=env)
             out, err = finish(process, 120)
             check(process.returncode == 1, f"{victim}: status {process.returncode}", err)
