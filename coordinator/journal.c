@@ -45,10 +45,11 @@ struct journal {
 
 struct journal_file {
     struct journal *j;
-    int fd;
+    int fd;        /* -1: nothing is added any more */
+    bool there;    /* it is in the folder */
     uint32_t n;    /* tokens in it */
-    uint32_t *ids; /* of a claimed one, */
-    size_t bytes;  /* and what of it is whole */
+    uint32_t *ids; /* of a claimed one */
+    size_t bytes;  /* what of it is whole */
     char name[24]; /* in the folder */
 };
 
@@ -111,8 +112,9 @@ static struct journal_file *file_new(struct journal *j)
     return f;
 }
 
-static int write_head(const struct journal *j, int fd, const struct journal_request *q)
+static int write_head(struct journal_file *f, const struct journal_request *q)
 {
+    const struct journal *j = f->j;
     size_t path_bytes = strlen(j->model) + 1, n = path_bytes + (q->n_prompt + (size_t)2 * q->n_done) * sizeof(uint32_t);
     auto_free char *buf = malloc(sizeof(struct header) + n);
     if (!buf)
@@ -136,7 +138,8 @@ static int write_head(const struct journal *j, int fd, const struct journal_requ
     memcpy(rest + path_bytes, q->ids, q->n_prompt * sizeof(uint32_t));
     h.check = check_of(&h, rest, path_bytes + q->n_prompt * sizeof(uint32_t));
     memcpy(buf, &h, sizeof(h));
-    return util_write_all(fd, buf, sizeof(h) + path_bytes + q->n_prompt * sizeof(uint32_t));
+    f->bytes = sizeof(h) + path_bytes + q->n_prompt * sizeof(uint32_t);
+    return util_write_all(f->fd, buf, f->bytes);
 }
 
 int journal_begin(struct journal *j, const struct journal_request *q, struct journal_file **ret, struct err *err)
@@ -145,7 +148,8 @@ int journal_begin(struct journal *j, const struct journal_request *q, struct jou
     if (!f)
         return err_set(err, -ENOMEM, "journal: out of memory");
     f->fd = openat(j->folder, f->name, O_WRONLY | O_CREAT | O_EXCL | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
-    int r = f->fd < 0 ? -errno : write_head(j, f->fd, q);
+    f->there = f->fd >= 0;
+    int r = f->there ? write_head(f, q) : -errno;
     if (r < 0) {
         journal_end(f);
         return err_set_errno(err, r, "journal file '%s' of the runtime folder cannot be written", "request-*");
@@ -154,12 +158,20 @@ int journal_begin(struct journal *j, const struct journal_request *q, struct jou
     return 0;
 }
 
+/* Where nothing more can be written, such as on a full disk, the file stays with what is whole: it may be all that is left of an
+ * answer. Half an entry is seen as such when it is read, should it stay as well. */
 static bool add(struct journal_file *f, uint32_t id)
 {
-    struct token t = {id, mix(id, f->n++)};
-    if (f->fd < 0 || util_write_all(f->fd, &t, sizeof(t)) == 0)
+    const struct token t = {id, mix(id, f->n)};
+    if (f->fd < 0)
         return true;
-    unlinkat(f->j->folder, f->name, 0);
+    if (util_write_all(f->fd, &t, sizeof(t)) == 0) {
+        f->n++;
+        f->bytes += sizeof(t);
+        return true;
+    }
+    int cut = ftruncate(f->fd, (off_t)f->bytes);
+    (void)cut;
     util_close_fd(&f->fd);
     f->fd = -1;
     return false;
@@ -186,7 +198,7 @@ void journal_end(struct journal_file *f)
 {
     if (!f)
         return;
-    if (f->fd >= 0)
+    if (f->there)
         unlinkat(f->j->folder, f->name, 0);
     journal_leave(f);
 }
@@ -303,6 +315,7 @@ static int try_file(struct journal *j, int folder, const char *name, struct jour
         return 0;
     }
     f->fd = take_fd(&fd);
+    f->there = true;
     *ret_file = f;
     return 1;
 }

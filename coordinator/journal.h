@@ -28,7 +28,8 @@ void journal_close(struct journal *j); /* files of requests that did not end sta
 
 /* A file for a request. */
 int journal_begin(struct journal *j, const struct journal_request *q, struct journal_file **ret, struct err *err);
-/* False: it could not be written (once; the file is gone then, and the request goes on without). */
+/* False: it could not be written (told once). Nothing is added any more; the file stays, so that --resume begins from what it has.
+ */
 bool journal_token(struct journal_file *f, uint32_t id);
 /* The request has ended, `why` (less than 256); its answer is still to be handed to somebody. False: as above. */
 bool journal_finish(struct journal_file *f, uint32_t why);

@@ -207,7 +207,8 @@ static struct journal_file *hand_on_journal(struct request *r, enum engine_finis
     if (!r->journal || !r->p.keep_journal || !r->p.finished)
         return NULL;
     if (why != ENGINE_FINISH_ERROR && why != ENGINE_FINISH_CANCELLED && !journal_finish(r->journal, why))
-        log_warn("schedule", "the journal of a request cannot be written; it cannot be resumed");
+        log_warn("schedule", "the journal of a request cannot be written any more: --resume would begin from what it has; is the "
+                             "runtime folder full?");
     return take_ptr(&r->journal);
 }
 

@@ -60,7 +60,8 @@ static void take_token(struct schedule *s, struct slot *slot, const float *row)
     if (r->p.scored)
         r->p.scored(r->p.ctx, s->sampler, id, row);
     if (r->journal && !journal_token(r->journal, id))
-        log_warn("schedule", "the journal of a request cannot be written; it cannot be resumed");
+        log_warn("schedule", "the journal of a request cannot be written any more: --resume would begin from what it has; is the "
+                             "runtime folder full?");
     if (r->p.token)
         r->p.token(r->p.ctx, id, r->n_output - 1);
     if (slot->req != r) /* the callback cancelled it */

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import re
+import resource
 import signal
 import struct
 import subprocess
@@ -177,7 +178,7 @@ def test_killed_again():
     sizes = []
     for _ in range(3):
         sizes.append(tokens(journals()[0]))
-        killed(cfg, "--resume", grown=80)
+        killed(cfg, "--resume", "--fault", "gpu_worker:slow@p=0.3", grown=80)  # so that it does not end first
     sizes.append(tokens(journals()[0]))
     check(sizes == sorted(set(sizes)), "it did not get further:", sizes)
     other = tandem.command("coordinator", "--config", cfg, "generate", "--prompt", "Once", "--max-tokens", "3", "--temperature", "0")
@@ -210,6 +211,29 @@ def test_resume_that_ends_early():
                               env=tandem.environment(), timeout=60)
     check(r.returncode == 1 and b"--resume tries those again" in r.stderr and len(journals()) == 2, r.stderr, journals())
     check(texts(run("coordinator", "--config", cfg, "--resume").stdout) == want, "other texts")
+    check(not left_behind() and not journals(), left_behind())
+
+
+def test_full_disk():
+    """The runtime folder has no more room while an answer is finished: it stays as far as it had come, also after another kill."""
+    cfg = config(model("demo", "f32"))
+    args = ("--temperature", "1", "--seed", "3")
+    want = texts(run("coordinator", "--config", cfg, *STORY, *args).stdout)
+    killed(cfg, *STORY, *args, grown=80)
+    r = Run(cfg, "--resume", "--fault", "gpu_worker:slow@p=1")  # a second for each token
+    wait_until(lambda: r.count(" is ready: ") == 3 and len(journals()) == 1, 60, r.log)
+    size = tokens(journals()[0])
+    resource.prlimit(r.process.pid, resource.RLIMIT_FSIZE, (size + 4, resource.RLIM_INFINITY))  # half an entry
+    check(r.wait("cannot be written any more"), r.log())
+    check(r.process.poll() is None and tokens(journals()[0]) in (size, size + 8), size, journals())  # one may have come meanwhile
+    r.process.kill()
+    r.process.wait()
+    for t in r.threads:
+        t.join()
+    r.process.stdout.close()
+    r.process.stderr.close()
+    wait_until(lambda: not processes(r.process.pid), 2, lambda: processes(r.process.pid))
+    check(texts(run("coordinator", "--config", cfg, "--resume").stdout) == want, "another text")
     check(not left_behind() and not journals(), left_behind())
 
 

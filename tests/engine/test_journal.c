@@ -11,7 +11,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <signal.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 
 #include "coordinator/journal.h"
@@ -182,6 +184,52 @@ static void test_taken_on(void **state)
     journal_close(j);
 }
 
+/* The disk is full in the middle of an entry, of a request begun here and of one that is taken on: what is whole stays, is told
+ * once, and goes when the request ends. */
+static void test_full_disk(void **state)
+{
+    (void)state;
+    struct journal_request q = request();
+    struct journal_file *f;
+    struct rlimit before, few;
+    struct stat st;
+    char path[PATH_MAX], left[PATH_MAX];
+    uint32_t others;
+    snprintf(path, sizeof(path), "%s/request-000000", own);
+    snprintf(left, sizeof(left), "%s/journal-1-0", base);
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &before), 0);
+    signal(SIGXFSZ, SIG_IGN);
+    for (uint32_t n = 0; n <= N_DONE; n++) { /* n: of a run before this one */
+        struct journal *j = open_journal();
+        if (n == 0)
+            assert_int_equal(journal_begin(j, &q, &f, NULL), 0);
+        else
+            assert_int_equal(journal_claim(j, base, &q, &f, &others, NULL), 1);
+        assert_int_equal(q.n_done, n ? n - 1 : 0);
+        if (n)
+            assert_true(journal_token(f, ids[N_PROMPT + n - 1]));
+        assert_int_equal(stat(path, &st), 0);
+        few = (struct rlimit){.rlim_cur = (rlim_t)st.st_size + 5, .rlim_max = before.rlim_max};
+        assert_int_equal(setrlimit(RLIMIT_FSIZE, &few), 0);
+        assert_false(journal_token(f, 77));
+        assert_int_equal(setrlimit(RLIMIT_FSIZE, &before), 0);
+        assert_true(journal_token(f, 78)); /* there is room again, but 77 is not in it */
+        assert_true(journal_finish(f, 1));
+        off_t whole = st.st_size;
+        assert_int_equal(stat(path, &st), 0);
+        assert_int_equal(st.st_size, whole);
+        if (n == N_DONE)
+            journal_end(f);
+        else
+            journal_leave(f);
+        journal_close(j);
+        if (n < N_DONE) {
+            assert_int_equal(rename(own, left), 0);
+            assert_int_equal(mkdir(own, 0700), 0);
+        }
+    }
+}
+
 /* Cut at every length, and each byte changed: what comes back is a beginning of the truth, or nothing does. */
 static void test_damage(void **state)
 {
@@ -248,6 +296,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_round_trip, setup, teardown),
         cmocka_unit_test_setup_teardown(test_ended, setup, teardown),
         cmocka_unit_test_setup_teardown(test_taken_on, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_full_disk, setup, teardown),
         cmocka_unit_test_setup_teardown(test_damage, setup, teardown),
         cmocka_unit_test_setup_teardown(test_other_model, setup, teardown),
     };
