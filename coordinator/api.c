@@ -10,11 +10,13 @@
 #include <sys/stat.h>
 
 #include "coordinator/api_impl.h"
+#include "coordinator/json_cost.h"
 #include "coordinator/page.h"
 #include "proto/config.h"
 #include "proto/utf8.h"
 #include "proto/util.h"
 
+#define JSON_FACTOR 40u /* a tree may take so many times max_body: lists of ids take 28, many short messages as much */
 #define FLUSH_MS 1000u
 
 int api_refuse(struct api_refusal *r, unsigned status, const char *param, const char *code, const char *fmt, ...)
@@ -71,12 +73,25 @@ static void one_model(struct api *a, struct http_exchange *x, const char *name)
         http_error(x, 404, "model", "model_not_found", "there is no model '%.80s'; expected '%s'", name, a->model);
 }
 
-/* The body as a JSON object; NULL: answered. */
-static json_t *read_body(struct http_exchange *x)
+uint64_t api_json_bytes(const struct config_http *c)
+{
+    return JSON_FACTOR * c->max_body;
+}
+
+/* The body as a JSON object; NULL: answered. A tree that the plan has no room for is not begun. */
+static json_t *read_body(const struct api *a, struct http_exchange *x)
 {
     json_error_t e;
     size_t n;
     const char *body = http_body(x, &n);
+    uint64_t cost = json_cost(body, n), most = api_json_bytes(&a->config->http);
+    if (cost > most) {
+        http_error(x, 400, NULL, "json_too_complex",
+                   "the body's objects, lists and values could take %llu bytes of memory; 'http.max_body' allows bodies that take "
+                   "%llu: fewer or longer values, or a larger 'http.max_body'",
+                   (unsigned long long)cost, (unsigned long long)most);
+        return NULL;
+    }
     json_t *j = json_loadb(body, n, JSON_REJECT_DUPLICATES, &e);
     if (j && json_is_object(j)) {
         http_drop_body(x);
@@ -138,7 +153,7 @@ static void route(struct api *a, struct http_exchange *x, size_t i)
         routes[i].get(a, x);
         return;
     }
-    json_t *j = read_body(x);
+    json_t *j = read_body(a, x);
     if (j)
         routes[i].post(a, x, j);
 }

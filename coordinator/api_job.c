@@ -313,12 +313,20 @@ static void set_id(struct api_job *job)
     job->created = (int64_t)time(NULL);
 }
 
+/* Everything else of the request was read: while it waits and runs, no prompt, schema or name of a user stays. */
+static void keep_stop(struct api_job *job)
+{
+    json_t *stop = json_incref(json_object_get(job->json, "stop")); /* its texts are borrowed */
+    json_object_clear(job->json);
+    if (stop)
+        json_object_set_new(job->json, "stop", stop);
+}
+
 static int job_open(struct api_job *job, struct api_prompt *prompts, uint32_t *ret_n, struct api_refusal *why)
 {
     struct api_params *p = &job->params;
     int r = api_prompts_make(job->api, p, prompts, ret_n, why);
-    json_object_del(job->json, "messages"); /* large, and used up */
-    json_object_del(job->json, "prompt");
+    keep_stop(job);
     p->prompt = NULL;
     if (r == 0)
         r = check_queue(job->api, *ret_n * p->n, why);

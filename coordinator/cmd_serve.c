@@ -14,7 +14,6 @@
 #include "proto/err.h"
 #include "proto/util.h"
 
-#define JSON_FACTOR 40u           /* bytes of the tree of a body, for each of its bytes, at worst */
 #define FORMAT_BYTES (256u << 10) /* state of an answer that is bound to a format */
 #define WORD_BYTES 64u            /* of the vocabulary, in order */
 #define ANSWER_TOKEN_BYTES 256u   /* text, and a score with twenty others */
@@ -23,7 +22,7 @@ uint64_t cmd_serve_bytes(const struct config *c, uint32_t vocab)
 {
     uint64_t formats = (uint64_t)c->sequences * FORMAT_BYTES + (uint64_t)vocab * WORD_BYTES;
     uint64_t queued = (uint64_t)(2 * c->sequences + c->http.max_queue) * c->context * sizeof(uint32_t);
-    return http_memory(&c->http) + formats + JSON_FACTOR * c->http.max_body + queued +
+    return http_memory(&c->http) + formats + api_json_bytes(&c->http) + queued +
            (uint64_t)c->sequences * c->context * ANSWER_TOKEN_BYTES;
 }
 

@@ -324,5 +324,5 @@ uint64_t http_requests(const struct http *h)
 uint64_t http_memory(const struct config_http *c)
 {
     return (uint64_t)(c->max_connections + SPARE) * (POOL_BYTES + sizeof(struct connection) + sizeof(struct http_exchange) + 2048) +
-           HTTP_BODIES * c->max_body;
+           (HTTP_BODIES + 1) * c->max_body; /* while one grows it may be there twice */
 }

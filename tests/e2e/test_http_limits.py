@@ -36,7 +36,9 @@ def test_bodies():
     with Server(http__max_body="300KiB") as s:
         for body in bad:
             status, j = s.post("/v1/completions", body)
-            check(status == 400 and j["error"]["code"] == "invalid_json", body[:40], status, j)
+            deep = body.count(b"[") + body.count(b"{") > 10000  # refused by one or the other
+            check(status == 400 and (j["error"]["code"] == "invalid_json" or deep and j["error"]["code"] == "json_too_complex"),
+                  body[:40], status, j)
         limit = 300 << 10
         filler = json.dumps({"prompt": "x", "user": ""}).encode()
         exact = filler[:-2] + b"u" * (limit - len(filler)) + b'"}'
@@ -68,6 +70,23 @@ def test_bodies():
             c.buffer = b""
             c.send(body)
             check(c.response()[0] == 200, "after 100")
+        alive(s)
+
+
+def test_bodies_that_grow():
+    """JSON that takes 80 times its size in memory is refused unread; what takes less is read within the coordinator's cap."""
+    with Server(http__max_body="8MiB") as s:
+        size = 8300000
+        for unit in (b"{},", b'{"":{}},', b"[[]],"):
+            body = b'{"prompt":[' + unit * ((size - 20) // len(unit)) + b"1]}"
+            status, j = s.post("/v1/completions", body)
+            check(status == 400 and j["error"]["code"] == "json_too_complex", unit, status, j)
+        status, j = s.post("/v1/completions", b'{"prompt":[' + b"5," * (size // 2 - 10) + b"5]}")
+        check(status == 400 and j["error"]["code"] == "context_length_exceeded", status, j)
+        few = json.dumps({"prompt": "x", "max_tokens": 1, "logit_bias": {str(i): 1 for i in range(1000)}}).encode()
+        check(s.post("/v1/completions", few)[0] == 200, "a thousand members")
+        me = s.stats()["processes"][0]
+        check(me["peak_bytes"] <= me["cap_bytes"] or me["peak_bytes"] == 0, me)
         alive(s)
 
 
