@@ -14,61 +14,97 @@
 
 struct resumed {
     struct resumed *next;
+    uint32_t max_tokens; /* as asked for */
     struct answer answer;
 };
 
+struct left { /* what is not ours to finish, and what was but cannot be as we are configured */
+    uint32_t others, unfit;
+};
+
+/* How many tokens it would have got at most, had nobody been killed. */
+static uint32_t most_tokens(const struct journal_request *q)
+{
+    return MIN(q->max_tokens, q->context - q->n_prompt + 1);
+}
+
+/* One that has less room now would end earlier than it would have. */
+static int check_room(uint32_t context, const struct journal_request *q, struct err *err)
+{
+    uint32_t need = MIN(q->context, q->n_prompt + most_tokens(q) - 1);
+    if (context >= need)
+        return 0;
+    return err_set(
+        err, -E2BIG,
+        "its prompt has %u tokens and it may get %u; 'context' is %u, and was %u when it was begun: set it to %u at least",
+        q->n_prompt, most_tokens(q), context, q->context, need);
+}
+
 /* What was generated already, and the rest. A kill between the last token and the moment in which it was printed leaves nothing to
- * do. */
+ * do. In more room than it was begun with it ends where it would have. `file` is taken in either case. */
 static int go_on(struct command *c, struct answer *a, const struct journal_request *q, struct journal_file *file, struct err *err)
 {
-    uint32_t context = engine_plan(c->engine)->context;
+    uint32_t most = most_tokens(q);
     for (uint32_t i = 0; i < q->n_done; i++)
         answer_add(a, q->ids[q->n_prompt + i]);
-    if (q->ended || q->n_done >= q->max_tokens || (q->n_prompt <= context && q->n_done > context - q->n_prompt)) {
+    if (q->ended || q->n_done >= most) {
         a->done = true;
-        a->result.finish = q->ended                     ? (enum engine_finish)q->finish
-                           : q->n_done >= q->max_tokens ? ENGINE_FINISH_LENGTH
-                                                        : ENGINE_FINISH_CONTEXT;
+        a->result.finish = q->ended ? q->finish : ENGINE_FINISH_LENGTH;
         a->journal = file;
         answer_end(a);
         return 0;
     }
     const struct request_params p = {.ids = q->ids,
                                      .n_ids = q->n_prompt,
-                                     .max_tokens = q->max_tokens,
+                                     .max_tokens = most,
                                      .sample = q->sample,
                                      .choice = q->choice,
                                      .done = q->ids + q->n_prompt,
                                      .n_done = q->n_done,
                                      .journal = file};
-    int r = answer_submit(a, c->engine, &p, err);
+    int r = check_room(engine_plan(c->engine)->context, q, err);
+    if (r == 0)
+        r = answer_submit(a, c->engine, &p, err);
     if (r < 0)
         journal_leave(file);
     return r;
 }
 
-/* Takes all that there is for us. */
-static int take_all(struct command *c, struct resumed **ret, uint32_t *ret_others, struct err *err)
+static int take_one(struct command *c, const struct journal_request *q, struct journal_file *file, struct resumed **ret,
+                    struct err *err)
+{
+    struct resumed *one = calloc(1, sizeof(*one));
+    if (!one || answer_init(&one->answer, c->tokenizer, NULL, err) < 0) {
+        free(one);
+        journal_leave(file);
+        return err_set(err, -ENOMEM, "out of memory");
+    }
+    one->answer.leave = true;
+    one->max_tokens = q->max_tokens;
+    int r = go_on(c, &one->answer, q, file, err);
+    if (r < 0) {
+        answer_fini(&one->answer);
+        free(one);
+        return r;
+    }
+    *ret = one;
+    return 0;
+}
+
+/* Takes all that there is for us. One that cannot go on stays, and keeps no other from it. */
+static int take_all(struct command *c, struct resumed **ret, struct left *left, struct err *err)
 {
     struct journal_request q;
     struct journal_file *file;
     int r;
-    while ((r = engine_left_request(c->engine, &q, &file, ret_others, err)) > 0) {
-        struct resumed *one = calloc(1, sizeof(*one));
-        if (!one) {
-            journal_leave(file);
-            return err_set(err, -ENOMEM, "resume: out of memory");
+    while ((r = engine_left_request(c->engine, &q, &file, &left->others, err)) > 0) {
+        struct err why = {0};
+        if (take_one(c, &q, file, ret, &why) == 0) {
+            ret = &(*ret)->next;
+            continue;
         }
-        *ret = one;
-        ret = &one->next;
-        r = answer_init(&one->answer, c->tokenizer, NULL, err);
-        one->answer.leave = true;
-        if (r < 0)
-            journal_leave(file);
-        else
-            r = go_on(c, &one->answer, &q, file, err);
-        if (r < 0)
-            return r;
+        left->unfit++;
+        fprintf(stderr, "a request is left for another --resume: %s\n", why.text);
     }
     return r;
 }
@@ -86,14 +122,20 @@ static void say_what_is_left(const struct command *c, bool any, uint32_t others)
         fprintf(stderr, "nothing to resume: no coordinator was killed while it answered with '%s'\n", c->config->model);
 }
 
-/* Those that failed, as far as they came, are left. */
-static int print_all(struct resumed *all, struct err *err)
+static enum engine_finish finish_of(const struct resumed *p)
 {
-    int failed = 0;
+    bool room_was_up = p->answer.result.finish == ENGINE_FINISH_LENGTH && p->answer.n_ids < p->max_tokens; /* see most_tokens */
+    return room_was_up ? ENGINE_FINISH_CONTEXT : p->answer.result.finish;
+}
+
+/* Those that failed, as far as they came, are left. */
+static int print_all(struct resumed *all, bool unfit, struct err *err)
+{
+    int failed = unfit;
     uint32_t n = 0;
     for (struct resumed *p = all; p; p = p->next) {
         if (all->next)
-            printf("%s--- answer %u (%s)\n", n ? "\n" : "", n, engine_finish_name(p->answer.result.finish));
+            printf("%s--- answer %u (%s)\n", n ? "\n" : "", n, engine_finish_name(finish_of(p)));
         printf("%s\n", p->answer.text);
         if (p->answer.error.code)
             fprintf(stderr, "answer %u: %s\n", n, p->answer.error.text);
@@ -109,14 +151,14 @@ static int print_all(struct resumed *all, struct err *err)
 int cmd_resume_run(struct command *c, struct err *err)
 {
     struct resumed *all = NULL;
-    uint32_t others = 0;
-    int r = take_all(c, &all, &others, err);
+    struct left left = {0};
+    int r = take_all(c, &all, &left, err);
     if (r == 0)
-        say_what_is_left(c, all != NULL, others);
+        say_what_is_left(c, all || left.unfit, left.others);
     if (r == 0)
         r = engine_run(c->engine, err);
     if (r == 0)
-        r = print_all(all, err);
+        r = print_all(all, left.unfit > 0, err);
     while (all) {
         struct resumed *p = all;
         all = p->next;

@@ -415,7 +415,9 @@ int engine_open(const struct config *c, const struct gguf *g, const struct engin
     if (r == 0)
         schedule_set_trace(e->schedule, tracer_own(e->tracer));
     if (r == 0 && c->journal) {
-        r = journal_open(runtime_dir_path(e->runtime), c->model, &e->journal, err);
+        const struct journal_options jo = {
+            .folder = runtime_dir_path(e->runtime), .model = c->model, .context = e->plan.context, .vocab = e->plan.hparams.vocab};
+        r = journal_open(&jo, &e->journal, err);
         schedule_set_journal(e->schedule, e->journal);
     }
     if (r == 0 && o && o->started) {

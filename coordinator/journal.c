@@ -18,19 +18,20 @@
 #include "proto/err.h"
 #include "proto/util.h"
 
-#define MAGIC "TNDMREQ1"
+#define MAGIC "TNDMREQ2"
 #define IDS_MAX 1048576u /* as 'context' allows */
 #define PATH_BYTES_MAX 4096u
 #define END_FIRST 0xffffff00u /* + how it ended; no vocabulary has so many tokens */
+#define END_LAST (END_FIRST + ENGINE_FINISH_CONTEXT)
 
 struct header {
     char magic[8];
     uint64_t check; /* of all that follows, up to the tokens */
     uint64_t model_bytes, model_time_ns, seed;
-    uint32_t n_prompt, path_bytes, choice, max_tokens, top_k, repeat_last;
+    uint32_t n_prompt, path_bytes, choice, max_tokens, context, unused, top_k, repeat_last;
     float temperature, top_p, min_p, repeat_penalty;
 };
-_Static_assert(sizeof(struct header) == 80, "layout");
+_Static_assert(sizeof(struct header) == 88, "layout");
 
 struct token {
     uint32_t id, mixed;
@@ -40,7 +41,7 @@ struct journal {
     int folder;
     char *model;
     uint64_t model_bytes, model_time_ns;
-    uint32_t serial;
+    uint32_t context, vocab, serial;
 };
 
 struct journal_file {
@@ -72,17 +73,19 @@ static uint32_t mix(uint32_t id, uint32_t index)
     return (id ^ 0x544f4b31u) * 2654435761u + index;
 }
 
-int journal_open(const char *folder, const char *model, struct journal **ret, struct err *err)
+int journal_open(const struct journal_options *o, struct journal **ret, struct err *err)
 {
     struct stat st;
     struct journal *j = calloc(1, sizeof(*j));
-    if (!j || !(j->model = strdup(model))) {
+    if (!j || !(j->model = strdup(o->model))) {
         free(j);
         return err_set(err, -ENOMEM, "journal: out of memory");
     }
-    j->folder = open(folder, O_DIRECTORY | O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-    if (j->folder < 0 || stat(model, &st) < 0) {
-        int r = err_set_errno(err, -errno, "journal in '%s' of requests to '%s'", folder, model);
+    j->context = o->context;
+    j->vocab = o->vocab;
+    j->folder = open(o->folder, O_DIRECTORY | O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (j->folder < 0 || stat(o->model, &st) < 0) {
+        int r = err_set_errno(err, -errno, "journal in '%s' of requests to '%s'", o->folder, o->model);
         journal_close(j);
         return r;
     }
@@ -127,6 +130,7 @@ static int write_head(struct journal_file *f, const struct journal_request *q)
                        .path_bytes = (uint32_t)path_bytes,
                        .choice = q->choice,
                        .max_tokens = q->max_tokens,
+                       .context = j->context,
                        .top_k = q->sample.top_k,
                        .repeat_last = q->sample.repeat_last,
                        .temperature = q->sample.temperature,
@@ -182,9 +186,9 @@ bool journal_token(struct journal_file *f, uint32_t id)
     return add(f, id);
 }
 
-bool journal_finish(struct journal_file *f, uint32_t why)
+bool journal_finish(struct journal_file *f, enum engine_finish why)
 {
-    return add(f, END_FIRST | (why & 0xffu));
+    return add(f, END_FIRST + (uint32_t)why);
 }
 
 void journal_leave(struct journal_file *f)
@@ -204,7 +208,7 @@ void journal_end(struct journal_file *f)
 }
 
 /* The tokens that are whole; *ret_end: what comes after them, where the request has ended, or 0. */
-static uint32_t count_tokens(const char *p, size_t n, uint32_t *ret_end)
+static uint32_t count_tokens(const char *p, size_t n, uint32_t vocab, uint32_t *ret_end)
 {
     uint32_t i = 0;
     struct token t;
@@ -213,12 +217,21 @@ static uint32_t count_tokens(const char *p, size_t n, uint32_t *ret_end)
         memcpy(&t, p + i * sizeof(t), sizeof(t));
         if (t.mixed != mix(t.id, i))
             break;
-        if (t.id >= END_FIRST) {
+        if (t.id >= END_FIRST && t.id <= END_LAST)
             *ret_end = t.id;
+        if (t.id >= vocab)
             break;
-        }
     }
     return i;
+}
+
+static bool known(const uint32_t *ids, uint32_t n, uint32_t vocab)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        if (ids[i] >= vocab)
+            return false;
+    }
+    return true;
 }
 
 static bool sane(const struct header *h)
@@ -229,8 +242,9 @@ static bool sane(const struct header *h)
                               .repeat_penalty = h->repeat_penalty,
                               .top_k = h->top_k,
                               .repeat_last = h->repeat_last};
-    return memcmp(h->magic, MAGIC, sizeof(h->magic)) == 0 && h->n_prompt > 0 && h->n_prompt <= IDS_MAX && h->max_tokens > 0 &&
-           h->path_bytes > 0 && h->path_bytes <= PATH_BYTES_MAX && sample_params_check(&p, NULL) == 0;
+    return memcmp(h->magic, MAGIC, sizeof(h->magic)) == 0 && h->context <= IDS_MAX && h->n_prompt > 0 &&
+           h->n_prompt <= h->context && h->max_tokens > 0 && h->max_tokens <= IDS_MAX && h->path_bytes > 0 &&
+           h->path_bytes <= PATH_BYTES_MAX && sample_params_check(&p, NULL) == 0;
 }
 
 /* Fills *ret and f->ids from the bytes of a file. 0; -EPROTO: it is none of ours, damaged, or of another model. */
@@ -247,11 +261,15 @@ static int parse(const struct journal *j, const char *p, size_t n, struct journa
     if (path[h.path_bytes - 1] != '\0' || strcmp(path, j->model) != 0 || h.model_bytes != j->model_bytes ||
         h.model_time_ns != j->model_time_ns)
         return -EPROTO;
-    uint32_t end, n_done = count_tokens(tokens, n - sizeof(h) - head, &end);
+    uint32_t end, n_done = count_tokens(tokens, n - sizeof(h) - head, j->vocab, &end);
     uint32_t *ids = malloc(((size_t)h.n_prompt + n_done) * sizeof(*ids));
     if (!ids)
         return -ENOMEM;
     memcpy(ids, path + h.path_bytes, h.n_prompt * sizeof(*ids));
+    if (!known(ids, h.n_prompt, j->vocab)) {
+        free(ids);
+        return -EPROTO;
+    }
     for (uint32_t i = 0; i < n_done; i++)
         memcpy(&ids[h.n_prompt + i], tokens + i * sizeof(struct token), sizeof(*ids));
     f->ids = ids;
@@ -262,8 +280,9 @@ static int parse(const struct journal *j, const char *p, size_t n, struct journa
                                     .n_done = n_done,
                                     .max_tokens = h.max_tokens,
                                     .choice = h.choice,
+                                    .context = h.context,
                                     .ended = end != 0,
-                                    .finish = end & 0xffu,
+                                    .finish = end ? (enum engine_finish)(end - END_FIRST) : ENGINE_FINISH_STOP,
                                     .sample = {.temperature = h.temperature,
                                                .top_k = h.top_k,
                                                .top_p = h.top_p,

@@ -8,22 +8,30 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "coordinator/engine.h"
 #include "coordinator/sample.h"
 
 struct err;
 struct journal;
 struct journal_file;
 
+struct journal_options {
+    const char *folder; /* of this process */
+    const char *model;  /* path of the GGUF file, of which size and time are noted */
+    uint32_t context;   /* noted */
+    uint32_t vocab;     /* no id that is read back reaches it */
+};
+
 struct journal_request {
     const uint32_t *ids; /* prompt, then the tokens generated so far */
     uint32_t n_prompt, n_done, max_tokens, choice;
-    bool ended;      /* of one that is claimed: nothing is left to be generated, */
-    uint32_t finish; /* and this is how it ended, as journal_finish was told */
+    uint32_t context;          /* of one that is claimed: with which it was begun */
+    bool ended;                /* likewise: nothing is left to be generated, */
+    enum engine_finish finish; /* and this is how it ended, as journal_finish was told */
     struct sample_params sample;
 };
 
-/* folder: of this process; model: path of the GGUF file, of which size and time are noted. */
-int journal_open(const char *folder, const char *model, struct journal **ret, struct err *err);
+int journal_open(const struct journal_options *o, struct journal **ret, struct err *err);
 void journal_close(struct journal *j); /* files of requests that did not end stay; NULL is fine */
 
 /* A file for a request. */
@@ -31,8 +39,8 @@ int journal_begin(struct journal *j, const struct journal_request *q, struct jou
 /* False: it could not be written (told once). Nothing is added any more; the file stays, so that --resume begins from what it has.
  */
 bool journal_token(struct journal_file *f, uint32_t id);
-/* The request has ended, `why` (less than 256); its answer is still to be handed to somebody. False: as above. */
-bool journal_finish(struct journal_file *f, uint32_t why);
+/* The request has ended, `why` (stop, length or context); its answer is still to be handed to somebody. False: as above. */
+bool journal_finish(struct journal_file *f, enum engine_finish why);
 void journal_end(struct journal_file *f);   /* removes it; NULL is fine */
 void journal_leave(struct journal_file *f); /* lets it lie, for another time */
 

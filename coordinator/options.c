@@ -23,8 +23,9 @@
 #define RUNS (BIT(OPTIONS_CHAT) | BIT(OPTIONS_GENERATE))
 #define PIPELINE                                                                                      \
     (RUNS | BIT(OPTIONS_EVAL) | BIT(OPTIONS_PERPLEXITY) | BIT(OPTIONS_IMATRIX) | BIT(OPTIONS_BENCH) | \
-     BIT(OPTIONS_SERVE)) /* have stages                                                               \
-                          */
+     BIT(OPTIONS_SERVE))                     /* have stages                                           \
+                                              */
+#define ANSWERS (RUNS | BIT(OPTIONS_CLIENT)) /* those that say what to answer, and how */
 #define MAX_IDS 1048576u
 
 enum kind {
@@ -63,15 +64,15 @@ static const struct option_def defs[] = {
     OPTION("prompt", "TEXT", KIND_STRING, BIT(OPTIONS_GENERATE) | BIT(OPTIONS_CLIENT), prompt, 0, 0, "the prompt; generate: <bos> is put before it, markers such as <start_of_turn> count; client: one message, instead of a chat"),
     OPTION("ids", "2,17,5", KIND_IDS, BIT(OPTIONS_GENERATE) | BIT(OPTIONS_EVAL) | BIT(OPTIONS_DETOKENIZE), has_ids, 0, 0, "token ids, used as they are: no <bos> is added"),
     OPTION("chat", NULL, KIND_FLAG, BIT(OPTIONS_GENERATE), chat, 0, 0, "--prompt is a user's message: put it into the chat template"),
-    OPTION("system", "TEXT", KIND_STRING, RUNS | BIT(OPTIONS_CLIENT), system, 0, 0, "a system message before the first message of a chat"),
+    OPTION("system", "TEXT", KIND_STRING, ANSWERS, system, 0, 0, "a system message before the first message of a chat"),
     OPTION("resume", NULL, KIND_FLAG, BIT(OPTIONS_CHAT), resume, 0, 0, "instead: finish the answers that a killed coordinator left, with this model; print them whole"),
-    OPTION("max-tokens", "N", KIND_U32, RUNS | BIT(OPTIONS_CLIENT), max_tokens, 1, 1048576, "tokens to generate at most (default 256)"),
-    OPTION("temperature", "T", KIND_F32, RUNS | BIT(OPTIONS_CLIENT), sample.temperature, 0, 100, "0 is greedy (default 1)"),
-    OPTION("top-k", "K", KIND_U32, RUNS | BIT(OPTIONS_CLIENT), sample.top_k, 0, 4194304, "sample among the K most probable; 0 is all (default 64)"),
-    OPTION("top-p", "P", KIND_F32, RUNS | BIT(OPTIONS_CLIENT), sample.top_p, 0, 1, "the most probable ones that reach this sum; 1 is all (default 0.95)"),
-    OPTION("min-p", "P", KIND_F32, RUNS | BIT(OPTIONS_CLIENT), sample.min_p, 0, 1, "those at least P times as probable as the best; 0 is all (default 0)"),
-    OPTION("repeat-penalty", "X", KIND_F32, RUNS | BIT(OPTIONS_CLIENT), sample.repeat_penalty, 0.01, 100, "for tokens among the last 64 of prompt and output; 1 is none (default 1)"),
-    OPTION("seed", "S", KIND_U64, RUNS | BIT(OPTIONS_CLIENT), sample.seed, 0, 0, "of the random numbers (default 0): the same seed gives the same text"),
+    OPTION("max-tokens", "N", KIND_U32, ANSWERS, max_tokens, 1, 1048576, "tokens to generate at most (default 256)"),
+    OPTION("temperature", "T", KIND_F32, ANSWERS, sample.temperature, 0, 100, "0 is greedy (default 1)"),
+    OPTION("top-k", "K", KIND_U32, ANSWERS, sample.top_k, 0, 4194304, "sample among the K most probable; 0 is all (default 64)"),
+    OPTION("top-p", "P", KIND_F32, ANSWERS, sample.top_p, 0, 1, "the most probable ones that reach this sum; 1 is all (default 0.95)"),
+    OPTION("min-p", "P", KIND_F32, ANSWERS, sample.min_p, 0, 1, "those at least P times as probable as the best; 0 is all (default 0)"),
+    OPTION("repeat-penalty", "X", KIND_F32, ANSWERS, sample.repeat_penalty, 0.01, 100, "for tokens among the last 64 of prompt and output; 1 is none (default 1)"),
+    OPTION("seed", "S", KIND_U64, ANSWERS, sample.seed, 0, 0, "of the random numbers (default 0): the same seed gives the same text"),
     OPTION("parallel", "K", KIND_U32, BIT(OPTIONS_GENERATE), parallel, 1, 64, "K answers to the same prompt at once (default 1)"),
     OPTION("report", NULL, KIND_FLAG, BIT(OPTIONS_GENERATE), report, 0, 0, "after the text, print tokens/s and the memory of each process against its cap"),
     OPTION("logits", "OUT.npy", KIND_STRING, BIT(OPTIONS_EVAL), logits, 0, 0, "file to write: f32, tokens x vocabulary"),
@@ -349,9 +350,22 @@ static int parse_command(const char *word, enum options_command *ret, struct err
                    best ? best : "", best ? "'?" : "", known);
 }
 
-static int check(const struct options *o, struct err *err)
+static int check_resume(uint64_t seen, struct err *err)
+{
+    for (size_t i = 0; i < N_DEFS; i++) {
+        if ((seen >> i & 1) && defs[i].commands == ANSWERS)
+            return err_set(err, -EINVAL,
+                           "option '--%s' does not go with '--resume': each answer is finished as it was begun; leave it out",
+                           defs[i].name);
+    }
+    return 0;
+}
+
+static int check(const struct options *o, uint64_t seen, struct err *err)
 {
     const char *name = commands[o->command].name;
+    if (o->resume && check_resume(seen, err) < 0)
+        return -EINVAL;
     if (!o->config && o->command != OPTIONS_SAMPLE_CONFIG && o->command != OPTIONS_CLIENT)
         return err_set(
             err, -EINVAL,
@@ -374,7 +388,7 @@ static int check(const struct options *o, struct err *err)
         return err_set(err, -EINVAL, "command 'perplexity' needs --file TEXT");
     if (o->command == OPTIONS_BENCH && !o->prompt_tokens && !o->gen_tokens)
         return err_set(err, -EINVAL, "command 'bench' needs --prompt-tokens or --gen-tokens above 0");
-    if (BIT(o->command) & (RUNS | BIT(OPTIONS_CLIENT)))
+    if (BIT(o->command) & ANSWERS)
         return sample_params_check(&o->sample, err);
     return 0;
 }
@@ -407,7 +421,7 @@ int options_parse(struct options *o, int argc, char **argv, struct err *err)
             return err_set(err, -EINVAL, "found '%.40s' after command '%s'; expected options only", argv[first + optind],
                            argv[first]);
     }
-    return o->action == OPTIONS_RUN ? check(o, err) : 0;
+    return o->action == OPTIONS_RUN ? check(o, seen, err) : 0;
 }
 
 void options_free(struct options *o)

@@ -28,6 +28,16 @@ def tokens(path):
         return 0
 
 
+def end_by_kill(r):
+    r.process.kill()
+    r.process.wait()
+    for t in r.threads:
+        t.join()
+    r.process.stdout.close()
+    r.process.stderr.close()
+    wait_until(lambda: not processes(r.process.pid), 2, lambda: processes(r.process.pid))
+
+
 def try_kill(cfg, args, grown):
     """None: it ended first. Several requests must all have begun, and not ended."""
     r = Run(cfg, *args)
@@ -41,13 +51,7 @@ def try_kill(cfg, args, grown):
         return len(sizes) < n or min(sizes) >= before + grown
 
     wait_until(lambda: far_enough() or ended(), 60, r.log)
-    r.process.kill()
-    r.process.wait()
-    for t in r.threads:
-        t.join()
-    r.process.stdout.close()
-    r.process.stderr.close()
-    wait_until(lambda: not processes(r.process.pid), 2, lambda: processes(r.process.pid))
+    end_by_kill(r)
     for path in journals():
         check(os.stat(path).st_mode & 0o777 == 0o600, path, oct(os.stat(path).st_mode))
     return r if journals() else None
@@ -98,13 +102,7 @@ def test_complete_but_not_printed():
     for _ in range(20):
         r = Run(cfg, *args)
         wait_until(lambda: any(map(ended, journals())) or r.process.poll() is not None, 60, r.log)
-        r.process.kill()
-        r.process.wait()
-        for t in r.threads:
-            t.join()
-        r.process.stdout.close()
-        r.process.stderr.close()
-        wait_until(lambda: not processes(r.process.pid), 2, lambda: processes(r.process.pid))
+        end_by_kill(r)
         if journals():
             break
     check(len(journals()) == 4 and r.out == b"" and any(map(ended, journals())), journals(), r.out)
@@ -226,14 +224,45 @@ def test_full_disk():
     resource.prlimit(r.process.pid, resource.RLIMIT_FSIZE, (size + 4, resource.RLIM_INFINITY))  # half an entry
     check(r.wait("cannot be written any more"), r.log())
     check(r.process.poll() is None and tokens(journals()[0]) in (size, size + 8), size, journals())  # one may have come meanwhile
-    r.process.kill()
-    r.process.wait()
-    for t in r.threads:
-        t.join()
-    r.process.stdout.close()
-    r.process.stderr.close()
-    wait_until(lambda: not processes(r.process.pid), 2, lambda: processes(r.process.pid))
+    end_by_kill(r)
     check(texts(run("coordinator", "--config", cfg, "--resume").stdout) == want, "another text")
+    check(not left_behind() and not journals(), left_behind())
+
+
+SLOW = ("--fault", "gpu_worker:slow@p=0.3")  # it is killed before it ends
+
+
+def resume_in(cfg, context):
+    """Of one that may leave something: status, output, and what was said but for what was found."""
+    r = subprocess.run(tandem.command("coordinator", "--config", cfg, "--set", f"context={context}", "--resume"), capture_output=True,
+                       env=tandem.environment(), timeout=tandem.TIMEOUT)
+    return r.returncode, r.stdout.decode(), [line for line in tandem.sentences(r.stderr.decode()) if " warn runtime: " not in line]
+
+
+def test_other_context():
+    """In less room an answer would be another: it is left, the reason is said, and the others are finished. In more it is the same."""
+    cfg = config(model("demo", "f32"))
+    long = ("generate", "--prompt", "Once there was a cat. " * 100, "--temperature", "0", "--max-tokens", "200")
+    short = ("generate", "--prompt", "Once", "--temperature", "1", "--seed", "4", "--max-tokens", "100")
+    tight = ("--set", "context=100", *STORY, "--temperature", "1", "--seed", "3")
+    roomy = run("coordinator", "--config", cfg, *tight[2:]).stdout
+    want_long, want_short, want_tight = (run("coordinator", "--config", cfg, *a).stdout for a in (long, short, tight))
+    check(roomy.startswith(want_tight.strip()) and len(roomy) > len(want_tight) + 10, "'context' ends nothing:", want_tight, roomy)
+    killed(cfg, *long, *SLOW, grown=80)
+    r = Run(cfg, *short, *SLOW)
+    wait_until(lambda: len(journals()) == 2, 60, r.log)  # the other one stays
+    end_by_kill(r)
+    status, out, said = resume_in(cfg, 512)
+    check(status == 1 and out == want_short and len(journals()) == 1, status, out, want_short, said, journals())
+    check(len(said) == 2 and "'context' is 512, and was 2048 when it was begun: set it to " in said[0], said)
+    check("not every answer could be finished" in said[1], said)
+    need = said[0].split("set it to ")[1].split()[0]
+    status, out, _ = resume_in(cfg, int(need) - 1)
+    check(status == 1 and out == "" and len(journals()) == 1, need, out)
+    check(resume_in(cfg, need)[:2] == (0, want_long), "another text")
+
+    killed(cfg, *tight, *SLOW, grown=80)
+    check(run("coordinator", "--config", cfg, "--resume").stdout == want_tight, "another text")
     check(not left_behind() and not journals(), left_behind())
 
 

@@ -51,12 +51,18 @@ static int teardown(void **state)
     return unlink(model) == 0 && rmdir(own) == 0 ? rmdir(base) : -1; /* fails when anything was left */
 }
 
-static struct journal *open_journal(void)
+static struct journal *open_with_vocab(uint32_t vocab)
 {
+    const struct journal_options o = {.folder = own, .model = model, .context = 512, .vocab = vocab};
     struct journal *j;
     struct err err = {0};
-    assert_int_equal(journal_open(own, model, &j, &err), 0);
+    assert_int_equal(journal_open(&o, &j, &err), 0);
     return j;
+}
+
+static struct journal *open_journal(void)
+{
+    return open_with_vocab(262144);
 }
 
 static struct journal_request request(void)
@@ -107,6 +113,7 @@ static void test_round_trip(void **state)
         assert_int_equal(q.n_done, n);
         assert_memory_equal(q.ids, ids, (N_PROMPT + n) * sizeof(*ids));
         assert_int_equal(q.max_tokens, want.max_tokens);
+        assert_int_equal(q.context, 512);
         assert_int_equal(q.choice, want.choice);
         assert_memory_equal(&q.sample, &want.sample, sizeof(want.sample));
         journal_end(f);
@@ -130,7 +137,7 @@ static void test_ended(void **state)
         assert_int_equal(journal_begin(j, &q, &f, NULL), 0);
         for (uint32_t i = 0; i < N_DONE; i++)
             assert_true(journal_token(f, ids[N_PROMPT + i]));
-        assert_true(journal_finish(f, 2));
+        assert_true(journal_finish(f, ENGINE_FINISH_CONTEXT));
         journal_leave(f);
         journal_close(j);
         snprintf(path, sizeof(path), "%s/request-000000", own);
@@ -143,7 +150,7 @@ static void test_ended(void **state)
         assert_int_equal(journal_claim(j, base, &q, &f, &others, NULL), 1);
         assert_int_equal(q.n_done, N_DONE);
         assert_int_equal(q.ended, cut == 0);
-        assert_int_equal(q.finish, cut == 0 ? 2 : 0);
+        assert_int_equal(q.finish, cut == 0 ? ENGINE_FINISH_CONTEXT : ENGINE_FINISH_STOP);
         snprintf(path, sizeof(path), "%s/request-000000", own); /* where it was taken to: only what is whole */
         off_t whole = st.st_size;
         assert_int_equal(stat(path, &st), 0);
@@ -214,7 +221,7 @@ static void test_full_disk(void **state)
         assert_false(journal_token(f, 77));
         assert_int_equal(setrlimit(RLIMIT_FSIZE, &before), 0);
         assert_true(journal_token(f, 78)); /* there is room again, but 77 is not in it */
-        assert_true(journal_finish(f, 1));
+        assert_true(journal_finish(f, ENGINE_FINISH_LENGTH));
         off_t whole = st.st_size;
         assert_int_equal(stat(path, &st), 0);
         assert_int_equal(st.st_size, whole);
@@ -271,6 +278,46 @@ static void test_damage(void **state)
     journal_close(j);
 }
 
+/* Whole, but no process of ours writes it: an id that no vocabulary of this model has, an ending that is none. */
+static void test_ids_and_endings(void **state)
+{
+    (void)state;
+    struct journal_request q = request();
+    struct journal_file *f;
+    uint32_t others;
+    char left[PATH_MAX];
+    snprintf(left, sizeof(left), "%s/journal-1-0", base);
+    leave("1-0", N_DONE);
+    struct journal *j = open_with_vocab(4000); /* of the prompt */
+    assert_int_equal(journal_claim(j, base, &q, &f, &others, NULL), 0);
+    assert_int_equal(others, 1);
+    journal_close(j);
+    j = open_with_vocab(70000); /* the last token */
+    assert_int_equal(journal_claim(j, base, &q, &f, &others, NULL), 1);
+    assert_int_equal(q.n_done, N_DONE - 1);
+    journal_end(f);
+    journal_close(j);
+    for (int why = 0; why < 256; why++) {
+        j = open_journal();
+        q = request();
+        assert_int_equal(journal_begin(j, &q, &f, NULL), 0);
+        assert_true(journal_token(f, ids[N_PROMPT]));
+        assert_true(journal_finish(f, (enum engine_finish)why));
+        journal_leave(f);
+        journal_close(j);
+        assert_int_equal(rename(own, left), 0);
+        assert_int_equal(mkdir(own, 0700), 0);
+        j = open_journal();
+        assert_int_equal(journal_claim(j, base, &q, &f, &others, NULL), 1);
+        assert_int_equal(q.n_done, 1);
+        assert_int_equal(q.ended, why <= ENGINE_FINISH_CONTEXT);
+        if (q.ended)
+            assert_int_equal(q.finish, why);
+        journal_end(f);
+        journal_close(j);
+    }
+}
+
 static void test_other_model(void **state)
 {
     (void)state;
@@ -298,6 +345,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_taken_on, setup, teardown),
         cmocka_unit_test_setup_teardown(test_full_disk, setup, teardown),
         cmocka_unit_test_setup_teardown(test_damage, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_ids_and_endings, setup, teardown),
         cmocka_unit_test_setup_teardown(test_other_model, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
