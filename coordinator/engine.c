@@ -240,9 +240,9 @@ static bool on_fallback(void *ctx, enum msg_role role, const struct err *why)
     return r == 0;
 }
 
-static bool on_give_up(void *ctx, const struct err *why)
+static bool on_give_up(void *ctx, const char *limit, const struct err *why)
 {
-    return schedule_give_up(((struct engine *)ctx)->schedule, why) > 0;
+    return schedule_give_up(((struct engine *)ctx)->schedule, limit, why) > 0;
 }
 
 static void on_failed(void *ctx, const struct err *err)

@@ -101,13 +101,22 @@ static void on_delay(uv_timer_t *t)
         supervise_fail(st->owner, &err);
 }
 
+/* The one that was reached, as an end of the run or of a request tells it. */
+static void name_limit(const struct restart *r, const struct restart_limits *limits, char *ret, size_t size)
+{
+    bool in_a_row = r->in_a_row >= limits->in_a_row;
+    uint32_t n = in_a_row ? limits->in_a_row : limits->per_minute;
+    snprintf(ret, size, "%u restart%s %s", n, n == 1 ? "" : "s",
+             in_a_row ? "without progress ('restarts')" : "within a minute ('restarts_per_minute')");
+}
+
 /* Whether, and when, it is started again. False: told to the owner. */
 static bool decide(struct stage *st, const struct err *why, int signal, bool at_work, uint64_t *ret_delay_ms)
 {
     struct supervise *s = st->owner;
     const struct config *c = s->o.config;
     const struct restart_limits limits = {.in_a_row = c->restarts, .per_minute = c->restarts_per_minute};
-    char then[160];
+    char limit[96], then[160];
     /* It said what does not work, and will again; and a damaged file stays one. */
     bool refused = (!s->was_ready && signal == 0 && !st->silent_ns) || why->code == -EBADMSG;
     if (c->restarts == 0 || s->no_restarts || refused) {
@@ -118,15 +127,13 @@ static bool decide(struct stage *st, const struct err *why, int signal, bool at_
     if (restart_decide(&st->restart, &limits, util_now_ns(), s->o.progress(s->o.ctx), s->random >> 8, ret_delay_ms))
         return true;
     *ret_delay_ms = 0;
-    if ((s->o.fallback && s->o.fallback(s->o.ctx, st->role, why)) || (at_work && s->o.give_up && s->o.give_up(s->o.ctx, why))) {
+    name_limit(&st->restart, &limits, limit, sizeof(limit));
+    if ((s->o.fallback && s->o.fallback(s->o.ctx, st->role, why)) ||
+        (at_work && s->o.give_up && s->o.give_up(s->o.ctx, limit, why))) {
         restart_forget(&st->restart);
         return true;
     }
-    if (st->restart.in_a_row >= limits.in_a_row)
-        snprintf(then, sizeof(then), "; it is not started again after %u restarts without progress ('restarts')", limits.in_a_row);
-    else
-        snprintf(then, sizeof(then), "; it is not started again after %u restarts within a minute ('restarts_per_minute')",
-                 limits.per_minute);
+    snprintf(then, sizeof(then), "; it is not started again after %s", limit);
     fail(s, why, then);
     return false;
 }

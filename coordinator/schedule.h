@@ -28,8 +28,9 @@ void schedule_pause(struct schedule *s, bool died);
 void schedule_restart(struct schedule *s, struct ring *tokens, struct ring *output, uint32_t epoch, bool kv_lost);
 /* Rises whenever a request gets further than it ever was. */
 uint64_t schedule_progress(const struct schedule *s);
-/* Ends the requests that were under way at most deaths since they last got further, and says how many; 0: none was. */
-uint32_t schedule_give_up(struct schedule *s, const struct err *why);
+/* Ends the requests that were under way at most deaths since they last got further, and says how many; 0: none was. limit: the one
+ * that was reached, with its key. */
+uint32_t schedule_give_up(struct schedule *s, const char *limit, const struct err *why);
 /* The backend changed: answers that have begun say so. */
 void schedule_mark_numerics(struct schedule *s);
 int schedule_submit(struct schedule *s, const struct request_params *p, struct request **ret, struct err *err);

@@ -59,11 +59,11 @@ uint64_t schedule_progress(const struct schedule *s)
     return s->progress;
 }
 
-uint32_t schedule_give_up(struct schedule *s, const struct err *why)
+uint32_t schedule_give_up(struct schedule *s, const char *limit, const struct err *why)
 {
     uint32_t slot, n = 0, most = most_deaths(s, &slot);
     struct err err = {0};
-    err_set(&err, why->code, "given up: %u time%s in a row a stage died while it was under way; the last: %s", most,
+    err_set(&err, why->code, "given up after %s: %u time%s in a row a stage died while it was under way; the last: %s", limit, most,
             most == 1 ? "" : "s", why->text);
     for (uint32_t i = 0; most && i < s->n_slots; i++) {
         if (!s->slots[i].req || s->slots[i].req->n_deaths != most)

@@ -49,9 +49,9 @@ struct supervise_options {
     /* Chunks that are on their way, and how many came back since `ready`. */
     uint32_t (*in_flight)(void *ctx, uint32_t *ret_done);
     /* A stage reached its limit of restarts. fallback: plan it for its next backend; false: there is none, or it does not fit.
-     * give_up: end the requests that may be the cause; false: there are none. Optional. */
+     * give_up: end the requests that may be the cause; false: there are none. limit: its number and key, in words. Optional. */
     bool (*fallback)(void *ctx, enum msg_role role, const struct err *why);
-    bool (*give_up)(void *ctx, const struct err *why);
+    bool (*give_up)(void *ctx, const char *limit, const struct err *why);
     void (*stats)(void *ctx, enum msg_role role, const struct msg_stats *s);
     void (*collecting)(void *ctx, enum msg_role role);
     /* At most once; nothing else is called afterwards. A stage ended and is not started again. */

@@ -297,7 +297,7 @@ def test_limit():
         wait_until(lambda: run.count("recovered from") > before or run.process.poll() is not None, 30, run.log)
     run.end(1)
     check(run.count("it is started again") in (4, 5), run.log())  # the fifth without the request
-    check("given up: " in run.lines[-1] or "'restarts_per_minute'" in run.lines[-1], run.log())
+    check("after 4 restarts within a minute ('restarts_per_minute')" in run.lines[-1], run.log())
 
 
 def test_hang():
@@ -398,7 +398,7 @@ def test_given_up():
         run.end(1)
         times = "1 time" if deaths == 1 else f"{deaths} times"
         check(run.count(f"'{fault}' happens now") == 2 and run.count("it is started again (restart 1)") == 1, fault, run.log())
-        check(f"given up: {times} in a row a stage died while it was under way" in run.lines[-1], fault, run.log())
+        check(f"given up after 1 restart within a minute ('restarts_per_minute'): {times} in a row a stage died while it was under way" in run.lines[-1], fault, run.log())
         check(tandem.SANITIZE or "raise 'memory.gpu_worker'" in run.lines[-1], fault, run.log())
 
 

@@ -253,7 +253,7 @@ static void test_who_kills_is_given_up(void **state)
                     assert_in_range(++deaths, 1, 20);
                     schedule_pause(w.s, true);
                     if (in_a_row == 4) {
-                        assert_int_equal(schedule_give_up(w.s, &why), 1);
+                        assert_int_equal(schedule_give_up(w.s, "4 restarts without progress ('restarts')", &why), 1);
                         w.deadly_pos = UINT32_MAX;
                     }
                     world_restart(&w, false, kv_lost);
@@ -269,7 +269,8 @@ static void test_who_kills_is_given_up(void **state)
             assert_int_equal(c[poison].code, -ECHILD);
             assert_non_null(strstr(c[poison].text,
                                    "times in a row a stage died while it was under way; the last: gpu_worker (pid 7) was killed"));
-            assert_int_equal(schedule_give_up(w.s, &why), 0);
+            assert_non_null(strstr(c[poison].text, "given up after 4 restarts without progress ('restarts'): "));
+            assert_int_equal(schedule_give_up(w.s, "", &why), 0);
             world_close(&w);
         }
     }

@@ -108,10 +108,10 @@ static uint32_t on_in_flight(void *ctx, uint32_t *ret_done)
     return schedule_in_flight(w.schedule, ret_done);
 }
 
-static bool on_give_up(void *ctx, const struct err *why)
+static bool on_give_up(void *ctx, const char *limit, const struct err *why)
 {
     (void)ctx;
-    return schedule_give_up(w.schedule, why) > 0;
+    return schedule_give_up(w.schedule, limit, why) > 0;
 }
 
 static void on_token(void *ctx, uint32_t id, uint32_t index)
