@@ -446,23 +446,32 @@ static int not_there(const struct manifest *m, enum manifest_kind kind, const ui
                    there[0] ? "; it has: " : ", and none of that kind at all", there);
 }
 
-int manifest_find(const struct manifest *m, enum manifest_kind kind, const uint32_t want[MANIFEST_DIMS],
+int manifest_find(const struct manifest *m, enum manifest_kind kind, const uint32_t want[MANIFEST_DIMS], manifest_usable_fn usable,
                   const struct manifest_operator **ret, uint64_t *ret_calls, struct err *err)
 {
     const struct manifest_operator *best = NULL;
+    struct err passed_over = {0};
     uint64_t best_calls = 0;
     double best_work = 0;
     for (size_t i = 0; i < m->n; i++) {
+        struct err why = {0};
         uint64_t calls;
         double work;
         if (m->operators[i].kind != kind || !cost(&m->operators[i], want, &calls, &work))
             continue;
+        if (usable && usable(&m->operators[i], &why) < 0) {
+            if (!passed_over.code)
+                passed_over = why;
+            continue;
+        }
         if (!best || work < best_work || (work <= best_work && calls < best_calls)) {
             best = &m->operators[i];
             best_calls = calls;
             best_work = work;
         }
     }
+    if (!best && passed_over.code)
+        return err_set(err, -ENOTSUP, "%s", passed_over.text);
     if (!best)
         return not_there(m, kind, want, err);
     *ret = best;

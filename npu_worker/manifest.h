@@ -78,8 +78,11 @@ const struct manifest_operator *manifest_get(const struct manifest *m, size_t i)
 
 /* The operator that needs the least work for want, padding included, then the fewest calls. want[d] 0: any. Rows (m, n, rows,
  * tokens) may be cut into several calls; k and keys may be padded with zeroes; the rest has to be equal, the window also where it
- * is 0. *ret_calls (may be NULL): calls for all of want. -ENOTSUP with what there is. */
-int manifest_find(const struct manifest *m, enum manifest_kind kind, const uint32_t want[MANIFEST_DIMS],
+ * is 0. usable (NULL: all are): 0, or -errno with the reason why an operator is passed over, as one that its caller cannot drive
+ * must not hide one that it can. *ret_calls (may be NULL): calls for all of want. -ENOTSUP with what there is; where all that would
+ * fit were passed over, with the reason for the first. */
+typedef int (*manifest_usable_fn)(const struct manifest_operator *o, struct err *err);
+int manifest_find(const struct manifest *m, enum manifest_kind kind, const uint32_t want[MANIFEST_DIMS], manifest_usable_fn usable,
                   const struct manifest_operator **ret, uint64_t *ret_calls, struct err *err);
 
 int manifest_argument(const struct manifest_operator *o, enum manifest_role role); /* its number, or -1 */

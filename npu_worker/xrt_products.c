@@ -40,11 +40,7 @@ int xrt_products_choose(const struct manifest *m, const struct hparams *h, struc
         ret->rows[i] = rows[i];
         ret->cols[i] = i == ATTN_O ? heads : h->hidden;
         const uint32_t want[MANIFEST_DIMS] = {[MANIFEST_M] = USUAL_CHUNK, [MANIFEST_K] = ret->cols[i], [MANIFEST_N] = rows[i]};
-        int r = manifest_find(m, MANIFEST_GEMM, want, &ret->op[i], NULL, &why);
-        if (r == 0)
-            r = xrt_gemm_usable(ret->op[i], &why);
-        if (r < 0) {
-            ret->op[i] = NULL;
+        if (manifest_find(m, MANIFEST_GEMM, want, xrt_gemm_usable, &ret->op[i], NULL, &why) < 0) {
             snprintf(ret->why[i], sizeof(ret->why[i]), "%.*s", (int)sizeof(ret->why[i]) - 1, why.text);
         } else {
             add_operator(ret, ret->op[i]);

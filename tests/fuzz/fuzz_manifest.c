@@ -21,7 +21,7 @@ static void check_operator(const struct manifest *m, const struct manifest_opera
         if (bytes == 0 || bytes > (size_t)4 << 30 || manifest_argument(o, o->arguments[i]) != (int)i)
             abort();
     }
-    if (manifest_find(m, o->kind, o->dims, &found, NULL, &err) < 0 || found->kind != o->kind) /* at least itself */
+    if (manifest_find(m, o->kind, o->dims, NULL, &found, NULL, &err) < 0 || found->kind != o->kind) /* at least itself */
         abort();
 }
 

@@ -99,7 +99,7 @@ static int open_bench(struct bench *b, const char *folder, const char *const *op
     CHECK(pool_open(2, &b->pool) == 0);
     CHECK_OK(arena_open(POOL, 8, &b->arena, err));
     const struct manifest_operator *op = NULL;
-    CHECK_OK(manifest_find(b->rig.manifest, MANIFEST_GEMM, wish, &op, NULL, err));
+    CHECK_OK(manifest_find(b->rig.manifest, MANIFEST_GEMM, wish, xrt_gemm_usable, &op, NULL, err));
     b->op = op;
     b->scratch = aligned_alloc(REPACK_ALIGN, xrt_gemm_scratch_bytes(op, 2));
     const struct xrt_gemm_options o = {.ops = b->rig.ops,
@@ -205,7 +205,7 @@ static int none_fits(const char *folder)
     const struct manifest_operator *op = NULL;
     struct rig r;
     CHECK_OK(rig_open(&r, folder, operators, 2, err));
-    CHECK_ERR(manifest_find(r.manifest, MANIFEST_GEMM, wish, &op, NULL, err), -ENOTSUP, "gemm");
+    CHECK_ERR(manifest_find(r.manifest, MANIFEST_GEMM, wish, xrt_gemm_usable, &op, NULL, err), -ENOTSUP, "gemm");
     CHECK_ERR(xrt_gemm_usable(manifest_get(r.manifest, 1), err), -ENOTSUP, "expected a gemm");
     rig_close(&r);
     return 0;

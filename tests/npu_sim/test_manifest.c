@@ -5,7 +5,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "model/hparams.h"
 #include "npu_worker/manifest.h"
+#include "npu_worker/xrt_products.h"
 #include "proto/util.h"
 #include "tests/unit/unit_test.h"
 
@@ -241,26 +243,47 @@ static void test_find(void **state)
         struct err err = {0};
         uint64_t calls = 0;
         uint32_t want[MANIFEST_DIMS] = {cases[i].want[0], cases[i].want[1], cases[i].want[2]};
-        int r = manifest_find(m, MANIFEST_GEMM, want, &o, &calls, &err), index = o ? (int)(o - manifest_get(m, 0)) : r;
+        int r = manifest_find(m, MANIFEST_GEMM, want, NULL, &o, &calls, &err), index = o ? (int)(o - manifest_get(m, 0)) : r;
         if (index != cases[i].index || calls != cases[i].calls)
             fail_msg("case %zu: operator %d in %llu calls '%s'", i, index, (unsigned long long)calls, err.text);
     }
     const struct manifest_operator *o = NULL;
     uint32_t want[MANIFEST_DIMS] = {[MANIFEST_ROWS] = 20, [MANIFEST_WIDTH] = 640};
     uint64_t calls;
-    assert_ok(manifest_find(m, MANIFEST_RMS_NORM, want, &o, &calls, err));
+    assert_ok(manifest_find(m, MANIFEST_RMS_NORM, want, NULL, &o, &calls, err));
     assert_int_equal(calls, 3);
     want[MANIFEST_WIDTH] = 600; /* the mean is over the row: no padding */
-    assert_err(manifest_find(m, MANIFEST_RMS_NORM, want, &o, NULL, err), -ENOTSUP, "it has: rows 8 width 640");
-    assert_err(manifest_find(m, MANIFEST_ROPE, want, &o, NULL, err), -ENOTSUP,
+    assert_err(manifest_find(m, MANIFEST_RMS_NORM, want, NULL, &o, NULL, err), -ENOTSUP, "it has: rows 8 width 640");
+    assert_err(manifest_find(m, MANIFEST_ROPE, want, NULL, &o, NULL, err), -ENOTSUP,
                "no operator of kind 'rope' for rows 20 width 600, and none");
     manifest_close(m);
     m = open_text(good); /* its attention has no window */
     uint32_t attention[MANIFEST_DIMS] = {[MANIFEST_TOKENS] = 40, [MANIFEST_KEYS] = 300, [MANIFEST_HEAD_DIM] = 256};
-    assert_ok(manifest_find(m, MANIFEST_ATTENTION, attention, &o, &calls, err));
+    assert_ok(manifest_find(m, MANIFEST_ATTENTION, attention, NULL, &o, &calls, err));
     assert_int_equal(calls, 3);
     attention[MANIFEST_WINDOW] = 512;
-    assert_err(manifest_find(m, MANIFEST_ATTENTION, attention, &o, &calls, err), -ENOTSUP, "window 512");
+    assert_err(manifest_find(m, MANIFEST_ATTENTION, attention, NULL, &o, &calls, err), -ENOTSUP, "window 512");
+    manifest_close(m);
+}
+
+/* Two gemms of one shape, of which only the second can be driven: the first does not hide it. Alone it is refused with its reason.
+ */
+static void test_unusable(void **state)
+{
+    (void)state;
+    static const struct hparams h = {.n_layers = 1, .hidden = 64, .n_heads = 1, .n_kv_heads = 1, .head_dim = 64};
+    struct xrt_products p;
+    char text[4096] = "version: 1\noperators:\n"
+                      "  - {kind: gemm, xclbin: x, instructions: i, arguments: [a, b, c], dtypes: [i8, i8, i32],\n"
+                      "     shape: {m: 32, k: 64, n: 64}}\n";
+    struct manifest *m = open_text(text);
+    assert_err(xrt_products_choose(m, &h, &p, err), -ENOTSUP, "line 3 of the manifest: expected bf16 for a and b");
+    manifest_close(m);
+    add_gemm(text, 32, 64, 64);
+    m = open_text(text);
+    assert_ok(xrt_products_choose(m, &h, &p, err));
+    for (int i = 0; i < ATTN_PRODUCTS; i++)
+        assert_ptr_equal(p.op[i], manifest_get(m, 1));
     manifest_close(m);
 }
 
@@ -319,7 +342,8 @@ static void test_instructions(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {UNIT_TEST(test_good),   UNIT_TEST(test_print), UNIT_TEST(test_bad),
-                                       UNIT_TEST(test_bounds), UNIT_TEST(test_find),  UNIT_TEST(test_instructions)};
+    const struct CMUnitTest tests[] = {UNIT_TEST(test_good),        UNIT_TEST(test_print), UNIT_TEST(test_bad),
+                                       UNIT_TEST(test_bounds),      UNIT_TEST(test_find),  UNIT_TEST(test_unusable),
+                                       UNIT_TEST(test_instructions)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
