@@ -4,13 +4,13 @@
  * --list-operators, on the main thread. Opens the manifest and instruction files, never a device or an xclbin. */
 #include "npu_worker/manifest.h"
 
-#include <fcntl.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdarg.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "npu_worker/manifest_file.h"
 #include "npu_worker/manifest_yaml.h"
 #include "proto/err.h"
 #include "proto/util.h"
@@ -346,6 +346,7 @@ static int read_all(const struct manifest_yaml *y, const char *path, struct mani
         return err_set(err, -EINVAL, "manifest '%s': key 'operators': expected at least one operator", path);
     for (m->n = 0; m->n < y->n_operators;) {
         struct reading r = {.path = path, .y = &y->operators[m->n], .lines = &y->lines[m->n], .o = &m->operators[m->n]};
+        r.o->manifest = m->path;
         m->n++; /* close frees what a failing one has */
         int e = read_operator(&r, err);
         if (e < 0)
@@ -499,13 +500,13 @@ size_t manifest_bytes(const struct manifest_operator *o, unsigned argument)
     return (size_t)values(o, o->arguments[argument]) * dtypes[o->dtypes[argument]].bytes;
 }
 
-static int read_whole(const char *path, char **ret, size_t *ret_n, struct err *err)
+static int read_whole(const char *path, const char *manifest, char **ret, size_t *ret_n, struct err *err)
 {
-    auto_fd fd = open(path, O_RDONLY | O_CLOEXEC);
+    auto_fd fd = manifest_file_open("instructions", path, manifest, err);
     auto_free char *data = NULL;
     size_t n = 0, room = 0;
     if (fd < 0)
-        return err_set_errno(err, -errno, "instructions '%s': cannot be opened", path);
+        return fd;
     for (;;) {
         if (n == room) {
             room = room ? 2 * room : 4096;
@@ -560,7 +561,7 @@ int manifest_instructions(const struct manifest_operator *o, uint32_t **ret, siz
 {
     auto_free char *data = NULL;
     size_t n = 0, words = 0;
-    int r = read_whole(o->instructions, &data, &n, err);
+    int r = read_whole(o->instructions, o->manifest, &data, &n, err);
     if (r < 0)
         return r;
     if (!o->hex && n % 4)

@@ -58,6 +58,7 @@ enum manifest_dtype { MANIFEST_BF16, MANIFEST_F16, MANIFEST_F32, MANIFEST_I8, MA
 
 struct manifest_operator {
     enum manifest_kind kind;
+    const char *manifest;        /* its path; lives as long as the manifest */
     char *xclbin, *instructions; /* absolute where the manifest's own path is */
     char kernel[64];             /* prefix of the kernel's name */
     bool hex;                    /* instructions are text, eight hexadecimal digits a word */

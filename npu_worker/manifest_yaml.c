@@ -5,11 +5,11 @@
 #include "npu_worker/manifest_yaml.h"
 
 #include <cyaml/cyaml.h>
-#include <fcntl.h>
 #include <stdarg.h>
 #include <string.h>
 #include <yaml.h>
 
+#include "npu_worker/manifest_file.h"
 #include "proto/err.h"
 #include "proto/util.h"
 
@@ -365,9 +365,9 @@ static cyaml_config_t loader_config(struct capture *c)
 static int read_text(const char *path, char *buf, size_t *ret_n, struct err *err)
 {
     size_t n = 0;
-    auto_fd fd = open(path, O_RDONLY | O_CLOEXEC);
+    auto_fd fd = manifest_file_open("manifest", path, path, err);
     if (fd < 0)
-        return err_set_errno(err, -errno, "manifest '%s': cannot be opened", path);
+        return fd;
     for (;;) {
         ssize_t got = read(fd, buf + n, FILE_MAX_BYTES + 1 - n);
         if (got < 0 && errno == EINTR)

@@ -27,7 +27,7 @@ static void check_operator(const struct manifest *m, const struct manifest_opera
 
 static void check_instructions(char *path, bool hex)
 {
-    const struct manifest_operator o = {.instructions = path, .hex = hex};
+    const struct manifest_operator o = {.manifest = path, .instructions = path, .hex = hex};
     struct err err = {0};
     uint32_t *words = NULL;
     size_t n = 0;

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 
 #include "model/hparams.h"
 #include "npu_worker/manifest.h"
@@ -297,6 +298,21 @@ static void put_operator(const char *file, const char *format, struct manifest *
     *ret = open_text(text);
 }
 
+/* A FIFO has nobody at its other end: it is refused, not waited for. */
+static void test_no_regular_file(void **state)
+{
+    (void)state;
+    struct manifest *m = NULL;
+    uint32_t *words = NULL;
+    size_t n;
+    assert_int_equal(mkfifo(unit_path("fifo"), 0600), 0);
+    assert_err(manifest_open(unit_path("fifo"), &m, err), -EINVAL, "is a FIFO; expected a regular file");
+    assert_err(manifest_open(unit_path(""), &m, err), -EINVAL, "is a folder; expected a regular file");
+    put_operator("fifo", "binary", &m);
+    assert_err(manifest_instructions(manifest_get(m, 0), &words, &n, err), -EINVAL, "fifo': is a FIFO");
+    manifest_close(m);
+}
+
 static void test_instructions(void **state)
 {
     (void)state;
@@ -342,8 +358,13 @@ static void test_instructions(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {UNIT_TEST(test_good),        UNIT_TEST(test_print), UNIT_TEST(test_bad),
-                                       UNIT_TEST(test_bounds),      UNIT_TEST(test_find),  UNIT_TEST(test_unusable),
+    const struct CMUnitTest tests[] = {UNIT_TEST(test_good),
+                                       UNIT_TEST(test_print),
+                                       UNIT_TEST(test_bad),
+                                       UNIT_TEST(test_bounds),
+                                       UNIT_TEST(test_find),
+                                       UNIT_TEST(test_unusable),
+                                       UNIT_TEST(test_no_regular_file),
                                        UNIT_TEST(test_instructions)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
