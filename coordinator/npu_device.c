@@ -61,7 +61,9 @@ int npu_device_find(const struct config *c, const char *stage_dir, struct npu_de
     snprintf(model, sizeof(model), "model=%s", c->model);
     snprintf(manifest, sizeof(manifest), "npu.manifest=%s", c->xrt.manifest);
     snprintf(device, sizeof(device), "npu.device=%u", c->xrt.index);
-    const char *const words[] = {path, "--choose-device", "--set", model, "--set", manifest, "--set", device, NULL};
+    const char *const words[] = {path,     "--choose-device", "--set", model,   "--set",
+                                 manifest, "--set",           device,  "--set", c->sandbox ? "sandbox=auto" : "sandbox=off",
+                                 NULL};
     if (device_ask(words, &a)) {
         if (parse(&a, ret)) {
             ret->xrt = true;

@@ -144,6 +144,8 @@ static int open_device(struct attn_xrt *a, const struct attn_backend_options *o,
     if (r == 0)
         r = xrt_products_choose(a->manifest, o->hparams, &a->products, err);
     if (r == 0)
+        r = xrt_products_check_files(&a->products, err);
+    if (r == 0)
         r = xrt_products_bytes(&a->products, o->chunk_tokens, &bytes, err);
     bytes += a->resident * xrt_products_kept(&a->products);
     if (r == 0 && a->ops->locks_memory)

@@ -21,6 +21,7 @@
 #include "proto/chunk.h"
 #include "proto/err.h"
 #include "proto/log.h"
+#include "proto/sandbox.h"
 #include "proto/util.h"
 #include "stage/positions.h"
 #include "stage/single.h"
@@ -204,11 +205,23 @@ static int open_products(const struct config *c, struct manifest **ret_manifest,
     return r;
 }
 
+/* What is asked from here on is answered as the stage will find it: of the user's files it may open those of the manifest's folder.
+ */
+static void as_in_stage(const struct config *c)
+{
+    struct sandbox s = {.profile = SANDBOX_DRIVER, .off = !c->sandbox};
+    sandbox_begin(&s, c->xrt.manifest);
+}
+
 static int choose_device(const struct config *c, struct err *err)
 {
     struct manifest *m = NULL;
     struct xrt_products p;
     int r = c->xrt.manifest[0] && c->model ? open_products(c, &m, &p, err) : 0;
+    if (m)
+        as_in_stage(c);
+    if (r == 0 && m)
+        r = xrt_products_check_files(&p, err);
     if (r == 0 && m)
         r = xrt_products_sizes(&p, stdout, err);
     manifest_close(m);
@@ -223,6 +236,7 @@ static int list_operators(const struct config *c, struct err *err)
         return err_set(err, -EINVAL,
                        "no manifest of operators is named; expected --set npu.manifest=FILE, or the key in --config FILE");
     int r = c->model ? open_products(c, &m, &p, err) : manifest_open(c->xrt.manifest, &m, err);
+    as_in_stage(c);
     if (m)
         manifest_print(m, stdout);
     if (r == 0 && c->model) {

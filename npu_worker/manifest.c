@@ -591,15 +591,22 @@ const char *manifest_kind_name(enum manifest_kind kind)
     return kinds[kind].name;
 }
 
-static const char *absent(const char *path)
+int manifest_check_files(const struct manifest_operator *o, struct err *err)
 {
-    return access(path, R_OK) == 0 ? "" : " (cannot be read)";
+    const char *const names[] = {"xclbin", "instructions"}, *const paths[] = {o->xclbin, o->instructions};
+    for (size_t i = 0; i < ARRAY_LEN(paths); i++) {
+        auto_fd fd = manifest_file_open(names[i], paths[i], o->manifest, err);
+        if (fd < 0)
+            return err_wrap(err, fd, "operator of line %u of the manifest", o->line);
+    }
+    return 0;
 }
 
 void manifest_print(const struct manifest *m, FILE *out)
 {
     for (size_t i = 0; i < m->n; i++) {
         const struct manifest_operator *o = &m->operators[i];
+        struct err why = {0};
         char dims[160];
         describe_dims(o->kind, o->dims, dims, sizeof(dims));
         fprintf(out, "%-9s  %s (", kinds[o->kind].name, dims);
@@ -614,6 +621,8 @@ void manifest_print(const struct manifest *m, FILE *out)
             fprintf(out, "  %s", o->interleaved ? "interleaved" : "halves");
         else if (o->kind == MANIFEST_ATTENTION)
             fprintf(out, "  scale %g", (double)o->scale);
-        fprintf(out, "  %s%s  %s%s\n", o->xclbin, absent(o->xclbin), o->instructions, absent(o->instructions));
+        fprintf(out, "  %s  %s\n", o->xclbin, o->instructions);
+        if (manifest_check_files(o, &why) < 0)
+            fprintf(out, "           cannot be used: %s\n", why.text);
     }
 }

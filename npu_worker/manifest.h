@@ -92,8 +92,11 @@ size_t manifest_dtype_bytes(enum manifest_dtype t);
 /* The instruction file as words, malloc'ed. */
 int manifest_instructions(const struct manifest_operator *o, uint32_t **ret, size_t *ret_n, struct err *err);
 
+/* Whether both files can be opened, by this process as it is: in the sandbox, as there. */
+int manifest_check_files(const struct manifest_operator *o, struct err *err);
+
 const char *manifest_kind_name(enum manifest_kind kind);
-/* A line per operator; it says so where its files cannot be read. */
+/* A line per operator, and one more where its files cannot be read, with the reason. */
 void manifest_print(const struct manifest *m, FILE *out);
 
 #endif

@@ -50,6 +50,14 @@ int xrt_products_choose(const struct manifest *m, const struct hparams *h, struc
                       : err_set(err, -ENOTSUP, "the manifest has no operator for a product of this model: %s", ret->why[ATTN_Q]);
 }
 
+int xrt_products_check_files(const struct xrt_products *p, struct err *err)
+{
+    int r = 0;
+    for (uint32_t i = 0; r == 0 && i < p->n_ops; i++)
+        r = manifest_check_files(p->ops[i], err);
+    return r;
+}
+
 uint32_t xrt_products_index(const struct xrt_products *p, enum attn_product which)
 {
     uint32_t i = 0;

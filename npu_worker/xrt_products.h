@@ -22,6 +22,8 @@ struct xrt_products {
 
 /* -ENOTSUP when the manifest has an operator for none of them. m: borrowed while ret is used. */
 int xrt_products_choose(const struct manifest *m, const struct hparams *h, struct xrt_products *ret, struct err *err);
+/* manifest_check_files of each operator that was chosen. */
+int xrt_products_check_files(const struct xrt_products *p, struct err *err);
 uint32_t xrt_products_index(const struct xrt_products *p, enum attn_product which); /* of its operator among ops */
 
 /* Bytes of NPU memory for chunks of so many tokens, and of working memory. */

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """npu_worker with its products on a simulated NPU (tests/npu_sim, under the real libxrt), through the whole pipeline: the goldens' texts,
 the CPU backend's numbers, what reached the device, what is planned and held, every fault. No NPU hardware is involved."""
+import ctypes
 import json
 import os
 import subprocess
@@ -33,6 +34,10 @@ def simulated(operators=OPERATORS):
     folder = tandem.scratch("npu")
     subprocess.run([make, folder, *operators], check=True)
     return {"npu__backend": "xrt", "npu__manifest": os.path.join(folder, "manifest.yaml"), "npu__many": 1, **CAPS}
+
+
+def landlock():
+    return ctypes.CDLL(None).syscall(444, None, 0, 1) > 0  # landlock_create_ruleset: its version
 
 
 def report_path():
@@ -115,7 +120,7 @@ def test_who_multiplies():
     worker = worker_of(generate(cfg, ids, 8))
     check(worker["products"] == 12 * 4 * 8 and worker["offloaded"] == 12 * 4, worker)  # the prompt alone
     shown = run("npu_worker", "--config", cfg, "--list-operators").stdout
-    check("cannot be read" not in shown, shown)
+    check("cannot be used" not in shown, shown)
     check("q, 256 x 256         NPU: gemm of line" in shown and "chunks of 4 tokens and more" in shown, shown)
     check("attention            processor" in shown and "RoPE                 processor" in shown, shown)
     check("is not used" not in shown, shown)
@@ -130,6 +135,47 @@ def test_who_multiplies():
     tandem.one_line_error(r, "'npu.backend' is xrt", "no operator for a product of this model", "k 256")
     r = run("coordinator", "--config", config(model("demo", "q8_0"), **{**none, "npu__backend": "auto"}), "plan")
     check("NPU         not used: " in r.stdout and "k 256" in r.stdout, r.stdout)
+
+
+def test_files():
+    """What the worker cannot open is told before it is started: files that are missing or no files, and in the sandbox files that do
+    not lie in the manifest's folder."""
+    keys = {**simulated(), "npu__backend": "xrt"}
+    manifest, elsewhere = keys["npu__manifest"], tandem.scratch("elsewhere")
+    xclbin = os.path.join(os.path.dirname(manifest), "npu.xclbin")
+    os.makedirs(elsewhere, exist_ok=True)
+    with open(manifest, encoding="utf-8") as f:
+        good = f.read()
+
+    def refused(*parts, sandbox="auto"):
+        cfg = config(model("demo", "q8_0"), **keys, sandbox=sandbox)
+        tandem.one_line_error(run("coordinator", "--config", cfg, "plan", status=None), *parts)
+        shown = run("npu_worker", "--config", cfg, "--list-operators", status=None).stdout
+        check("cannot be used: " in shown and all(p in shown for p in parts), parts, shown)
+
+    def taken(sandbox):
+        cfg = config(model("demo", "q8_0"), **keys, sandbox=sandbox)
+        check(planned(cfg)["device"] > 0, cfg)
+        check("cannot be used" not in run("npu_worker", "--config", cfg, "--list-operators").stdout, cfg)
+
+    taken("auto")
+    os.rename(xclbin, os.path.join(elsewhere, "npu.xclbin"))
+    refused("operator of line 3", f"xclbin '{xclbin}': cannot be opened")
+    os.mkfifo(xclbin)
+    refused("is a FIFO; expected a regular file")
+    os.remove(xclbin)
+    if tandem.SANITIZE or not landlock():
+        tandem.skip("no Landlock, or sanitizers: the sandbox holds no file back")
+    outside = (os.path.join(elsewhere, "npu.xclbin"), os.path.join("..", os.path.basename(elsewhere), "npu.xclbin"), "npu.xclbin")
+    for path in outside:
+        with open(manifest, "w", encoding="utf-8") as f:
+            f.write(good.replace("npu.xclbin", path))
+        if path == "npu.xclbin":
+            os.symlink(outside[0], xclbin)
+        refused("the sandbox keeps npu_worker from reading it", f"folder '{os.path.dirname(manifest)}'", "'sandbox: off'")
+        taken("off")
+        check(generate(config(model("demo", "q8_0"), **keys, sandbox="off"), [2, 17, 300], 2)["output_ids"], path)
+    os.remove(xclbin)  # the next test writes through what is there
 
 
 def test_pool():
