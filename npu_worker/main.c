@@ -228,20 +228,36 @@ static int choose_device(const struct config *c, struct err *err)
     return r < 0 ? r : xrt_load_choose(c->xrt.index, stdout, err);
 }
 
+/* The table of one model, with its products' shapes also where the manifest has an operator for none: r, of choosing. */
+static void print_operators(const struct config *c, const struct manifest *m, const struct xrt_products *p, int r, struct err *none)
+{
+    struct xrt_probe_answer a;
+    if (r == 0 && strcmp(c->npu.backend, "cpu") == 0)
+        r = err_set(none, -ENODEV, "'npu.backend' is cpu");
+    if (r == 0)
+        r = xrt_probe(NULL, c->xrt.index, XRT_PROBE_MS, &a, none);
+    as_in_stage(c); /* from now on nothing can be run */
+    manifest_print(m, stdout);
+    if (r == 0)
+        r = xrt_products_check_files(p, none);
+    putchar('\n');
+    xrt_products_print(p, m, c->xrt.many, r < 0 ? none->text : NULL, stdout);
+}
+
 static int list_operators(const struct config *c, struct err *err)
 {
     struct manifest *m = NULL;
-    struct xrt_products p;
+    struct xrt_products p = {0};
     if (!c->xrt.manifest[0])
         return err_set(err, -EINVAL,
                        "no manifest of operators is named; expected --set npu.manifest=FILE, or the key in --config FILE");
     int r = c->model ? open_products(c, &m, &p, err) : manifest_open(c->xrt.manifest, &m, err);
-    as_in_stage(c);
-    if (m)
+    struct err none = r < 0 ? *err : (struct err){0};
+    if (m && p.rows[ATTN_Q]) {
+        print_operators(c, m, &p, r, &none);
+    } else if (m) { /* no model, or one that cannot be read */
+        as_in_stage(c);
         manifest_print(m, stdout);
-    if (r == 0 && c->model) {
-        putchar('\n');
-        xrt_products_print(&p, m, c->xrt.many, stdout);
     }
     manifest_close(m);
     return r;

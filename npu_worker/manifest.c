@@ -609,7 +609,7 @@ void manifest_print(const struct manifest *m, FILE *out)
         struct err why = {0};
         char dims[160];
         describe_dims(o->kind, o->dims, dims, sizeof(dims));
-        fprintf(out, "%-9s  %s (", kinds[o->kind].name, dims);
+        fprintf(out, "line %-4u  %-9s  %s (", o->line, kinds[o->kind].name, dims);
         for (unsigned a = 0; a < o->n_arguments; a++)
             fprintf(out, "%s%s %s", a ? ", " : "", roles[o->arguments[a]], dtypes[o->dtypes[a]].name);
         fprintf(out, ")");

@@ -8,6 +8,7 @@
 #include <stdbool.h>
 #include <string.h>
 
+#include "kernels/repack.h"
 #include "model/hparams.h"
 #include "npu_worker/xrt_gemm.h"
 #include "proto/err.h"
@@ -126,44 +127,79 @@ int xrt_products_sizes(const struct xrt_products *p, FILE *out, struct err *err)
     return 0;
 }
 
-/* An operation that has no backend on the NPU, why, and what the manifest has for it in vain. */
-static void print_here(const struct manifest *m, const char *name, enum manifest_kind kind, const char *why, FILE *out)
+static void print_product(const struct xrt_products *p, enum attn_product which, uint32_t many, bool here, FILE *out)
 {
-    fprintf(out, "%-20s processor: %s", name, why);
-    for (size_t i = 0; i < manifest_count(m); i++) {
-        if (manifest_get(m, i)->kind == kind) {
-            fprintf(out, "; the %s of line %u is not used", manifest_kind_name(kind), manifest_get(m, i)->line);
-            break;
-        }
-    }
-    fputc('\n', out);
+    const struct manifest_operator *op = p->op[which];
+    char name[32], shape[64] = "";
+    snprintf(name, sizeof(name), "%s, %u x %u", xrt_products_name(which), p->rows[which], p->cols[which]);
+    if (op)
+        snprintf(shape, sizeof(shape), "gemm of line %u, m %u k %u n %u", op->line, op->dims[MANIFEST_M], op->dims[MANIFEST_K],
+                 op->dims[MANIFEST_N]);
+    if (!op)
+        fprintf(out, "%-20s processor: needs a gemm of any m, k %u or more, n %u or any multiple of %d; %s\n", name, p->cols[which],
+                p->rows[which], REPACK_ROWS, p->why[which]);
+    else if (here)
+        fprintf(out, "%-20s processor, as no NPU is used; the %s would fit\n", name, shape);
+    else if (many == UINT32_MAX)
+        fprintf(out, "%-20s NPU: %s (never: the processor was faster at every number of tokens)\n", name, shape);
+    else if (many)
+        fprintf(out, "%-20s NPU: %s, chunks of %u tokens and more\n", name, shape, many);
+    else
+        fprintf(out, "%-20s NPU: %s, from as many tokens as are measured at start\n", name, shape);
 }
 
-void xrt_products_print(const struct xrt_products *p, const struct manifest *m, uint32_t many, FILE *out)
+static bool is_chosen(const struct xrt_products *p, const struct manifest_operator *op)
+{
+    uint32_t i = 0;
+    while (i < p->n_ops && p->ops[i] != op)
+        i++;
+    return i < p->n_ops;
+}
+
+/* Why a model's products pass over this operator. */
+static void print_in_vain(const struct xrt_products *p, const struct manifest_operator *op, FILE *out)
+{
+    struct err why = {0};
+    uint32_t least = UINT32_MAX;
+    for (int i = 0; i < ATTN_PRODUCTS; i++)
+        least = MIN(least, p->cols[i]);
+    fprintf(out, "in vain: the %s of line %u", manifest_kind_name(op->kind), op->line);
+    if (op->kind != MANIFEST_GEMM)
+        fprintf(out, ": no backend calls operators of this kind\n");
+    else if (xrt_gemm_usable(op, &why) < 0)
+        fprintf(out, ": %s\n", why.text);
+    else if (op->dims[MANIFEST_K] < least)
+        fprintf(out, ": k is %u, which every product of this model exceeds\n", op->dims[MANIFEST_K]);
+    else
+        fprintf(out, ": for each product that it fits another takes no more work\n");
+}
+
+void xrt_products_print(const struct xrt_products *p, const struct manifest *m, uint32_t many, const char *here, FILE *out)
 {
     static const char short_work[] = "a run on an NPU takes longer than all of it does here (docs/NPU.md)";
-    char when[64] = "";
-    if (many == UINT32_MAX)
-        snprintf(when, sizeof(when), " (never: the processor was faster at every number of tokens)");
-    else if (many)
-        snprintf(when, sizeof(when), ", chunks of %u tokens and more", many);
-    else
-        snprintf(when, sizeof(when), ", from as many tokens as are measured at start");
-    print_here(m, "input norm", MANIFEST_RMS_NORM, short_work, out);
-    for (int i = 0; i < ATTN_PRODUCTS; i++) {
-        char name[32];
-        if (i == ATTN_O) {
-            print_here(m, "norm of q and k", MANIFEST_RMS_NORM, short_work, out);
-            print_here(m, "RoPE", MANIFEST_ROPE, short_work, out);
-            print_here(m, "attention", MANIFEST_ATTENTION, "no backend calls an operator for it", out);
+    static const struct {
+        const char *name, *why;
+        int before; /* this product; ATTN_PRODUCTS: behind all */
+    } rest[] = {
+        {"input norm", short_work, ATTN_Q},
+        {"norm of q and k", short_work, ATTN_O},
+        {"RoPE", short_work, ATTN_O},
+        {"attention", "no backend calls an operator for it", ATTN_O},
+        {"post norm, residual", short_work, ATTN_PRODUCTS},
+        {"products, few tokens", "it reads the quantized weights, a third of the bytes of bf16", ATTN_PRODUCTS},
+    };
+    if (here)
+        fprintf(out, "no NPU is used: %s\n", here);
+    for (int i = 0; i <= ATTN_PRODUCTS; i++) {
+        for (size_t k = 0; k < ARRAY_LEN(rest); k++) {
+            if (rest[k].before == i)
+                fprintf(out, "%-20s processor: %s\n", rest[k].name, rest[k].why);
         }
-        snprintf(name, sizeof(name), "%s, %u x %u", xrt_products_name((enum attn_product)i), p->rows[i], p->cols[i]);
-        if (p->op[i])
-            fprintf(out, "%-20s NPU: gemm of line %u, m %u k %u n %u%s\n", name, p->op[i]->line, p->op[i]->dims[MANIFEST_M],
-                    p->op[i]->dims[MANIFEST_K], p->op[i]->dims[MANIFEST_N], when);
-        else
-            fprintf(out, "%-20s processor: %s\n", name, p->why[i]);
+        if (i < ATTN_PRODUCTS)
+            print_product(p, (enum attn_product)i, many, here, out);
     }
-    print_here(m, "post norm, residual", MANIFEST_RMS_NORM, short_work, out);
-    print_here(m, "products, few tokens", MANIFEST_GEMV, "it reads the quantized weights, a third of the bytes of bf16", out);
+    for (size_t i = 0; i < manifest_count(m); i++) {
+        if (!is_chosen(p, manifest_get(m, i)))
+            print_in_vain(p, manifest_get(m, i), out);
+    }
 }

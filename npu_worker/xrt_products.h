@@ -20,7 +20,8 @@ struct xrt_products {
     uint32_t n_ops, rows[ATTN_PRODUCTS], cols[ATTN_PRODUCTS];
 };
 
-/* -ENOTSUP when the manifest has an operator for none of them. m: borrowed while ret is used. */
+/* -ENOTSUP when the manifest has an operator for none of them; *ret says for each what it needs even so. m: borrowed while ret is
+ * used. */
 int xrt_products_choose(const struct manifest *m, const struct hparams *h, struct xrt_products *ret, struct err *err);
 /* manifest_check_files of each operator that was chosen. */
 int xrt_products_check_files(const struct xrt_products *p, struct err *err);
@@ -38,9 +39,10 @@ uint64_t xrt_products_kept(const struct xrt_products *p); /* the same as buffers
  * memory whatever the chunk, and those of each further M tokens of each operator as M:BYTES with commas. */
 int xrt_products_sizes(const struct xrt_products *p, FILE *out, struct err *err);
 
-/* Where each operation of a layer runs, and why; m: as it was chosen from. many: tokens from which on the NPU is used; 0: not
- * known, UINT32_MAX: never. */
-void xrt_products_print(const struct xrt_products *p, const struct manifest *m, uint32_t many, FILE *out);
+/* Where each operation of a layer runs, and why, the shapes of products that have no operator, and which operators of m are in
+ * vain; m: as it was chosen from, also in vain. many: tokens from which on the NPU is used; 0: not known, UINT32_MAX: never. here:
+ * why no NPU is used at all, or NULL. */
+void xrt_products_print(const struct xrt_products *p, const struct manifest *m, uint32_t many, const char *here, FILE *out);
 const char *xrt_products_name(enum attn_product which); /* "q" */
 
 #endif

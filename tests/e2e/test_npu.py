@@ -123,16 +123,28 @@ def test_who_multiplies():
     check("cannot be used" not in shown, shown)
     check("q, 256 x 256         NPU: gemm of line" in shown and "chunks of 4 tokens and more" in shown, shown)
     check("attention            processor" in shown and "RoPE                 processor" in shown, shown)
-    check("is not used" not in shown, shown)
+    unused = [line for line in shown.splitlines() if line.startswith("in vain: ")]
+    check(len(unused) == 1 and "the gemm of line " in unused[0] and "takes no more work" in unused[0], shown)
     more = simulated((*OPERATORS, "rms_norm:64x256:1e-6", "rope:64x64", "gemv:256x256"))
     shown = run("npu_worker", "--config", config(model("demo", "q8_0"), **more), "--list-operators").stdout
-    check(shown.count("the rms_norm of line ") == 3 and "the rope of line " in shown and "the gemv of line " in shown, shown)
+    for kind in ("rms_norm", "rope", "gemv"):
+        check(shown.count(f"in vain: the {kind} of line ") == 1, kind, shown)
+    for reason, options, env in (("'npu.backend' is cpu", ("--set", "npu.backend=cpu"), None),
+                                 ("NPU 0 cannot be opened", (), {"NPU_SIM": "no_device=1"})):
+        shown = run("npu_worker", "--config", cfg, *options, "--list-operators", env=env).stdout
+        check("no NPU is used: " in shown and reason in shown and "NPU: gemm" not in shown, reason, shown)
+        check("q, 256 x 256         processor, as no NPU is used; the gemm of line" in shown, reason, shown)
     measured = generate(config(model("demo", "q8_0"), **{**keys, "npu__many": "auto"}), ids, 4)
     check(worker_of(measured)["products"] > 0, measured)
     # a k of 128 is too narrow for this model: nothing fits; with another operator for 256 rows alone all do
     none = {**simulated(("gemm:64x128x64",)), "npu__backend": "xrt"}
     r = run("coordinator", "--config", config(model("demo", "q8_0"), **none), "generate", "--prompt", "a", status=None)
     tandem.one_line_error(r, "'npu.backend' is xrt", "no operator for a product of this model", "k 256")
+    r = run("npu_worker", "--config", config(model("demo", "q8_0"), **none), "--list-operators", status=None)
+    check(r.returncode == 1 and "k is 128, which every product of this model exceeds" in r.stdout, r.stdout)
+    for product, rows in (("q", 256), ("k", 128), ("v", 128), ("o", 256)):
+        check(f"{product}, {rows} x 256" in r.stdout and f"needs a gemm of any m, k 256 or more, n {rows} or any multiple of 16" in r.stdout,
+              product, r.stdout)
     r = run("coordinator", "--config", config(model("demo", "q8_0"), **{**none, "npu__backend": "auto"}), "plan")
     check("NPU         not used: " in r.stdout and "k 256" in r.stdout, r.stdout)
 

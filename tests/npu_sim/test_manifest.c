@@ -88,7 +88,7 @@ static void test_print(void **state)
     FILE *f = open_memstream(&text, &n);
     manifest_print(m, f);
     fclose(f);
-    assert_non_null(strstr(text, "gemm       m 256 k 640 n 1024 (a bf16, b bf16, c f32)  b nk  "));
+    assert_non_null(strstr(text, "line 3     gemm       m 256 k 640 n 1024 (a bf16, b bf16, c f32)  b nk  "));
     assert_non_null(strstr(text, "cannot be used: operator of line 3 of the manifest: xclbin '")); /* none of these files exists */
     assert_non_null(strstr(text, "rms_norm   rows 64 width 640 (w bf16, x bf16, y bf16)  epsilon 1e-06"));
     assert_non_null(strstr(text, "rope       rows 64 width 256 (x bf16, angles bf16, y bf16)  interleaved"));
