@@ -1,22 +1,34 @@
 /* SPDX-License-Identifier: MIT
- * How many of something a second, of late: counts in buckets of a quarter of a second. Plain data; thread: the caller's. */
+ * How many of something a second, of late, however rarely it comes. Plain data; thread: the caller's. */
 #ifndef TANDEM_COORDINATOR_METER_H
 #define TANDEM_COORDINATOR_METER_H
 
 #include <stdint.h>
 
-#define METER_BUCKETS 8
-#define METER_BUCKET_NS UINT64_C(250000000)
+#define METER_SPANS 9 /* of a window, and the one that it cuts */
+#define METER_SPAN_NS UINT64_C(250000000)
+#define METER_WINDOW_NS UINT64_C(2000000000)
+
+struct meter_span {                      /* a count, with those that came within a quarter of a second after it */
+    uint64_t since_ns, first_ns, end_ns; /* when work on it began; the first count, and the last */
+    uint64_t n;
+};
 
 struct meter { /* all zero at first */
     uint64_t total;
-    struct {
-        uint64_t number, n; /* since time began, which of the buckets; what was counted in it */
-    } buckets[METER_BUCKETS];
+    uint64_t begun_ns;
+    uint64_t n_spans; /* ever; the last is spans[(n_spans - 1) % METER_SPANS] */
+    struct meter_span spans[METER_SPANS];
 };
 
+/* Work begins after a pause: the time until now counts for nothing. */
+void meter_begin(struct meter *m, uint64_t now_ns);
 void meter_add(struct meter *m, uint64_t now_ns, uint64_t n);
-/* Mean over the last two seconds, or over those that have passed since something was counted after a pause as long. */
+/* Mean over the time that work took in the last two seconds. Of what comes less often than every second: by the time that the last
+ * took, or the one that is awaited where that is longer already; 0 when it is four times as long. */
 double meter_rate(const struct meter *m, uint64_t now_ns);
+/* A rate for people, with as many decimals as it needs: 123.4, 1.23, 0.012. Returns buf, of METER_TEXT bytes. */
+#define METER_TEXT 24
+const char *meter_text(char *buf, double rate);
 
 #endif

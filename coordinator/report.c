@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "coordinator/answer.h"
+#include "coordinator/meter.h"
 #include "coordinator/monitor.h"
 #include "proto/budget.h"
 #include "proto/config.h"
@@ -123,12 +124,13 @@ static void report_memory(const struct monitor_snapshot *m, FILE *f)
 void report_snapshot(const struct monitor_snapshot *m, FILE *f)
 {
     const struct schedule_counts *c = &m->counts;
+    char prompt[METER_TEXT], output[METER_TEXT];
     fprintf(f, "coordinator %d, %s, %.1f s since its start; context %u\n", m->process[CONFIG_COORDINATOR].pid,
             monitor_state_name(m->state), (double)m->uptime_ms / 1e3, m->context);
     fprintf(f, "requests    %u running of %u at most, %u waiting; %" PRIu64 " finished, %" PRIu64 " of them failed\n", c->running,
             c->sequences, c->queued, c->finished, c->failed);
-    fprintf(f, "tokens/s    prompt %.1f, answers %.1f; since start %" PRIu64 " and %" PRIu64 "\n", c->prompt_per_second,
-            c->output_per_second, c->prompt_tokens, c->output_tokens);
+    fprintf(f, "tokens/s    prompt %s, answers %s; tokens since start %" PRIu64 " and %" PRIu64 "\n",
+            meter_text(prompt, c->prompt_per_second), meter_text(output, c->output_per_second), c->prompt_tokens, c->output_tokens);
     fprintf(f, "chunks      %u of %u in flight; rings:", c->in_flight, c->in_flight_most);
     for (int i = 0; i < SUPERVISE_RINGS; i++)
         fprintf(f, " %s %u/%u", m->rings[i].name, m->rings[i].fill, m->rings[i].slots);

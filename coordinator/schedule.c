@@ -360,6 +360,11 @@ static struct flight *compose(struct schedule *s, bool decode)
     add_stale(s, &f->chunk);
     h->id = f->id = s->next_id++;
     f->decode = decode;
+    uint32_t prompts = s->n_in_flight - s->decode_in_flight;
+    if (s->n_in_flight == 0)
+        meter_begin(&s->output_meter, util_now_ns());
+    if (!decode && prompts == 0)
+        meter_begin(&s->prompt_meter, util_now_ns());
     s->n_in_flight++;
     if (decode)
         s->decode_in_flight = true;

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "coordinator/meter.h"
 #include "coordinator/monitor.h"
 #include "proto/util.h"
 
@@ -105,6 +106,7 @@ size_t screen_draw(const struct monitor_snapshot *now, const struct monitor_snap
 {
     struct page p = {.buf = buf, .size = size, .columns = MIN(columns, (unsigned)SCREEN_COLUMNS), .rows = rows};
     const struct schedule_counts *c = &now->counts;
+    char prompt[METER_TEXT], output[METER_TEXT];
     char cells[32];
     uint64_t s = now->uptime_ms / 1000, restarts = 0;
     if (before && (before->uptime_ms > now->uptime_ms || before->process[0].pid != now->process[0].pid))
@@ -114,8 +116,8 @@ size_t screen_draw(const struct monitor_snapshot *now, const struct monitor_snap
     buf[0] = '\0';
     row(&p, "tandem %d  %s  %" PRIu64 ":%02" PRIu64 ":%02" PRIu64 "  %s", now->process[CONFIG_COORDINATOR].pid,
         monitor_state_name(now->state), s / 3600, s / 60 % 60, s % 60, title);
-    row(&p, "tokens/s   prompt %8.1f   answers %8.1f   since start %" PRIu64 " and %" PRIu64, c->prompt_per_second,
-        c->output_per_second, c->prompt_tokens, c->output_tokens);
+    row(&p, "tokens/s   prompt %8s   answers %8s   tokens since start %" PRIu64 " and %" PRIu64,
+        meter_text(prompt, c->prompt_per_second), meter_text(output, c->output_per_second), c->prompt_tokens, c->output_tokens);
     row(&p, "requests   %u running of %u, %u waiting, %" PRIu64 " finished, %" PRIu64 " failed", c->running, c->sequences,
         c->queued, c->finished, c->failed);
     row(&p, "chunks     [%s] %u of %u in flight", gauge(cells, c->in_flight, c->in_flight_most, MIN(c->in_flight_most, 8u)),
@@ -138,13 +140,14 @@ size_t screen_draw(const struct monitor_snapshot *now, const struct monitor_snap
 size_t screen_line(const struct monitor_snapshot *now, char *buf, size_t size)
 {
     const struct schedule_counts *c = &now->counts;
+    char prompt[METER_TEXT], output[METER_TEXT];
     char text[768], a[16];
     uint64_t restarts = 0;
-    int n = snprintf(text, sizeof(text),
-                     "%s: tokens/s prompt %.1f answers %.1f; running %u waiting %u; chunks %u/%u; KV pages %" PRIu64 "/%" PRIu64
-                     "; rings",
-                     monitor_state_name(now->state), c->prompt_per_second, c->output_per_second, c->running, c->queued,
-                     c->in_flight, c->in_flight_most, now->kv_pages_used, now->kv_pages);
+    int n =
+        snprintf(text, sizeof(text),
+                 "%s: tokens/s prompt %s answers %s; running %u waiting %u; chunks %u/%u; KV pages %" PRIu64 "/%" PRIu64 "; rings",
+                 monitor_state_name(now->state), meter_text(prompt, c->prompt_per_second), meter_text(output, c->output_per_second),
+                 c->running, c->queued, c->in_flight, c->in_flight_most, now->kv_pages_used, now->kv_pages);
     for (int i = 0; i < SUPERVISE_RINGS; i++)
         n += snprintf(text + n, sizeof(text) - (size_t)n, " %s %u/%u", now->rings[i].name, now->rings[i].fill, now->rings[i].slots);
     n += snprintf(text + n, sizeof(text) - (size_t)n, "; memory");

@@ -189,6 +189,10 @@ function size(bytes) {
     return `${bytes < 10 && i ? bytes.toFixed(1) : Math.round(bytes)} ${units[i]}`;
 }
 
+function rate(perSecond) {
+    return perSecond.toFixed(perSecond >= 10 || perSecond <= 0 ? 1 : perSecond >= 1 ? 2 : 3);
+}
+
 function bar(kinds) {
     const e = element('div', 'bar');
     e.setAttribute('role', 'meter');
@@ -272,8 +276,8 @@ function showState(state) {
 function show(s) {
     showState(s.state);
     $('model').textContent = s.model;
-    $('out-rate').textContent = s.tokens.output_per_second.toFixed(1);
-    $('in-rate').textContent = s.tokens.prompt_per_second.toFixed(1);
+    $('out-rate').textContent = rate(s.tokens.output_per_second);
+    $('in-rate').textContent = rate(s.tokens.prompt_per_second);
     $('running').textContent = s.requests.running;
     $('queued').textContent = s.requests.queued;
     $('kv').textContent = s.kv.pages ? Math.round(100 * s.kv.pages_used / s.kv.pages) : 0;
