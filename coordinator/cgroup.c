@@ -150,9 +150,34 @@ static void enable_dmem(struct cgroup *g)
     g->dmem = write_file(g->path, "cgroup.subtree_control", "+dmem") == 0;
 }
 
-uint64_t cgroup_limit(const char *proc)
+/* Of a line "key value"; 0: not there. */
+static uint64_t read_event(const char *dir, const char *file, const char *key)
+{
+    char path[PATH_MAX + 192], name[64];
+    uint64_t v;
+    snprintf(path, sizeof(path), "%s/%s", dir, file);
+    auto_file f = fopen(path, "re");
+    while (f && fscanf(f, "%63s %" SCNu64, name, &v) == 2) {
+        if (strcmp(name, key) == 0)
+            return v;
+    }
+    return 0;
+}
+
+/* What a group with this limit has left: what it uses less what the kernel takes back at once, pages of files that nobody reads. */
+static uint64_t left_of(const char *dir, bool v2, uint64_t limit)
+{
+    uint64_t usage = 0, cache = read_event(dir, "memory.stat", v2 ? "inactive_file" : "total_inactive_file");
+    if (read_u64(dir, v2 ? "memory.current" : "memory.usage_in_bytes", &usage) < 0)
+        return limit;
+    usage -= MIN(usage, cache);
+    return limit - MIN(limit, usage);
+}
+
+uint64_t cgroup_limit(const char *proc, uint64_t *ret_left)
 {
     uint64_t least = 0;
+    *ret_left = UINT64_MAX;
     for (int v2 = 0; v2 < 2; v2++) {
         char mount[1024], self[PATH_MAX - 1100], dir[PATH_MAX - 64];
         if (!find_mount(proc, v2, mount, sizeof(mount)) || !find_self(proc, v2, self, sizeof(self)))
@@ -160,8 +185,10 @@ uint64_t cgroup_limit(const char *proc)
         snprintf(dir, sizeof(dir), "%s%s", mount, self);
         while (strlen(dir) >= strlen(mount)) {
             uint64_t limit;
-            if (read_u64(dir, v2 ? "memory.max" : "memory.limit_in_bytes", &limit) == 0 && limit && (!least || limit < least))
-                least = limit;
+            if (read_u64(dir, v2 ? "memory.max" : "memory.limit_in_bytes", &limit) == 0 && limit) {
+                least = least ? MIN(least, limit) : limit;
+                *ret_left = MIN(*ret_left, left_of(dir, v2, limit));
+            }
             char *slash = strrchr(dir, '/');
             if (!slash)
                 break;
@@ -375,17 +402,9 @@ uint64_t cgroup_peak(const struct cgroup *g, const char *name)
 
 uint64_t cgroup_kills(const struct cgroup *g, const char *name)
 {
-    char path[PATH_MAX + 192], key[64];
-    uint64_t v, kills = 0;
-    snprintf(path, sizeof(path), "%s/%s/%s", g->path, name, g->v2 ? "memory.events" : "memory.oom_control");
-    FILE *f = fopen(path, "re");
-    while (f && fscanf(f, "%63s %" SCNu64, key, &v) == 2) {
-        if (strcmp(key, "oom_kill") == 0)
-            kills = v;
-    }
-    if (f)
-        fclose(f);
-    return kills;
+    char dir[PATH_MAX + 128];
+    snprintf(dir, sizeof(dir), "%s/%s", g->path, name);
+    return read_event(dir, g->v2 ? "memory.events" : "memory.oom_control", "oom_kill");
 }
 
 void cgroup_close(struct cgroup *g)

@@ -18,9 +18,9 @@ struct err;
 int cgroup_open(const char *proc, struct cgroup **ret, struct err *err);
 const char *cgroup_path(const struct cgroup *g);    /* of the parent folder, for the runtime directory */
 const char *cgroup_version(const struct cgroup *g); /* "v1" or "v2" */
-/* The least memory that a group which we are in may use, with those above it (a container, a service); 0: no limit is known. proc:
- * as for cgroup_open. */
-uint64_t cgroup_limit(const char *proc);
+/* The least memory that a group which we are in may use, with those above it (a container, a service); 0: no limit is known.
+ * ret_left: the least that any of them has left, without a limit UINT64_MAX. proc: as for cgroup_open. */
+uint64_t cgroup_limit(const char *proc, uint64_t *ret_left);
 /* A child group with a cap, and the process in it. A group that is there already keeps its cap, and what it is charged with: it
  * outlives the process that was in it. */
 int cgroup_add(struct cgroup *g, const char *name, int pid, uint64_t cap, struct err *err);

@@ -81,7 +81,7 @@ static int run_plan(const struct command *c, struct err *err)
     if (r < 0 && r != -ENOMEM)
         return r;
     if (!p->gpu.vulkan)
-        p->read_rate = machine_read_rate(MAX(p->npu_threads, p->gpu_threads));
+        p->read_rate = machine_read_rate(MAX(p->npu_threads, p->gpu_threads), p->machine.available);
     p->disk_rate = machine_disk_rate(c->config->model);
     if (c->options->json)
         printed = plan_print_json(p, stdout, r < 0 ? NULL : err);

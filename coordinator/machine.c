@@ -21,7 +21,8 @@
 #include "proto/util.h"
 
 #define PART (UINT64_C(8) << 20)
-#define PARTS 32u /* more than caches hold */
+#define PARTS 32u      /* at most */
+#define PARTS_LEAST 8u /* still more than caches hold */
 #define ROUNDS 4
 #define TRY ((size_t)8 << 20) /* has whole huge pages in it, wherever it begins */
 
@@ -36,10 +37,10 @@ void machine_memory(struct machine *ret)
         else if (strncmp(line, "MemAvailable:", 13) == 0)
             ret->available = strtoull(line + 13, NULL, 10) * 1024;
     }
-    uint64_t limit = cgroup_limit(NULL); /* of a container or a service around us */
+    uint64_t left, limit = cgroup_limit(NULL, &left); /* of a container or a service around us */
     if (limit && ret->total) {
         ret->total = MIN(ret->total, limit);
-        ret->available = MIN(ret->available, limit);
+        ret->available = MIN(ret->available, left);
     }
 }
 
@@ -135,12 +136,15 @@ static void read_part(void *ctx, uint32_t begin, uint32_t end, int thread)
     }
 }
 
-double machine_read_rate(uint32_t n_threads)
+double machine_read_rate(uint32_t n_threads, uint64_t available)
 {
     static struct reading r;
     struct pool *pool = NULL;
-    size_t bytes = PARTS * PART;
+    uint32_t parts = (uint32_t)MIN(available / 4 / PART, PARTS);
+    size_t bytes = parts * PART;
     uint64_t best = UINT64_MAX;
+    if (parts < PARTS_LEAST)
+        return 0;
     void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
     if (p == MAP_FAILED)
         return 0;
@@ -149,7 +153,7 @@ double machine_read_rate(uint32_t n_threads)
         r.data = p;
         for (int i = 0; i < ROUNDS; i++) {
             uint64_t begin = util_now_ns();
-            pool_run(pool, PARTS, 1, read_part, &r);
+            pool_run(pool, parts, 1, read_part, &r);
             best = MIN(best, util_now_ns() - begin);
         }
     }

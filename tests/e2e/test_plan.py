@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The plan keeps to every limit or refuses, and what a refusal proposes is the smallest change that works."""
 import json
+import os
 import re
 
 import tandem
@@ -51,6 +52,39 @@ def refused(cfg, *sets):
             more = f"context={int(change[8:]) + 1}"
             check(plan(cfg, *sets, more).returncode == 1, "a longer context fits as well:", r.stderr)
     return r.stderr, made
+
+
+def test_small_group():
+    """In a group with little memory the plan takes what is there: it is not killed for its measurements, and its caps fit."""
+    v1, v2 = "/sys/fs/cgroup/memory", "/sys/fs/cgroup"
+    root, limit = (v1, "memory.limit_in_bytes") if os.path.exists(f"{v1}/memory.limit_in_bytes") else (v2, "memory.max")
+    group = f"{root}/plan-in-{os.getpid()}"
+
+    def write(path, text):
+        with open(path, "w", encoding="ascii") as f:
+            f.write(text)
+    try:
+        os.mkdir(group)
+    except OSError:
+        tandem.skip("no cgroup can be made here")
+    try:
+        if not os.path.exists(f"{group}/{limit}"):
+            tandem.skip("this group has no memory controller for its children")
+        cfg = config(model("demo", "q8_0"), gpu__backend="cpu", http__listen="none")
+        for mib in (120, 400):
+            write(f"{group}/{limit}", str(bytes_of(mib)))
+            write(f"{group}/cgroup.procs", str(os.getpid()))
+            try:
+                r = plan(cfg)
+            finally:
+                write(f"{root}/cgroup.procs", str(os.getpid()))
+            check(r.returncode == 0, mib, r.returncode, r.stderr)
+            p = json.loads(r.stdout)
+            check(p["machine_free_bytes"] <= p["machine_bytes"] <= bytes_of(mib), p)
+            check((p["read_rate"] > 0) == (p["machine_free_bytes"] >= bytes_of(256)), p)
+            check(sum(q["cap"] for q in p["processes"].values()) <= bytes_of(mib), p["processes"])
+    finally:
+        os.rmdir(group)
 
 
 def test_refusals():

@@ -135,6 +135,7 @@ static void test_limits_around(void **state)
 {
     (void)state;
     char proc[300], mounts[700];
+    uint64_t left;
     snprintf(proc, sizeof(proc), "%s/proc", root);
     snprintf(mounts, sizeof(mounts), "proc /proc proc rw 0 0\ncgroup2 %s/v2 cgroup2 rw,nosuid 0 0\n", root);
     put(mounts, "proc/mounts");
@@ -142,20 +143,20 @@ static void test_limits_around(void **state)
     put("1000\n", "memory.max"); /* above the mount: nothing of a cgroup */
     put("max\n", "v2/outer/middle/inner/memory.max");
     put("max\n", "v2/outer/memory.max");
-    assert_int_equal(cgroup_limit(proc), 0); /* none; the one between has no such file, as that of the mount */
+    assert_int_equal(cgroup_limit(proc, &left), 0); /* none; the one between has no such file, as that of the mount */
     put("8589934592\n", "v2/outer/memory.max");
-    assert_int_equal(cgroup_limit(proc), 8589934592);
+    assert_int_equal(cgroup_limit(proc, &left), 8589934592);
     put("4294967296\n", "v2/outer/middle/memory.max");
-    assert_int_equal(cgroup_limit(proc), 4294967296);
+    assert_int_equal(cgroup_limit(proc, &left), 4294967296);
     put("6442450944\n", "v2/outer/middle/inner/memory.max");
-    assert_int_equal(cgroup_limit(proc), 4294967296);
+    assert_int_equal(cgroup_limit(proc, &left), 4294967296);
     put("2147483648\n", "v2/outer/middle/inner/memory.max");
-    assert_int_equal(cgroup_limit(proc), 2147483648);
+    assert_int_equal(cgroup_limit(proc, &left), 2147483648);
     put("3221225472\n", "v2/memory.max"); /* of a container that sees its own group as the root */
     put("0::/\n", "proc/cgroup");
-    assert_int_equal(cgroup_limit(proc), 3221225472);
+    assert_int_equal(cgroup_limit(proc, &left), 3221225472);
     put("0::/outer\n", "proc/cgroup");
-    assert_int_equal(cgroup_limit(proc), 3221225472);
+    assert_int_equal(cgroup_limit(proc, &left), 3221225472);
 
     snprintf(mounts, sizeof(mounts),
              "cgroup2 %s/v2 cgroup2 rw 0 0\ncgroup %s/v1cpu cgroup rw,cpu 0 0\ncgroup %s/v1 cgroup rw,memory 0 0\n", root, root,
@@ -165,12 +166,44 @@ static void test_limits_around(void **state)
     put("9223372036854771712\n", "v1/box/job/memory.limit_in_bytes"); /* v1's word for none */
     put("1073741824\n", "v1/box/memory.limit_in_bytes");
     put("7\n", "v1cpu/elsewhere/memory.limit_in_bytes");
-    assert_int_equal(cgroup_limit(proc), 1073741824);
+    assert_int_equal(cgroup_limit(proc, &left), 1073741824);
     put("5368709120\n", "v1/box/memory.limit_in_bytes");
-    assert_int_equal(cgroup_limit(proc), 3221225472);
+    assert_int_equal(cgroup_limit(proc, &left), 3221225472);
 
     put("proc /proc proc rw 0 0\n", "proc/mounts");
-    assert_int_equal(cgroup_limit(proc), 0);
+    assert_int_equal(cgroup_limit(proc, &left), 0);
+}
+
+/* What a group has left is less than its limit, and more than what its page cache says; the fullest around us counts. */
+static void test_left_around(void **state)
+{
+    (void)state;
+    char proc[300], mounts[700];
+    uint64_t left = 0;
+    snprintf(proc, sizeof(proc), "%s/proc", root);
+    snprintf(mounts, sizeof(mounts), "cgroup2 %s/l2 cgroup2 rw 0 0\ncgroup %s/l1 cgroup rw,memory 0 0\n", root, root);
+    put(mounts, "proc/mounts");
+    put("0::/a/b\n", "proc/cgroup");
+    put("max\n", "l2/a/b/memory.max");
+    assert_int_equal(cgroup_limit(proc, &left), 0);
+    assert_true(left == UINT64_MAX);
+    put("1000000\n", "l2/a/b/memory.max");
+    assert_int_equal(cgroup_limit(proc, &left), 1000000); /* without figures: all of it */
+    assert_int_equal(left, 1000000);
+    put("700000\n", "l2/a/b/memory.current");
+    put("anon 500000\nfile 200000\ninactive_file 150000\n", "l2/a/b/memory.stat");
+    assert_int_equal(cgroup_limit(proc, &left), 1000000);
+    assert_int_equal(left, 450000);
+    put("2000000\n", "l2/a/memory.max"); /* larger, and fuller */
+    put("1900000\n", "l2/a/memory.current");
+    assert_int_equal(cgroup_limit(proc, &left), 1000000);
+    assert_int_equal(left, 100000);
+    put("4:memory:/box\n0::/a/b\n", "proc/cgroup");
+    put("3000000\n", "l1/box/memory.limit_in_bytes");
+    put("3100000\n", "l1/box/memory.usage_in_bytes"); /* above it for a moment */
+    put("inactive_file 5\ntotal_inactive_file 40000\n", "l1/box/memory.stat");
+    assert_int_equal(cgroup_limit(proc, &left), 1000000);
+    assert_int_equal(left, 0);
 }
 
 static void test_no_controller(void **state)
@@ -204,6 +237,7 @@ static int tear_down(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_caps), cmocka_unit_test(test_device),
-                                       cmocka_unit_test(test_limits_around), cmocka_unit_test(test_no_controller)};
+                                       cmocka_unit_test(test_limits_around), cmocka_unit_test(test_left_around),
+                                       cmocka_unit_test(test_no_controller)};
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
