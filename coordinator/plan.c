@@ -223,11 +223,19 @@ static uint64_t total_of(const struct plan *p, int process)
     return total;
 }
 
-/* Caps that the config does not name: what is planned, a tenth more, and 16 MiB; of a total, what it leaves in equal shares of
- * that. */
+/* Memory that the processes may have together on this machine: all but a sixteenth, where it is much. */
+static uint64_t machine_limit(const struct plan *p)
+{
+    return p->machine.total > (UINT64_C(1) << 30) ? p->machine.total - p->machine.total / 16 : p->machine.total;
+}
+
+/* Caps that the config does not name: what is planned, a tenth more, and 16 MiB; where a total or the machine has less than that
+ * for all, 8 MiB, and what is left in equal shares of the rest. */
 static void totals(const struct config *c, struct plan *p)
 {
-    uint64_t taken = 0, wanted = 0;
+    uint64_t taken = 0, wanted = 0, limit = c->total ? c->total : UINT64_MAX;
+    if (p->machine.total)
+        limit = MIN(limit, machine_limit(p));
     for (int i = 0; i < CONFIG_PROCESSES; i++) {
         uint64_t total = total_of(p, i), more = total / 10 + 2 * MARGIN;
         p->process[i].total = total;
@@ -236,20 +244,15 @@ static void totals(const struct config *c, struct plan *p)
         wanted += c->caps[i] ? 0 : more - MARGIN;
     }
     p->total_cap = c->total;
-    if (!c->total || taken > c->total || wanted <= c->total - taken)
+    uint64_t left = limit - MIN(limit, taken);
+    if (wanted <= left)
         return;
-    double share = (double)(c->total - taken) / (double)wanted;
+    double share = (double)left / (double)wanted;
     for (int i = 0; i < CONFIG_PROCESSES; i++) {
         uint64_t total = p->process[i].total, more = total / 10 + MARGIN;
         if (!c->caps[i])
             p->process[i].cap = total + MARGIN + (uint64_t)((double)more * share);
     }
-}
-
-/* Memory that the processes may have together on this machine: all but a sixteenth, where it is much. */
-static uint64_t machine_limit(const struct plan *p)
-{
-    return p->machine.total > (UINT64_C(1) << 30) ? p->machine.total - p->machine.total / 16 : p->machine.total;
 }
 
 static uint64_t gpu_pool(const struct plan *p)
@@ -266,19 +269,19 @@ static uint64_t npu_pool(const struct plan *p)
 enum plan_limit plan_passes(const struct plan_inputs *in, const struct plan *p, enum config_process *ret_process)
 {
     const struct config *c = in->config;
-    uint64_t sum = 0, caps = 0;
+    uint64_t least = 0, caps = 0; /* least: of them all, where the config's caps are not reached */
     for (int i = 0; i < CONFIG_PROCESSES; i++) {
         *ret_process = (enum config_process)i;
         if (c->caps[i] && p->process[i].total > c->caps[i])
             return PLAN_CAP;
-        sum += p->process[i].total;
+        least += p->process[i].total + (c->caps[i] ? 0 : MARGIN);
         caps += c->caps[i] ? c->caps[i] : p->process[i].total + MARGIN;
     }
     return p->npu_pool && npu_pool(p) > p->npu_pool       ? PLAN_NPU_POOL
            : c->gpu.memory && gpu_pool(p) > c->gpu.memory ? PLAN_GPU_POOL
            : c->total && caps > c->total                  ? PLAN_TOTAL
            : p->device_bytes > p->gpu.room                ? PLAN_DEVICE
-           : p->machine.total && sum > machine_limit(p)   ? PLAN_MACHINE
+           : p->machine.total && least > machine_limit(p) ? PLAN_MACHINE
                                                           : PLAN_FITS;
 }
 

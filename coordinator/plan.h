@@ -53,7 +53,7 @@ struct plan {
         uint64_t fixed; /* program, libraries, heap: stated, not budgeted */
         uint64_t total; /* sum of the above; shared rings count for the coordinator only */
         bool others;    /* start it, and enforce its cap */
-        uint64_t cap;   /* from config; else total + 10% + 16 MiB, or what memory.total leaves of that */
+        uint64_t cap;   /* from config; else total + 10% + 16 MiB, or what memory.total or the machine leaves of that */
     } process[CONFIG_PROCESSES];
     struct gpu_device gpu;
     struct npu_device npu;

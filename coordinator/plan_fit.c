@@ -386,7 +386,7 @@ static void describe_need(const struct plan_inputs *in, const struct plan *p, ch
                  util_format_bytes(have, sizeof(have), p->gpu.room));
         break;
     case PLAN_MACHINE:
-        snprintf(text, size, "all processes together need %s, and this machine has %s of memory",
+        snprintf(text, size, "all processes together need %s, with 8 MiB of margin each, and this machine has %s of memory",
                  util_format_bytes(need, sizeof(need), sum), util_format_bytes(have, sizeof(have), p->machine.total));
         break;
     case PLAN_TOTAL:

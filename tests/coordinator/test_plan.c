@@ -208,15 +208,51 @@ static void test_machine_shrinks(void **state)
         refused = r < 0;
         if (r < 0)
             continue;
-        uint64_t sum = 0;
-        for (int i = 0; i < CONFIG_PROCESSES; i++)
+        uint64_t sum = 0, caps = 0;
+        for (int i = 0; i < CONFIG_PROCESSES; i++) {
             sum += p.process[i].total;
+            caps += p.process[i].cap;
+            assert_true(p.process[i].cap >= p.process[i].total + (8 << 20));
+        }
         assert_true(sum <= m.memory.total);
+        assert_true(caps <= m.memory.total);
         assert_true(p.streamed_bytes >= streamed);
         assert_int_equal(plan_streams(&p), p.streamed_bytes > 0);
         streamed = p.streamed_bytes;
     }
     assert_true(streamed > 0 && refused);
+}
+
+/* Caps that nobody asked for are within the machine, and within a total that is larger than it; one that the config names stays. */
+static void test_caps_within_machine(void **state)
+{
+    (void)state;
+    static struct plan p;
+    static const struct gpu_device none = {.vulkan = false};
+    struct plan_machine m = {.gpu = &none, .npu = &no_npu};
+    struct config c = *config;
+    struct err err = {0};
+    strcpy(c.gpu.backend, "cpu");
+    assert_int_equal(plan_make(&c, gguf, &m, 0, &p, &err), 0);
+    uint64_t need = 0, roomy_caps = 0;
+    for (int i = 0; i < CONFIG_PROCESSES; i++) {
+        need += p.process[i].total + (8 << 20);
+        roomy_caps += p.process[i].cap;
+    }
+    m.memory.total = need + (roomy_caps - need) / 2; /* what the processes need fits, all that they would get does not */
+    for (int turn = 0; turn < 3; turn++) {
+        c.total = turn == 1 ? UINT64_C(64) << 30 : 0;
+        c.caps[CONFIG_NPU] = turn == 2 ? UINT64_C(64) << 30 : 0;
+        assert_int_equal(plan_make(&c, gguf, &m, 0, &p, &err), 0);
+        uint64_t caps = 0;
+        for (int i = 0; i < CONFIG_PROCESSES; i++) {
+            caps += i == CONFIG_NPU && turn == 2 ? 0 : p.process[i].cap;
+            assert_true(p.process[i].cap >= p.process[i].total + (8 << 20));
+        }
+        assert_true(caps <= m.memory.total);
+        assert_true(turn == 2 || caps > m.memory.total - (1 << 20)); /* all of it is given away */
+        assert_true(turn < 2 || p.process[CONFIG_NPU].cap == c.caps[CONFIG_NPU]);
+    }
 }
 
 /* A device that has no room for all layers gets those that are streamed, where the config insists on it. */
@@ -246,6 +282,7 @@ int main(void)
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_device_with_room), cmocka_unit_test(test_device_too_small),
                                        cmocka_unit_test(test_device_demanded),  cmocka_unit_test(test_kv_types),
                                        cmocka_unit_test(test_machine),          cmocka_unit_test(test_machine_shrinks),
-                                       cmocka_unit_test(test_device_streams),   cmocka_unit_test(test_default_pool)};
+                                       cmocka_unit_test(test_device_streams),   cmocka_unit_test(test_caps_within_machine),
+                                       cmocka_unit_test(test_default_pool)};
     return cmocka_run_group_tests(tests, open_model, close_model);
 }
