@@ -252,6 +252,19 @@ static bool is_ours(const char *path)
            base[8 + strspn(base + 8, "0123456789")] == '\0';
 }
 
+bool cgroup_stale_kill(const char *path, const char *name, uint64_t *ret_cap, uint64_t *ret_peak)
+{
+    char dir[PATH_MAX + 128];
+    if (!is_ours(path) || (size_t)snprintf(dir, sizeof(dir), "%s/%s", path, name) >= sizeof(dir))
+        return false;
+    bool v2 = read_u64(dir, "memory.limit_in_bytes", ret_cap) < 0;
+    if (v2 && read_u64(dir, "memory.max", ret_cap) < 0)
+        return false;
+    if (read_u64(dir, v2 ? "memory.peak" : "memory.max_usage_in_bytes", ret_peak) < 0)
+        *ret_peak = 0; /* before Linux 5.19 */
+    return read_event(dir, v2 ? "memory.events" : "memory.oom_control", "oom_kill") > 0;
+}
+
 void cgroup_remove_stale(const char *path)
 {
     DIR *d = is_ours(path) ? opendir(path) : NULL;

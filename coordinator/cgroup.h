@@ -34,6 +34,9 @@ uint64_t cgroup_peak(const struct cgroup *g, const char *name);
 uint64_t cgroup_kills(const struct cgroup *g, const char *name);
 /* Move ourselves out again and remove all folders (the processes must be gone). NULL is fine. */
 void cgroup_close(struct cgroup *g);
+/* Whether the kernel ended a process of that child for memory, in what a killed coordinator left at `path`, and its figures; peak
+ * 0: not known. */
+bool cgroup_stale_kill(const char *path, const char *name, uint64_t *ret_cap, uint64_t *ret_peak);
 /* Remove what a killed coordinator left at `path`; only a folder named tandem-<number> below a cgroup mount is touched. */
 void cgroup_remove_stale(const char *path);
 

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT
  * Owns <base>/tandem-<uid>/<pid>/ with the files "lock" (flock held while we live), "cgroup" and "config" (a path each), and the
  * sockets of control.c and stage_socket.c. Called by engine.c on the loop's thread. A folder whose lock can be had belongs to
- * nobody any more and is removed, with its cgroup; who looks for such folders or makes its own holds a lock on the folder above
- * meanwhile, so that none is taken for dead while young. It never follows links and never removes anything but these files and the
- * folder itself. A folder in which requests in progress are left is renamed instead. */
+ * nobody any more and is removed, with its cgroup, which tells whether the kernel killed it for memory; who looks for such folders
+ * or makes its own holds a lock on the folder above meanwhile, so that none is taken for dead while young. It never follows links
+ * and never removes anything but these files and the folder itself. A folder in which requests in progress are left is renamed
+ * instead. */
 #include "coordinator/runtime_dir.h"
 
 #include <dirent.h>
@@ -58,6 +59,26 @@ static void keep_requests(int base, const char *name)
     }
 }
 
+/* Who is killed for memory cannot say so; its group still can. */
+static void tell_kill(const char *cgroup, const char *name)
+{
+    uint64_t cap = 0, peak = 0;
+    char allowed[32], used[32];
+    if (!cgroup_stale_kill(cgroup, "coordinator", &cap, &peak))
+        return;
+    util_format_bytes(allowed, sizeof(allowed), cap);
+    util_format_bytes(used, sizeof(used), peak);
+    if (peak && peak < cap - cap / 32)
+        log_warn("memory",
+                 "coordinator %s was killed by the kernel for want of memory around it: it used at most %s of its cap of %s", name,
+                 used, allowed);
+    else
+        log_warn("memory",
+                 "coordinator %s was killed by the kernel: it needed more than its cap of %s; raise 'memory.coordinator', or lower "
+                 "'http.max_body', 'http.max_queue' or 'sequences'",
+                 name, allowed);
+}
+
 static void remove_stale(int base, const char *name)
 {
     char cgroup[PATH_MAX] = "";
@@ -74,6 +95,7 @@ static void remove_stale(int base, const char *name)
     if (n > 0) {
         cgroup[n] = '\0';
         cgroup[strcspn(cgroup, "\n")] = '\0';
+        tell_kill(cgroup, name);
         cgroup_remove_stale(cgroup);
     }
     for (size_t i = 0; i < ARRAY_LEN(files); i++)

@@ -76,6 +76,31 @@ def test_kill_of_the_coordinator():
     check(not tandem.cgroups([pid]), "stale cgroups:", tandem.cgroups([pid]))
 
 
+def test_hungry_coordinator():
+    """A coordinator that the kernel ends for its own cap can say nothing: the next start reads it in the group that it left."""
+    if tandem.SANITIZE:
+        tandem.skip("sanitizers want to be loaded first")
+    hungry = os.path.join(os.path.dirname(tandem.BIN), "tests", "libhungry.so")
+    cfg = config(model("demo", "f32"))
+    once = ("coordinator", "--config", cfg, "generate", "--prompt", "Once", "--max-tokens", "3", "--temperature", "0")
+    process = start("coordinator", "--config", cfg, *LONG,
+                    env={"LD_PRELOAD": hungry, "HUNGRY": "coordinator", "HUNGRY_AFTER_MS": "1500"})
+    wait_running(process)
+    folders = tandem.cgroups([process.pid])
+    if not folders:
+        process.kill()
+        finish(process)
+        tandem.run(*once)
+        tandem.skip("no cgroups: caps are not enforced here")
+    _, err = finish(process, 60)
+    check(process.returncode == -9, "status", process.returncode, err)
+    r = tandem.run(*once)
+    check(f"coordinator {process.pid} was killed by the kernel: it needed more than its cap of " in r.stderr and
+          "raise 'memory.coordinator'" in r.stderr, r.stderr)
+    check(not left_behind() and not tandem.cgroups([process.pid]), left_behind(), tandem.cgroups([process.pid]))
+    check("was killed" not in tandem.run(*once).stderr, "said twice")
+
+
 def test_many_starts_at_once():
     """Starts, ends and kills side by side: none takes another's folder for stale, and nothing stays in the end."""
     cfg = config(model("demo", "q8_0"))
