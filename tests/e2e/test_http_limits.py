@@ -90,6 +90,26 @@ def test_bodies_that_grow():
         alive(s)
 
 
+def test_waiting_requests_are_small():
+    """Of a request that waits its prompt's tokens stay, not what else its body said."""
+    with Server(sequences=1, http__max_body="8MiB") as s:
+        with Stream(s, "/v1/completions", prompt="Once", max_tokens=2000, **ENDLESS) as running:
+            next(running)
+            before = rss(s)
+            body = json.dumps({"prompt": "x", "max_tokens": 1, "user": "u" * 8000000}).encode()
+            waiting = [Raw(s, post("/v1/completions", body, f"Content-Length: {len(body)}")) for _ in range(12)]
+            tandem.wait_until(lambda: s.stats()["requests"]["queued"] == 12, 60, lambda: s.stats()["requests"])
+            check(rss(s) < before + (48 << 20), "12 requests of 8 MB hold", rss(s) - before)
+        for c in waiting:
+            check(c.response()[0] == 200, "answered in the end")
+            c.s.close()
+
+
+def rss(s):
+    with open(f"/proc/{s.process.pid}/status", encoding="utf-8") as f:
+        return next(int(line.split()[1]) << 10 for line in f if line.startswith("RssAnon:"))
+
+
 def test_bodies_in_all():
     """Many large bodies at once: what they hold together has a bound; who is above it is told to come again."""
     with Server(http__max_body="1MiB", http__timeout=60) as s:
