@@ -12,11 +12,11 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include <sys/resource.h>
 
 #include "coordinator/cgroup.h"
 #include "kernels/pool.h"
 #include "proto/budget.h"
+#include "proto/memlock.h"
 #include "proto/shm.h"
 #include "proto/util.h"
 
@@ -91,17 +91,11 @@ static bool huge_private(void)
     return huge;
 }
 
-static uint64_t lock_limit(void)
-{
-    struct rlimit l;
-    return getrlimit(RLIMIT_MEMLOCK, &l) < 0 || l.rlim_cur == RLIM_INFINITY ? UINT64_MAX : l.rlim_cur;
-}
-
 void machine_print(FILE *f)
 {
     char text[32] = "no limit";
-    uint64_t limit = lock_limit();
-    if (limit != UINT64_MAX)
+    uint64_t limit = memlock_limit();
+    if (limit != MEMLOCK_UNLIMITED)
         util_format_bytes(text, sizeof(text), limit);
     fprintf(f, "pages       huge ones for weights: %s; for KV cache and scratch: %s; locked memory, for an NPU: %s (ulimit -l)\n",
             huge_shared() ? "yes" : "no", huge_private() ? "yes" : "no", text);
@@ -109,7 +103,7 @@ void machine_print(FILE *f)
 
 json_t *machine_json(void)
 {
-    uint64_t limit = lock_limit();
+    uint64_t limit = memlock_limit();
     return json_pack("{s:b, s:b, s:I}", "huge_pages_shared", huge_shared(), "huge_pages_private", huge_private(), "memlock_bytes",
                      limit > INT64_MAX ? (json_int_t)-1 : (json_int_t)limit);
 }

@@ -18,11 +18,11 @@
 #include "npu_worker/attn_backend.h"
 #include "npu_worker/xrt_gemm.h"
 #include "npu_worker/xrt_load.h"
-#include "npu_worker/xrt_memlock.h"
 #include "npu_worker/xrt_products.h"
 #include "proto/budget.h"
 #include "proto/err.h"
 #include "proto/log.h"
+#include "proto/memlock.h"
 #include "proto/util.h"
 
 #define MEASURE_NS UINT64_C(2000000000) /* of the crossover, about, at most */
@@ -149,7 +149,7 @@ static int open_device(struct attn_xrt *a, const struct attn_backend_options *o,
         r = xrt_products_bytes(&a->products, o->chunk_tokens, &bytes, err);
     bytes += a->resident * xrt_products_kept(&a->products);
     if (r == 0 && a->ops->locks_memory)
-        r = xrt_memlock_check(xrt_memlock_limit(), bytes, "the NPU's buffers", err);
+        r = memlock_check(memlock_limit(), bytes, "the NPU's buffers", err);
     if (r == 0)
         r = budget_take(a->budget, BUDGET_DEVICE, bytes, err);
     if (r < 0)

@@ -8,8 +8,8 @@
 // been compiled, against a stand-in, but has not met hardware (docs/NPU.md).
 extern "C" {
 #include "npu_worker/xrt_device.h"
-#include "npu_worker/xrt_memlock.h"
 #include "proto/err.h"
+#include "proto/memlock.h"
 }
 
 #if __has_include(<xrt/xrt_hw_context.h>)
@@ -112,8 +112,8 @@ int out_of_memory(xrt_device *d, std::size_t wanted, const char *text, const abo
 // amdxdna maps buffers locked; the kernel says EAGAIN where RLIMIT_MEMLOCK is below their sum.
 int locked_memory(xrt_device *d, std::size_t wanted, const char *text, const about &a)
 {
-    std::uint64_t limit = xrt_memlock_limit(), total = (d ? d->stats.bytes : 0) + wanted;
-    if (xrt_memlock_check(limit, total, a.what, a.err) < 0)
+    std::uint64_t limit = memlock_limit(), total = (d ? d->stats.bytes : 0) + wanted;
+    if (memlock_check(limit, total, a.what, a.err) < 0)
         return -EAGAIN;
     return err_set(
         a.err, -EAGAIN,
@@ -293,7 +293,7 @@ int make(xrt_kernel *k, int argument, std::size_t bytes, xrt::bo::flags flags, c
     if (k->device->lost)
         return refuse_lost(k->device, a.what, a.err);
 #if HW_CONTEXT
-    if (xrt_memlock_check(xrt_memlock_limit(), k->device->stats.bytes + bytes, a.what, a.err) < 0)
+    if (memlock_check(memlock_limit(), k->device->stats.bytes + bytes, a.what, a.err) < 0)
         return -EAGAIN;
 #endif
     return call(k->device, bytes, a, [&] {

@@ -14,8 +14,8 @@
 #include <unistd.h>
 
 #include "npu_worker/xrt_device.h"
-#include "npu_worker/xrt_memlock.h"
 #include "proto/err.h"
+#include "proto/memlock.h"
 #include "proto/place.h"
 #include "proto/util.h"
 
@@ -64,8 +64,8 @@ int xrt_load(const char *path, const struct xrt_device_ops **ret, struct err *er
 static void print_limit(FILE *out)
 {
     char text[32];
-    uint64_t limit = xrt_memlock_limit();
-    if (limit == XRT_MEMLOCK_UNLIMITED)
+    uint64_t limit = memlock_limit();
+    if (limit == MEMLOCK_UNLIMITED)
         fprintf(out, "locked memory: unlimited\n");
     else
         fprintf(out, "locked memory (ulimit -l): %s; the buffers of a Ryzen AI NPU must fit in it (npu.memory)\n",

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
- * Reads RLIMIT_MEMLOCK and the one capability that lifts it, and words the refusal. Owns nothing. Called by npu_worker before it
- * allocates, and by the module of XRT when an allocation has failed; it changes no limit. */
-#include "npu_worker/xrt_memlock.h"
+ * Reads RLIMIT_MEMLOCK and the one capability that lifts it, and words the refusal. Owns nothing. Called by the plan, by npu_worker
+ * before it allocates, and by the module of XRT when an allocation has failed; it changes no limit. */
+#include "proto/memlock.h"
 
 #include <errno.h>
 #include <linux/capability.h>
@@ -19,17 +19,17 @@ static bool may_lock_all(void)
     return syscall(SYS_capget, &header, data) == 0 && data[0].effective & 1u << CAP_IPC_LOCK;
 }
 
-uint64_t xrt_memlock_limit(void)
+uint64_t memlock_limit(void)
 {
     struct rlimit l;
     if (getrlimit(RLIMIT_MEMLOCK, &l) < 0 || l.rlim_cur == RLIM_INFINITY || may_lock_all())
-        return XRT_MEMLOCK_UNLIMITED;
+        return MEMLOCK_UNLIMITED;
     return l.rlim_cur;
 }
 
-int xrt_memlock_check(uint64_t limit, uint64_t wanted, const char *what, struct err *err)
+int memlock_check(uint64_t limit, uint64_t wanted, const char *what, struct err *err)
 {
-    if (limit == XRT_MEMLOCK_UNLIMITED || wanted <= limit)
+    if (limit == MEMLOCK_UNLIMITED || wanted <= limit)
         return 0;
     return err_set(
         err, -EAGAIN,

@@ -4,6 +4,7 @@ the CPU backend's numbers, what reached the device, what is planned and held, ev
 import ctypes
 import json
 import os
+import resource
 import subprocess
 
 import numpy as np
@@ -147,6 +148,26 @@ def test_who_multiplies():
               product, r.stdout)
     r = run("coordinator", "--config", config(model("demo", "q8_0"), **{**none, "npu__backend": "auto"}), "plan")
     check("NPU         not used: " in r.stdout and "k 256" in r.stdout, r.stdout)
+
+
+def test_locked_memory():
+    """plan and npu_worker name one limit: with CAP_IPC_LOCK none, whatever ulimit -l says."""
+    simulated()
+    soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    low = 8 << 20 if hard == resource.RLIM_INFINITY else min(8 << 20, hard)
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (low, hard))
+    try:
+        shown = run("npu_worker", "--list-devices").stdout
+        machine = tandem.run_json("coordinator", "--config", config(model("demo", "q8_0")), "plan", "--json")
+        text = run("coordinator", "--config", config(model("demo", "q8_0")), "plan").stdout
+    finally:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (soft, hard))
+    with open("/proc/self/status", encoding="utf-8") as f:
+        effective = int(next(line for line in f if line.startswith("CapEff:")).split()[1], 16)
+    free = bool(effective & 1 << 14)  # CAP_IPC_LOCK
+    check(("locked memory: unlimited" in shown) == free, shown)
+    check(machine["memlock_bytes"] == (-1 if free else low), machine, free)
+    check(("locked memory, for an NPU: no limit" in text) == free, text)
 
 
 def test_files():

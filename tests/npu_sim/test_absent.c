@@ -8,8 +8,8 @@
 #include <unistd.h>
 
 #include "npu_worker/xrt_load.h"
-#include "npu_worker/xrt_memlock.h"
 #include "proto/ask.h"
+#include "proto/memlock.h"
 #include "proto/util.h"
 #include "tests/unit/unit_test.h"
 
@@ -32,15 +32,15 @@ static void test_memlock(void **state)
 {
     (void)state;
     const uint64_t mib = 1 << 20;
-    assert_ok(xrt_memlock_check(8 * mib, 8 * mib, "NPU buffers", err));
-    assert_ok(xrt_memlock_check(XRT_MEMLOCK_UNLIMITED, UINT64_MAX, "NPU buffers", err));
-    assert_err(xrt_memlock_check(8 * mib, 8 * mib + 1, "NPU buffers", err), -EAGAIN, "NPU buffers: 8193 KiB");
-    assert_err(xrt_memlock_check(8 * mib, 2048 * mib, "NPU buffers", err), -EAGAIN, "limit (ulimit -l) is 8192 KiB");
-    assert_err(xrt_memlock_check(8 * mib, 2048 * mib, "NPU buffers", err), -EAGAIN, "'ulimit -l 2097152'");
-    assert_err(xrt_memlock_check(8 * mib, 2048 * mib, "NPU buffers", err), -EAGAIN, "'* - memlock 2097152'");
-    assert_err(xrt_memlock_check(8 * mib, 2048 * mib, "NPU buffers", err), -EAGAIN, "LimitMEMLOCK=2147483648");
-    assert_err(xrt_memlock_check(0, 1, "NPU buffers", err), -EAGAIN, "is 0 KiB");
-    assert_true(xrt_memlock_limit() > 0);
+    assert_ok(memlock_check(8 * mib, 8 * mib, "NPU buffers", err));
+    assert_ok(memlock_check(MEMLOCK_UNLIMITED, UINT64_MAX, "NPU buffers", err));
+    assert_err(memlock_check(8 * mib, 8 * mib + 1, "NPU buffers", err), -EAGAIN, "NPU buffers: 8193 KiB");
+    assert_err(memlock_check(8 * mib, 2048 * mib, "NPU buffers", err), -EAGAIN, "limit (ulimit -l) is 8192 KiB");
+    assert_err(memlock_check(8 * mib, 2048 * mib, "NPU buffers", err), -EAGAIN, "'ulimit -l 2097152'");
+    assert_err(memlock_check(8 * mib, 2048 * mib, "NPU buffers", err), -EAGAIN, "'* - memlock 2097152'");
+    assert_err(memlock_check(8 * mib, 2048 * mib, "NPU buffers", err), -EAGAIN, "LimitMEMLOCK=2147483648");
+    assert_err(memlock_check(0, 1, "NPU buffers", err), -EAGAIN, "is 0 KiB");
+    assert_true(memlock_limit() > 0);
 }
 
 static void test_ask(void **state)
