@@ -403,6 +403,7 @@ int handshake_message(struct stage *st, const struct msg *m, int *fds, struct er
             s->o.stats(s->o.ctx, st->role, &m->stats);
         return 0;
     case MSG_TYPE_error:
+        st->bad_input = m->error.bad_input;
         return err_set(err, m->error.code < 0 ? m->error.code : -EIO, "%s (pid %d): %s", msg_role_name(st->role),
                        child_pid(st->child), m->error.text);
     case MSG_TYPE_collecting:

@@ -150,6 +150,20 @@ static int let_go(struct stage *st, struct err *err)
     return r < 0 ? r : rings_renew_bell(s->rings, st->role, err);
 }
 
+/* A stage that could not make sense of what lay in its ring: who wrote that would write the like to its successor. */
+static void end_writer(struct stage *st)
+{
+    struct supervise *s = st->owner;
+    struct err why = {0};
+    int writer = st->bad_input ? rings_writer(st->role, st->bad_input - 1) : -1;
+    st->bad_input = 0;
+    if (writer < 0 || !child_pid(s->stages[writer].child))
+        return;
+    err_set(&why, -EPROTO, "%s (pid %d) put into its ring what %s could make no sense of", msg_role_name((enum msg_role)writer),
+            s->stages[writer].pid, msg_role_name(st->role));
+    child_kill(s->stages[writer].child, &why);
+}
+
 void recovery_lost(struct stage *st, const struct err *ended, int signal)
 {
     struct supervise *s = st->owner;
@@ -172,6 +186,7 @@ void recovery_lost(struct stage *st, const struct err *ended, int signal)
         s->recovery = (struct supervise_recovery){.role = st->role, .detect_ns = st->silent_ns};
         s->o.lost(s->o.ctx);
     }
+    end_writer(st);
     bool again = decide(st, &why, signal, at_work, &delay_ms);
     st->silent_ns = 0;
     if (!again)

@@ -142,6 +142,15 @@ uint32_t rings_of(const struct rings *r, enum msg_role role, struct ring_end ret
     return n;
 }
 
+int rings_writer(enum msg_role role, uint32_t input)
+{
+    for (int i = 0; i < RINGS; i++) {
+        if (ring_table[i].consumer == (int)role && ring_table[i].input_index == (int)input)
+            return ring_table[i].producer < MSG_ROLES ? ring_table[i].producer : -1;
+    }
+    return -1;
+}
+
 int rings_bell_fd(const struct rings *r, enum msg_role role)
 {
     return r->bell_fds[role];

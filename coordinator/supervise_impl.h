@@ -38,6 +38,7 @@ struct stage {
     uint64_t cap_kills; /* of this stage by the kernel, so far */
     uint64_t silent_ns; /* it hung: how long already when that was noticed */
     uint64_t owes_ns;   /* since when it has taken more chunks than it passed on; 0: it has not */
+    uint32_t bad_input; /* what it said of its last error: 1 + the number of an input that makes no sense; 0: another */
     uint64_t idle_ns;   /* since when it waits for what is there; 0: it does not */
     uv_timer_t delay;   /* until it is started again, or missed */
     bool delay_open;

@@ -171,8 +171,10 @@ static int take_chunk(struct stage_io *io, uint32_t input, const void *slot, str
     int r = chunk_read(slot, ring_slot_bytes(io->inputs[input].ring), &io->limits, c, &payload, err);
     if (r == -ESTALE)
         return 0;
-    if (r < 0)
-        return r;
+    if (r < 0) {
+        io->bad_input = input + 1;
+        return err_wrap(err, r, "input ring %u", input);
+    }
     c->h.times.hops++;
     uint64_t *waited = wait_counter(io);
     if (waited && io->process_start_ns > c->h.times.committed_at_ns)
@@ -217,13 +219,15 @@ static int step(struct stage_io *io, struct err *err)
     for (uint32_t i = io->pass_open ? io->ops->n_inputs - 1 : 0; i < io->ops->n_inputs; i++) {
         struct ring *ring = io->inputs[i].ring;
         void *slot = ring_peek(ring);
-        if (!slot && ring_poisoned(ring))
+        if (!slot && ring_poisoned(ring)) {
+            io->bad_input = i + 1;
             return err_set(err, -EPROTO, "input ring %u is poisoned", i);
+        }
         if (!slot)
             continue;
         int r = take_chunk(io, i, slot, err);
         ring_release(ring);
-        return r < 0 ? err_wrap(err, r, "input ring %u", i) : 1;
+        return r < 0 ? r : 1;
     }
     return 0;
 }

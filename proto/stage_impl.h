@@ -75,6 +75,7 @@ struct stage_io {
     uint32_t n_holds;
     _Atomic uint32_t hold, parked;
     _Atomic bool stop, done, draining, drained, broken;
+    uint32_t bad_input;  /* likewise: of an error in what its writer put into a ring, 1 + the number of that input */
     struct err data_err; /* the data thread's until `broken` is set, then the main thread's */
     size_t misfit;       /* bytes of a chunk that its output slot did not take */
     struct chunk_limits limits;

@@ -69,6 +69,11 @@ def test_corruption():
         ends(f"{stage}:corrupt-message@3", f"{stage} (pid ", "frame of 4294967295 bytes")
         ends(f"{stage}:corrupt-message@start", f"{stage} (pid ", "frame of 4294967295 bytes")
     ends("gpu_worker:corrupt-slot@layer=11", "magic")  # what it sends to the coordinator
+    for stage in tandem.STAGES:  # one that goes on with it is ended, not only who reads it
+        result = ask(f"{stage}:corrupt-slot@p=1")
+        check(result.returncode == 0 and result.stdout == undisturbed(), stage, result.returncode, result.stderr)
+        check(f"{stage} (pid " in result.stderr and "could make no sense of; it is started again (restart 1)" in result.stderr,
+              result.stderr)
 
 
 def test_reads():

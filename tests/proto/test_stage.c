@@ -172,7 +172,7 @@ static void test_hostile_reader(void **state)
     *(uint32_t *)(void *)((uint8_t *)m + 128) = 1000; /* tail */
     shm_unmap(m, 4096);
     boss_put(&b, 0, 1);
-    boss_expect_error(&b, -EPROTO, "input ring 0: output ring 0 is poisoned");
+    boss_expect_error(&b, -EPROTO, "output ring 0 is poisoned");
 }
 
 /* A neighbour that spoils the count of waiters in a bell keeps nobody asleep for ever. */
