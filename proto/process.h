@@ -10,8 +10,8 @@ struct err;
  * allows. -EMFILE when that is too few to work with, -EINVAL for a TANDEM_TRACE that means nothing. */
 int process_begin(const char *name, struct err *err);
 
-/* This process is asked something by another, which waits: it ends with that one, and at the latest after so many seconds, whatever a
- * driver does with it. */
+/* This process is asked something by another, which waits: it ends with that one, and at the latest after so many seconds, whatever
+ * a driver does with it. */
 void process_is_asked(unsigned seconds);
 
 #endif
