@@ -24,7 +24,7 @@ def coordinator_options():
     names = list(dict.fromkeys(names))
     bits = {name: i for i, name in enumerate(names)}
     space = {"BIT": lambda i: 1 << i, **bits}
-    for macro in ("ALL", "RUNS", "PIPELINE"):
+    for macro in ("ALL", "RUNS", "PIPELINE", "ANSWERS"):
         body = re.search(rf"#define {macro}\b((?:.*\\\n)*.*)", code).group(1)
         body = re.sub(r"/\*.*?(\*/|$)", "", body, flags=re.S).replace("\\\n", " ").replace("1u", "1")
         space[macro] = eval(body.strip(), {}, space)  # C's operators are Python's here

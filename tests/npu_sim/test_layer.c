@@ -7,7 +7,7 @@
  * All of every product is computed for 256 tokens. Longer prompts are about buffers, calls and bytes: there the device computes one
  * corner of each product (NPU_SIM gemm_corner=1), so that they take seconds. npu_xrt_layer TOKENS...: instead, that many tokens of
  * a prompt through one window layer of 27B shape, computed in full, with milliseconds a token on the processor and on the
- * simulator; what the simulator takes is no figure of an NPU. */
+ * simulator; what the simulator takes is no figure of an NPU. npu_xrt_layer decode: ten thousand steps of decode in that shape. */
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
@@ -428,11 +428,48 @@ static int measure(const char *folder)
     return layer_close(l);
 }
 
+/* As long_decode, in the shape of 27B: a chunk of a prompt through the NPU, then tokens one by one on the processor. */
+static int decode_27b(const char *folder)
+{
+    struct layer *l = calloc(1, sizeof(*l));
+    size_t before = 0;
+    struct arena_stats s;
+    uint64_t peak = 0;
+    CHECK_OK(layer_prepare(l, &layer_27b, folder, STEPS + 8, 8, err));
+    CHECK_OK(layer_open_backend(l, &attn_xrt, 8, 8, err));
+    CHECK_OK(layer_load(l, err));
+    CHECK_OK(layer_chunk(l, 0, 8, NULL, err));
+    uint64_t products = 0, offloaded = 0;
+    attn_xrt.count(l->attn, &products, &offloaded);
+    CHECK(products == ATTN_PRODUCTS && offloaded == products);
+    for (uint32_t pos = 8; pos < STEPS + 8; pos++) {
+        CHECK_OK(layer_chunk(l, pos, 1, NULL, err));
+        if (pos % (STEPS / 10) == 8) {
+            arena_stats(l->arena, &s);
+            printf("position %u: resident %.2f MiB, pool at most %.2f\n", pos, (double)resident() / 0x1p20,
+                   (double)s.all.peak / 0x1p20);
+            fflush(stdout);
+        }
+        if (pos == STEPS / 5 + 8) { /* the window of 1024 is full */
+            before = resident();
+            peak = s.all.peak;
+        }
+    }
+    arena_stats(l->arena, &s);
+    CHECK(s.all.peak == peak && resident() <= before + (1 << 20));
+    if (layer_close(l))
+        return 1;
+    CHECK(rig_report(folder, "bytes") == 0 && rig_report(folder, "runs") > 0);
+    free(l);
+    return 0;
+}
+
 static void measure_prompts(void **state)
 {
     (void)state;
-    planned(&layer_27b, LAYER_CHUNK_27B);
-    rig_case(measure, "");
+    bool decode = strcmp(words[0], "decode") == 0;
+    planned(&layer_27b, decode ? 8 : LAYER_CHUNK_27B);
+    rig_case(decode ? decode_27b : measure, "");
 }
 
 int main(int argc, char **argv)
