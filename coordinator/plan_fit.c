@@ -400,14 +400,18 @@ static void describe_need(const struct plan_inputs *in, const struct plan *p, ch
 
 int plan_refuse(const struct plan_inputs *in, const struct plan *p, struct err *err)
 {
-    char need[384], limits[256] = "", others[256];
+    char need[384], limits[640] = "", others[256], cap[96] = "", text[32];
     enum config_process process;
     describe_need(in, p, need, sizeof(need));
-    if (plan_passes(in, p, &process) == PLAN_DEVICE)
+    enum plan_limit limit = plan_passes(in, p, &process);
+    if (limit == PLAN_DEVICE)
         return err_set(err, -ENOMEM, "%s", need);
+    if (limit == PLAN_CAP) /* which is not among those that can be raised: another limit is in the way */
+        snprintf(cap, sizeof(cap), ", and 'memory.%s' is %s", plan_process_name(process),
+                 util_format_bytes(text, sizeof(text), in->config->caps[process]));
     int n = describe_limits(in, limits, sizeof(limits));
     describe_others(in, others, sizeof(others));
     if (n == 0)
-        return err_set(err, -ENOMEM, "%s; %s", need, others[0] ? others : "take a model of a smaller type");
+        return err_set(err, -ENOMEM, "%s%s; %s", need, cap, others[0] ? others : "take a model of a smaller type");
     return err_set(err, -ENOMEM, "%s, but %s%s%s", need, limits, others[0] ? "; or " : "", others);
 }

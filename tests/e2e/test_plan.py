@@ -96,7 +96,9 @@ def test_refusals():
                  ["memory.loader=4MiB", "memory.npu_worker=6MiB", "memory.total=40MiB"], ["memory.npu_worker=9MiB", "kv_type=f32"],
                  ["memory.npu_worker=15MiB", "chunk_tokens=512", "npu.streamed=0"],
                  ["memory.total=60MiB", "npu.streamed=0", "gpu.streamed=0", "chunk_tokens=256"],
-                 ["gpu.memory=4MiB", "sequences=1", "stream_slots=6"]):
+                 ["gpu.memory=4MiB", "sequences=1", "stream_slots=6"],
+                 ["memory.npu_worker=2MiB", "memory.gpu_worker=2MiB", "memory.coordinator=2MiB", "memory.loader=2MiB",
+                  "npu.memory=2MiB", "gpu.memory=2MiB", "memory.total=13MiB"]):
         text, _ = refused(cfg, *sets)
         check("stream_slots=6" not in sets or "set 'stream_slots' to auto" in text, sets, text)
         print("  ", sets, text.strip()[:200])
