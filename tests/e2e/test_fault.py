@@ -150,7 +150,7 @@ def test_hang_at_the_first_start():
     r = ask(fault, status=1, restarts=1)
     check(len(happened(r, fault)) == 2, r.stderr)
     last = r.stderr.splitlines()[-1]
-    check("gpu_worker (pid " in last and "hangs: " in last and "after 1 restarts without progress ('restarts')" in last, last)
+    check("gpu_worker (pid " in last and "hangs: " in last and "after 1 restart without progress ('restarts')" in last, last)
 
 
 def test_lost_chunk():
