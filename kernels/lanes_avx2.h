@@ -6,6 +6,8 @@
 #include <immintrin.h>
 #include <stdint.h>
 
+#include "kernels/lanes_x86.h"
+
 #define LANES_VARIANT(name) name##_avx2
 #define LANES_NAME "avx2"
 #define LANES_ROWS 6
@@ -163,25 +165,6 @@ static inline v16 v16_select_range(v16 x, v16 y, int lo, int hi)
     return (v16){v16_range_half(x.a, y.a, lo, hi, 0), v16_range_half(x.b, y.b, lo, hi, 8)};
 }
 
-/* Lanes added as a tree: i + (i + 8), then + 4, + 2, + 1. */
-static inline float sum4(__m128 x)
-{
-    x = _mm_add_ps(x, _mm_movehl_ps(x, x));
-    return _mm_cvtss_f32(_mm_add_ss(x, _mm_shuffle_ps(x, x, 1)));
-}
-static inline float max4(__m128 x)
-{
-    x = _mm_max_ps(x, _mm_movehl_ps(x, x));
-    return _mm_cvtss_f32(_mm_max_ss(x, _mm_shuffle_ps(x, x, 1)));
-}
-static inline float sum8(__m256 x)
-{
-    return sum4(_mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1)));
-}
-static inline float max8(__m256 x)
-{
-    return max4(_mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1)));
-}
 static inline float sum16(v16 x)
 {
     return sum8(_mm256_add_ps(x.a, x.b));
