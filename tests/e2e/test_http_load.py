@@ -17,8 +17,8 @@ def test_many_clients():
         many = http_load.load(s, 64, SECONDS, slow=4, half=8)
         print(" ", many)
         check(all(c.events for c in many.clients), "somebody got nothing:", [c.events for c in many.clients])
-        check(many.least > 0.25, "not fair:", sorted(c.events for c in many.clients))
-        if not tandem.SANITIZE:
+        if not tandem.SANITIZE:  # under them, four seconds are little more than the first answers' prefill
+            check(many.least > 0.25, "not fair:", sorted(c.events for c in many.clients))
             check(many.rate > one.rate, one.rate, many.rate)  # how much: bench/http
             for name in soak.PROCESSES:  # in so short a time heaps still grow, and the KV cache is touched; bench/http is stricter
                 grown = many.rows[-1][1][name]["private"] - many.rows[len(many.rows) // 4][1][name]["private"]
