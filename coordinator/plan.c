@@ -358,23 +358,24 @@ static int choose_devices(struct plan_inputs *in, struct plan *ret, struct err *
         struct npu_device no_npu = {.xrt = false};
         struct gpu_device no_gpu = {.vulkan = false};
         struct plan_machine m = all;
-        struct err lacks = {0};
         in->machine = &m;
         r = plan_choose(in, streams, ret);
         if (r < 0 && less_npu) {
-            plan_refuse(in, ret, &lacks);
-            snprintf(no_npu.reason, sizeof(no_npu.reason), "%s", lacks.text);
+            plan_refuse(in, ret);
+            snprintf(no_npu.reason, sizeof(no_npu.reason), "%.*s", (int)sizeof(no_npu.reason) - 1, ret->refusal.text);
             m.npu = &no_npu;
             r = plan_choose(in, streams, ret);
         }
         if (r < 0 && less_gpu) {
-            plan_refuse(in, ret, &lacks);
-            snprintf(no_gpu.reason, sizeof(no_gpu.reason), "%s", lacks.text);
+            plan_refuse(in, ret);
+            snprintf(no_gpu.reason, sizeof(no_gpu.reason), "%.*s", (int)sizeof(no_gpu.reason) - 1, ret->refusal.text);
             m.gpu = &no_gpu;
             r = plan_choose(in, streams, ret);
         }
-        if (r < 0 && streams)
-            plan_refuse(in, ret, err);
+        if (r < 0 && streams) {
+            plan_refuse(in, ret);
+            err_set(err, r, "%s", ret->refusal.text);
+        }
         in->machine = &all;
     }
     return r;

@@ -26,6 +26,21 @@ struct plan_machine {
     struct machine memory; /* zeroes: not known, and not looked at */
 };
 
+/* KEY=VALUE of the configuration; of some, two keys change together. */
+struct plan_change {
+    const char *key, *also; /* also: NULL, or gets the same value; static */
+    char value[32];
+};
+#define PLAN_CHANGES 8
+
+/* Why the smallest plan does not fit, and with which changes one would. */
+struct plan_refusal {
+    char text[1408];                        /* "": it fits */
+    struct plan_change raise[PLAN_CHANGES]; /* limits, all of them; */
+    struct plan_change other[PLAN_CHANGES]; /* or one of these, each of which is enough */
+    int n_raise, n_other;
+};
+
 struct plan {
     struct hparams hparams;
     uint32_t context, sequences, chunk_tokens, ring_slots, token_slots, logits_rows, logits_slots;
@@ -58,6 +73,7 @@ struct plan {
     struct gpu_device gpu;
     struct npu_device npu;
     uint64_t device_bytes; /* on a device with memory of its own: weights and scratch there, in no process */
+    struct plan_refusal refusal;
     uint32_t n_types;
     uint8_t types[8192]; /* as CONFIGURE carries them */
 };

@@ -12,7 +12,6 @@
 
 #include "coordinator/plan_impl.h"
 #include "model/work_plan.h"
-#include "proto/err.h"
 #include "proto/util.h"
 
 #define DEFAULT_CHUNK 128
@@ -285,14 +284,20 @@ static uint64_t least_value(const struct plan_inputs *in, const struct config *c
     return hi;
 }
 
-/* Limits that have to be raised, each as far as it must when the others are, in words. 0: no raising helps. */
-static int describe_limits(const struct plan_inputs *in, char *text, size_t size)
+static void change(struct plan_change *list, int *n, const char *key, const char *also, const char *value)
+{
+    struct plan_change *c = &list[(*n)++];
+    *c = (struct plan_change){.key = key, .also = also};
+    snprintf(c->value, sizeof(c->value), "%s", value);
+}
+
+/* Limits that have to be raised, each as far as it must when the others are, in words. None: no raising helps. */
+static void find_limits(const struct plan_inputs *in, struct plan_refusal *ret, char *text, size_t size)
 {
     struct config c = *in->config;
     struct knob k[KNOBS];
     uint64_t value[KNOBS];
     size_t used = 0;
-    int n = 0;
     knobs_of(&c, k);
     for (int i = 0; i < KNOBS; i++) {
         bool pool = k[i].value == &c.npu.memory;
@@ -300,28 +305,27 @@ static int describe_limits(const struct plan_inputs *in, char *text, size_t size
         *k[i].value = pool && value[i] ? UINT64_C(1) << 50 : 0; /* without a value an NPU's pool has its default */
     }
     if (!chooses(in, &c))
-        return 0;
+        return;
     for (int i = 0; i < KNOBS; i++) {
-        char now[32];
+        char now[32], then[32];
         *k[i].value = value[i];
         if (!value[i] || chooses(in, &c))
             continue;
         uint64_t least = least_value(in, &c, k[i].value);
         *k[i].value = least * MIB;
-        int w = snprintf(text + used, size - used, "%s'%s' is %s; raise it to at least %" PRIu64 " MiB", n++ ? ", and " : "",
-                         k[i].key, util_format_bytes(now, sizeof(now), value[i]), least);
+        int w = snprintf(text + used, size - used, "%s'%s' is %s; raise it to at least %" PRIu64 " MiB",
+                         ret->n_raise ? ", and " : "", k[i].key, util_format_bytes(now, sizeof(now), value[i]), least);
         used = MIN(used + (size_t)MAX(w, 0), size - 1);
+        snprintf(then, sizeof(then), "%" PRIu64 "MiB", least);
+        change(ret->raise, &ret->n_raise, k[i].key, NULL, then);
     }
-    return n;
 }
 
 /* Other ways, each of which is enough: a shorter context, a smaller KV type, what the config insists on. */
-static void describe_others(const struct plan_inputs *in, char *text, size_t size)
+static void find_others(const struct plan_inputs *in, struct plan_refusal *ret)
 {
     struct config c = *in->config;
-    size_t used = 0;
     uint32_t lo = 0, hi = c.context;
-    text[0] = '\0';
     while (hi - lo > 1) {
         c.context = lo + (hi - lo) / 2;
         if (chooses(in, &c))
@@ -329,28 +333,44 @@ static void describe_others(const struct plan_inputs *in, char *text, size_t siz
         else
             hi = c.context;
     }
-    c.context = in->config->context;
-    if (lo)
-        used += (size_t)snprintf(text, size, "lower 'context' to at most %u", lo);
+    if (lo) {
+        char text[24];
+        snprintf(text, sizeof(text), "%u", lo);
+        change(ret->other, &ret->n_other, "context", NULL, text);
+    }
+    c = *in->config;
     c.kv_type = 8; /* q8_0 */
     if (in->config->kv_type != 8 && in->hparams.head_dim % 32 == 0 && chooses(in, &c))
-        used += (size_t)snprintf(text + used, size - used, "%sset 'kv_type' to q8_0", used ? ", or " : "");
+        change(ret->other, &ret->n_other, "kv_type", NULL, "q8_0");
     c = *in->config;
     c.chunk_tokens = 0;
     if (in->config->chunk_tokens && chooses(in, &c))
-        used += (size_t)snprintf(text + used, size - used, "%sset 'chunk_tokens' to auto", used ? ", or " : "");
+        change(ret->other, &ret->n_other, "chunk_tokens", NULL, "auto");
     c = *in->config;
     c.sequences = 1;
     if (in->config->sequences > 1 && chooses(in, &c))
-        used += (size_t)snprintf(text + used, size - used, "%slower 'sequences'", used ? ", or " : "");
+        change(ret->other, &ret->n_other, "sequences", NULL, "1");
     c = *in->config;
     c.stream_slots = 0;
     if (in->config->stream_slots && chooses(in, &c))
-        used += (size_t)snprintf(text + used, size - used, "%sset 'stream_slots' to auto", used ? ", or " : "");
+        change(ret->other, &ret->n_other, "stream_slots", NULL, "auto");
     c = *in->config;
     c.npu.streamed = c.gpu.streamed = CONFIG_AUTO;
     if ((in->config->npu.streamed != CONFIG_AUTO || in->config->gpu.streamed != CONFIG_AUTO) && chooses(in, &c))
-        snprintf(text + used, size - used, "%sset 'npu.streamed' and 'gpu.streamed' to auto", used ? ", or " : "");
+        change(ret->other, &ret->n_other, "npu.streamed", "gpu.streamed", "auto");
+}
+
+static void describe_others(const struct plan_refusal *r, char *text, size_t size)
+{
+    size_t used = 0;
+    text[0] = '\0';
+    for (int i = 0; i < r->n_other; i++) {
+        const struct plan_change *c = &r->other[i];
+        bool lower = strcmp(c->key, "context") == 0 || strcmp(c->key, "sequences") == 0;
+        int w = snprintf(text + used, size - used, "%s%s '%s'%s%s%s to %s%s", used ? ", or " : "", lower ? "lower" : "set", c->key,
+                         c->also ? " and '" : "", c->also ? c->also : "", c->also ? "'" : "", lower ? "at most " : "", c->value);
+        used = MIN(used + (size_t)MAX(w, 0), size - 1);
+    }
 }
 
 /* What the smallest plan needs and does not get. */
@@ -398,20 +418,26 @@ static void describe_need(const struct plan_inputs *in, const struct plan *p, ch
     }
 }
 
-int plan_refuse(const struct plan_inputs *in, const struct plan *p, struct err *err)
+void plan_refuse(const struct plan_inputs *in, struct plan *p)
 {
+    struct plan_refusal *r = &p->refusal;
     char need[384], limits[640] = "", others[256], cap[96] = "", text[32];
     enum config_process process;
+    memset(r, 0, sizeof(*r));
     describe_need(in, p, need, sizeof(need));
     enum plan_limit limit = plan_passes(in, p, &process);
-    if (limit == PLAN_DEVICE)
-        return err_set(err, -ENOMEM, "%s", need);
+    if (limit == PLAN_DEVICE) {
+        snprintf(r->text, sizeof(r->text), "%s", need);
+        return;
+    }
     if (limit == PLAN_CAP) /* which is not among those that can be raised: another limit is in the way */
         snprintf(cap, sizeof(cap), ", and 'memory.%s' is %s", plan_process_name(process),
                  util_format_bytes(text, sizeof(text), in->config->caps[process]));
-    int n = describe_limits(in, limits, sizeof(limits));
-    describe_others(in, others, sizeof(others));
-    if (n == 0)
-        return err_set(err, -ENOMEM, "%s%s; %s", need, cap, others[0] ? others : "take a model of a smaller type");
-    return err_set(err, -ENOMEM, "%s, but %s%s%s", need, limits, others[0] ? "; or " : "", others);
+    find_limits(in, r, limits, sizeof(limits));
+    find_others(in, r);
+    describe_others(r, others, sizeof(others));
+    if (r->n_raise == 0)
+        snprintf(r->text, sizeof(r->text), "%s%s; %s", need, cap, others[0] ? others : "take a model of a smaller type");
+    else
+        snprintf(r->text, sizeof(r->text), "%s, but %s%s%s", need, limits, others[0] ? "; or " : "", others);
 }

@@ -44,7 +44,7 @@ enum plan_limit plan_passes(const struct plan_inputs *in, const struct plan *p, 
 /* Without may_stream layers are streamed only where the config says how many. -ENOMEM: *ret is the smallest one, and does not fit.
  */
 int plan_choose(const struct plan_inputs *in, bool may_stream, struct plan *ret);
-/* Why p, the smallest plan there is, does not fit, and the smallest change with which one would. Returns -ENOMEM. */
-int plan_refuse(const struct plan_inputs *in, const struct plan *p, struct err *err);
+/* Why p, the smallest plan there is, does not fit, and the smallest change with which one would: its `refusal`. */
+void plan_refuse(const struct plan_inputs *in, struct plan *p);
 
 #endif

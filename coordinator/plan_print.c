@@ -174,6 +174,30 @@ void plan_print(const struct plan *p, FILE *f)
     print_machine(p, total, f);
 }
 
+static json_t *change_json(const struct plan_change *c)
+{
+    json_t *o = json_pack("{s:s}", c->key, c->value);
+    if (c->also)
+        json_object_set_new(o, c->also, json_string(c->value));
+    return o;
+}
+
+static json_t *refusal_json(const struct plan_refusal *r)
+{
+    json_t *o = json_pack("{s:b}", "fits", r->text[0] == '\0');
+    if (!r->text[0])
+        return o;
+    json_t *raise = json_object(), *other = json_array();
+    for (int i = 0; i < r->n_raise; i++)
+        json_object_update_new(raise, change_json(&r->raise[i]));
+    for (int i = 0; i < r->n_other; i++)
+        json_array_append_new(other, change_json(&r->other[i]));
+    json_object_set_new(o, "refusal", json_string(r->text));
+    json_object_set_new(o, "raise", raise);
+    json_object_set_new(o, "or_set", other);
+    return o;
+}
+
 int plan_print_json(const struct plan *p, FILE *f, struct err *err)
 {
     json_t *processes = json_object();
@@ -213,6 +237,7 @@ int plan_print_json(const struct plan *p, FILE *f, struct err *err)
     json_t *machine = machine_json();
     json_object_update(root, machine);
     json_decref(machine);
+    json_object_update_new(root, refusal_json(&p->refusal));
     int r = root && json_dumpf(root, f, JSON_INDENT(2)) == 0 && fputc('\n', f) != EOF ? 0 : -EIO;
     json_decref(root);
     return r < 0 ? err_set(err, r, "cannot write the plan as JSON") : 0;

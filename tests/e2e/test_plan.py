@@ -29,8 +29,8 @@ def proposals(text):
     others = [f"context={n}" for n in re.findall(r"lower 'context' to at most (\d+)", text)]
     others += ["kv_type=q8_0"] if "set 'kv_type' to q8_0" in text else []
     others += ["chunk_tokens=auto"] if "set 'chunk_tokens' to auto" in text else []
+    others += ["sequences=1"] if "lower 'sequences' to at most 1" in text else []
     others += ["stream_slots=auto"] if "set 'stream_slots' to auto" in text else []
-    others += ["sequences=1"] if "lower 'sequences'" in text else []
     return raise_all, others
 
 
@@ -40,6 +40,10 @@ def refused(cfg, *sets):
     tandem.check(len(tandem.sentences(r.stderr)) == 1, r.stderr)
     raise_all, others = proposals(r.stderr)
     check(raise_all or others, "nothing is proposed:", r.stderr)
+    j = json.loads(plan(cfg, *sets).stdout)
+    check(j["fits"] is False and j["refusal"] in r.stderr, j["refusal"], r.stderr)
+    check(j["raise"] == {k: f"{n}MiB" for k, n in raise_all.items()}, j["raise"], r.stderr)
+    check([f"{k}={v}" for change in j["or_set"] for k, v in change.items()] == others, j["or_set"], r.stderr)
     if raise_all:
         good = [f"{k}={n}MiB" for k, n in raise_all.items()]
         made = planned(cfg, *sets, *good)
