@@ -79,6 +79,8 @@ static void from_stage(struct engine_process_stats *s, const struct msg_stats *m
     s->stream_hits = m->stream_hits;
     s->stream_wait_ns = m->stream_wait_ns;
     s->stream_wait_max_ns = m->stream_wait_max_ns;
+    s->n_stream_layers = m->stream_layers_len / (uint32_t)sizeof(s->stream_layer_us[0]);
+    memcpy(s->stream_layer_us, m->stream_layers, s->n_stream_layers * sizeof(s->stream_layer_us[0]));
     s->products = m->products;
     s->offloaded = m->offloaded;
     s->pool = (struct engine_pool){m->pool,    m->pool_peak,    m->pool_largest, m->pool_weights,

@@ -163,6 +163,19 @@ static json_t *pool_json(const struct engine_pool *p)
     return NULL;
 }
 
+/* By the layer's number. */
+static json_t *waits_json(const struct engine_process_stats *s)
+{
+    json_t *j = json_array();
+    for (uint32_t i = 0; j && i < s->n_stream_layers; i++) {
+        if (json_array_append_new(j, json_real(s->stream_layer_us[i] / 1e3)) < 0) {
+            json_decref(j);
+            return NULL;
+        }
+    }
+    return j;
+}
+
 static json_t *process_json(const struct engine_process_stats *s)
 {
     json_t *budget = bytes_json(s->budget);
@@ -171,6 +184,8 @@ static json_t *process_json(const struct engine_process_stats *s)
     json_t *j = json_pack("{s:s, s:s, s:o, s:o, s:o, s:s}", "name", s->name, "backend", s->backend, "budget", budget, "peak",
                           bytes_json(s->peak), "planned", bytes_json(s->planned), "last_reason", s->last_reason);
     r |= put(j, process_fields, ARRAY_LEN(process_fields), s);
+    if (s->n_stream_layers)
+        r |= json_object_set_new(j, "stream_layer_wait_ms", waits_json(s));
     if (s->pool.bytes)
         r |= json_object_set_new(j, "pool", pool_json(&s->pool));
     if (r == 0)

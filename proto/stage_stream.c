@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "proto/conn.h"
 #include "proto/ring.h"
@@ -55,6 +56,7 @@ struct stream {
     uint32_t current;  /* index + 1 of the layer that the data thread is at */
     bool released;     /* its slot is another's already */
     _Atomic uint64_t visits, hits, wait_ns, wait_max_ns;
+    _Atomic uint32_t layer_us[512]; /* waited for each, by number */
 };
 
 int stage_stream_segment(struct stage_io *io, uint32_t kind, uint32_t layer, uint32_t slot, uint64_t bytes, struct err *err)
@@ -267,6 +269,11 @@ void stage_stream_stats(struct stage_io *io, struct msg_stats *ret)
     ret->stream_hits = atomic_load(&s->hits);
     ret->stream_wait_ns = atomic_load(&s->wait_ns);
     ret->stream_wait_max_ns = atomic_load(&s->wait_max_ns);
+    for (uint32_t i = 0; i < s->n_layers; i++) {
+        uint32_t number = s->layers[i].layer, us = atomic_load_explicit(&s->layer_us[number], memory_order_relaxed);
+        memcpy(ret->stream_layers + number * sizeof(us), &us, sizeof(us));
+        ret->stream_layers_len = MAX(ret->stream_layers_len, (number + 1) * (uint32_t)sizeof(us));
+    }
 }
 
 void stage_stream_close(struct stage_io *io)
@@ -345,6 +352,7 @@ int stage_stream_enter(struct stage_io *io, uint32_t layer, struct err *err)
         trace_span(io->trace, TRACE_DATA, TRACE_WAIT_WEIGHTS, start, start + waited);
         io->process_blocked_ns += waited;
         atomic_fetch_add_explicit(&s->wait_ns, waited, memory_order_relaxed);
+        atomic_fetch_add_explicit(&s->layer_us[layer], (uint32_t)(waited / 1000), memory_order_relaxed);
         if (waited > atomic_load_explicit(&s->wait_max_ns, memory_order_relaxed))
             atomic_store_explicit(&s->wait_max_ns, waited, memory_order_relaxed);
     }

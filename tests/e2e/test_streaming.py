@@ -73,6 +73,8 @@ def test_texts():
             passes = -(-12 // slots) + len(got["output_ids"]) - 1  # so many chunks of 8 a pass, then a token each
             layers = 0 if key not in keys else 4 if keys[key] == 4 else {2: 12, 3: 12}[keys.get("stream_slots", 2)]
             check(p["stream_visits"] == passes * layers, worker, keys, p)
+            waits = p.get("stream_layer_wait_ms", [])
+            check(bool(waits) == bool(layers) and abs(sum(waits) - p["stream_wait_ms"]) <= 1e-3 * p["stream_visits"], worker, keys, p)
             check(0 <= p["stream_hits"] <= p["stream_visits"] and p["stream_wait_max_ms"] <= p["stream_wait_ms"] + 1e-9, p)
 
 
