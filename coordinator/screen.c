@@ -133,7 +133,7 @@ size_t screen_draw(const struct monitor_snapshot *now, const struct monitor_snap
     for (int i = 0; i < CONFIG_PROCESSES; i++)
         process_row(&p, now, before, i);
     row(&p, "%s", "");
-    row(&p, "W weights  K KV cache  S scratch  R rings  D device  + other     ! does not answer     q quits");
+    row(&p, "W weights  K KV  S scratch  R rings  D device  + other   ! silent   q quits");
     return p.n;
 }
 
