@@ -404,6 +404,7 @@ int handshake_message(struct stage *st, const struct msg *m, int *fds, struct er
         return 0;
     case MSG_TYPE_error:
         st->bad_input = m->error.bad_input;
+        st->bad_output = m->error.bad_output;
         return err_set(err, m->error.code < 0 ? m->error.code : -EIO, "%s (pid %d): %s", msg_role_name(st->role),
                        child_pid(st->child), m->error.text);
     case MSG_TYPE_collecting:

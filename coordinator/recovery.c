@@ -150,18 +150,23 @@ static int let_go(struct stage *st, struct err *err)
     return r < 0 ? r : rings_renew_bell(s->rings, st->role, err);
 }
 
-/* A stage that could not make sense of what lay in its ring: who wrote that would write the like to its successor. */
-static void end_writer(struct stage *st)
+/* A stage that could not make sense of its ring: who has the other end, and wrote that, would write the like to its successor.
+ * Where both find the ring spoilt each names the other, and the first one that is heard takes both with it: what was started since
+ * has not been given a ring (`attached`), and did nothing. */
+static void end_neighbour(struct stage *st)
 {
     struct supervise *s = st->owner;
     struct err why = {0};
-    int writer = st->bad_input ? rings_writer(st->role, st->bad_input - 1) : -1;
-    st->bad_input = 0;
-    if (writer < 0 || !child_pid(s->stages[writer].child))
+    bool writes = st->bad_input != 0;
+    int other = writes           ? rings_writer(st->role, st->bad_input - 1)
+                : st->bad_output ? rings_reader(st->role, st->bad_output - 1)
+                                 : -1;
+    st->bad_input = st->bad_output = 0;
+    if (other < 0 || !s->stages[other].attached)
         return;
-    err_set(&why, -EPROTO, "%s (pid %d) put into its ring what %s could make no sense of", msg_role_name((enum msg_role)writer),
-            s->stages[writer].pid, msg_role_name(st->role));
-    child_kill(s->stages[writer].child, &why);
+    err_set(&why, -EPROTO, "%s (pid %d) put into its %s ring what %s could make no sense of", msg_role_name((enum msg_role)other),
+            s->stages[other].pid, writes ? "output" : "input", msg_role_name(st->role));
+    child_kill(s->stages[other].child, &why);
 }
 
 void recovery_lost(struct stage *st, const struct err *ended, int signal)
@@ -186,7 +191,7 @@ void recovery_lost(struct stage *st, const struct err *ended, int signal)
         s->recovery = (struct supervise_recovery){.role = st->role, .detect_ns = st->silent_ns};
         s->o.lost(s->o.ctx);
     }
-    end_writer(st);
+    end_neighbour(st);
     bool again = decide(st, &why, signal, at_work, &delay_ms);
     st->silent_ns = 0;
     if (!again)

@@ -151,6 +151,15 @@ int rings_writer(enum msg_role role, uint32_t input)
     return -1;
 }
 
+int rings_reader(enum msg_role role, uint32_t output)
+{
+    for (int i = 0; i < RINGS; i++) {
+        if (ring_table[i].producer == (int)role && ring_table[i].output_index == (int)output)
+            return ring_table[i].consumer < MSG_ROLES ? ring_table[i].consumer : -1;
+    }
+    return -1;
+}
+
 int rings_bell_fd(const struct rings *r, enum msg_role role)
 {
     return r->bell_fds[role];

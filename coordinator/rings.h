@@ -33,6 +33,8 @@ struct ring_end {
 uint32_t rings_of(const struct rings *r, enum msg_role role, struct ring_end ret[RINGS_OF_STAGE_MAX]);
 /* Who puts chunks into that input of a stage; a negative number: no stage does. */
 int rings_writer(enum msg_role role, uint32_t input);
+/* Likewise who takes them out of an output. */
+int rings_reader(enum msg_role role, uint32_t output);
 int rings_bell_fd(const struct rings *r, enum msg_role role);
 
 /* Of any ring, while they are made: its name, how many slots are full, of how many. i < SUPERVISE_RINGS (supervise.h). */

@@ -36,7 +36,7 @@ static void finish(struct stage_io *io, int status)
 
 void stage_fail(struct stage_io *io, const struct err *err)
 {
-    struct msg m = {.type = MSG_TYPE_error, .error = {.code = err->code, .bad_input = io->bad_input}};
+    struct msg m = {.type = MSG_TYPE_error, .error = {.code = err->code, .bad_input = io->bad_input, .bad_output = io->bad_output}};
     snprintf(m.error.text, sizeof(m.error.text), "%s", err->text);
     log_debug("stage", "%s", err->text);
     if (!io->conn || conn_send(io->conn, &m, NULL, 0, NULL) < 0)

@@ -152,11 +152,13 @@ static void note_chunk(struct stage_io *io, uint32_t input)
 }
 
 /* A chunk that finds no place because of that would be lost without a word. */
-static int check_outputs(const struct stage_io *io, struct err *err)
+static int check_outputs(struct stage_io *io, struct err *err)
 {
     for (uint32_t i = 0; i < io->ops->n_outputs; i++) {
-        if (ring_poisoned(io->outputs[i].ring))
-            return err_set(err, -EPROTO, "output ring %u is poisoned: its reader wrote an impossible index, or closed it", i);
+        if (!ring_poisoned(io->outputs[i].ring))
+            continue;
+        io->bad_output = i + 1;
+        return err_set(err, -EPROTO, "output ring %u is poisoned: its reader wrote an impossible index, or closed it", i);
     }
     return 0;
 }

@@ -76,6 +76,7 @@ struct stage_io {
     _Atomic uint32_t hold, parked;
     _Atomic bool stop, done, draining, drained, broken;
     uint32_t bad_input;  /* likewise: of an error in what its writer put into a ring, 1 + the number of that input */
+    uint32_t bad_output; /* likewise: in what its reader says of a ring, 1 + the number of that output */
     struct err data_err; /* the data thread's until `broken` is set, then the main thread's */
     size_t misfit;       /* bytes of a chunk that its output slot did not take */
     struct chunk_limits limits;

@@ -2,11 +2,13 @@
 """A stage dies, hangs or is killed while requests run: what comes out is what would have come out without it, bit for bit."""
 import ctypes
 import json
+import mmap
 import os
 import random
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import threading
 import time
@@ -358,6 +360,47 @@ def test_stuck_data_thread():
             if run.count("recovered from"):
                 break
         check(run.count(victim + " (pid ") and run.count("hangs: chunk ") and run.count("20 times what is usual"), run.log())
+
+
+def memory_of_ring(pid, name):
+    """The indices of one, as a process that has it maps them."""
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        path = f"/proc/{pid}/fd/{fd}"
+        if os.readlink(path).startswith(f"/memfd:{name} "):
+            with open(path, "r+b") as f:
+                return mmap.mmap(f.fileno(), 4096)
+    raise tandem.Failure(f"process {pid} has no ring '{name}'")
+
+
+def test_reader_spoils_a_ring():
+    """A reader's index that cannot be: its writer notices, and both are ended, not only the one that noticed. The reader is stopped
+    meanwhile, as one that neither looks at the ring any more nor says anything; the writer, until all there is to write waits for it."""
+    tail = 128
+    cfg, score = config(model("demo", "q8_0"), chunk_tokens=32), scoring(60000)
+    want = json.loads(Run(cfg, *score).end())
+    for writer, reader, name in (("loader", "npu_worker", "x0"), ("npu_worker", "gpu_worker", "h"), ("gpu_worker", "npu_worker", "x")):
+        run = Run(cfg, *score)
+        run.wait_ready()
+        ring = memory_of_ring(run.process.pid, f"tandem-{name}")
+        said = f"put into its input ring what {writer} could make no sense of; it is started again"
+        for _ in range(20):
+            run.kill(writer, signal.SIGSTOP)
+            time.sleep(0.1)
+            run.kill(reader, signal.SIGSTOP)
+            true = ring[tail:tail + 4]
+            ring[tail:tail + 4] = struct.pack("<I", (struct.unpack("<I", true)[0] + 1000) % 2**32)
+            run.kill(writer, signal.SIGCONT)
+            end = time.monotonic() + 0.5
+            while time.monotonic() < end and not run.count("it is started again"):
+                time.sleep(0.01)
+            if run.count("it is started again"):
+                break
+            ring[tail:tail + 4] = true  # at the last layer gpu_worker writes to the coordinator
+            run.kill(reader, signal.SIGCONT)
+            time.sleep(0.01)
+        check(run.wait(said), writer, reader, run.log())
+        same_score(json.loads(run.end()), want, writer, reader)
+        check(run.count("output ring 0 is poisoned") == 1 and run.count("it is started again") == 2, writer, reader, run.log())
 
 
 def test_deadlines_off():

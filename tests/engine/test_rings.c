@@ -148,12 +148,29 @@ static void test_what_lies_there(void **state)
     close_all(r, s);
 }
 
+/* Each ring of two stages is named alike from both its ends; the coordinator is nobody to be ended. */
+static void test_neighbours(void **state)
+{
+    (void)state;
+    assert_int_equal(rings_writer(MSG_ROLE_LOADER, 0), -1);
+    assert_int_equal(rings_writer(MSG_ROLE_NPU, 0), MSG_ROLE_GPU);
+    assert_int_equal(rings_writer(MSG_ROLE_NPU, 1), MSG_ROLE_LOADER);
+    assert_int_equal(rings_writer(MSG_ROLE_GPU, 0), MSG_ROLE_NPU);
+    assert_int_equal(rings_writer(MSG_ROLE_GPU, 1), -1);
+    assert_int_equal(rings_reader(MSG_ROLE_LOADER, 0), MSG_ROLE_NPU);
+    assert_int_equal(rings_reader(MSG_ROLE_NPU, 0), MSG_ROLE_GPU);
+    assert_int_equal(rings_reader(MSG_ROLE_GPU, 0), MSG_ROLE_NPU);
+    assert_int_equal(rings_reader(MSG_ROLE_GPU, 1), -1);
+    assert_int_equal(rings_reader(MSG_ROLE_GPU, 7), -1);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_way_of_a_chunk),
         cmocka_unit_test(test_who_lost_it),
         cmocka_unit_test(test_what_lies_there),
+        cmocka_unit_test(test_neighbours),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

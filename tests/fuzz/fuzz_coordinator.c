@@ -293,7 +293,7 @@ static bool answer(struct fuzz_input *in, uint8_t lie)
                 ? err_set(&err, -EPROTO, "poisoned")
                 : chunk_read(tokens + AT_SLOTS + (tail % SLOTS) * w.token_slot, w.token_slot, &lim, &c, &payload, &err);
     if (r < 0) { /* what a stage that reads this says last */
-        struct msg m = {.type = MSG_TYPE_error, .error = {.code = r}};
+        struct msg m = {.type = MSG_TYPE_error, .error = {.code = r, .bad_input = 1}};
         snprintf(m.error.text, sizeof(m.error.text), "%s", err.text);
         say(fake_children[MSG_ROLE_LOADER], &m);
         return false;

@@ -341,17 +341,29 @@ void boss_end(struct boss *b)
     boss_close(b);
 }
 
-void boss_expect_error(struct boss *b, int code, const char *part)
+static void expect_error(struct boss *b, int code, uint32_t input, uint32_t output, const char *part)
 {
     const struct msg *m = boss_expect(b, MSG_TYPE_error);
     if (m->error.code != code || !strstr(m->error.text, part))
         print_error("%d: %s\n", m->error.code, m->error.text);
     assert_int_equal(m->error.code, code);
     assert_non_null(strstr(m->error.text, part));
+    assert_int_equal(m->error.bad_input, input);
+    assert_int_equal(m->error.bad_output, output);
     int status = boss_wait_exit(b);
     assert_true(WIFEXITED(status));
     assert_int_equal(WEXITSTATUS(status), 1);
     boss_close(b);
+}
+
+void boss_expect_error(struct boss *b, int code, const char *part)
+{
+    expect_error(b, code, 0, 0, part);
+}
+
+void boss_expect_bad_ring(struct boss *b, uint32_t input, uint32_t output, const char *part)
+{
+    expect_error(b, -EPROTO, input, output, part);
 }
 
 /* ---- chunks ---- */

@@ -55,9 +55,12 @@ void boss_end(struct boss *b);
 void boss_close(struct boss *b);
 int boss_wait_exit(struct boss *b);
 
-/* Messages. expect: the next one, which must be of type t. expect_error: and with it the stage ends. */
+/* Messages. expect: the next one, which must be of type t. expect_error: and with it the stage ends.
+ * expect_bad_ring: likewise, and it names a ring as the error does: 1 + the number of an input, or of an output, the other one 0.
+ */
 const struct msg *boss_expect(struct boss *b, enum msg_type t);
 void boss_expect_error(struct boss *b, int code, const char *part);
+void boss_expect_bad_ring(struct boss *b, uint32_t input, uint32_t output, const char *part);
 void boss_tell(struct boss *b, const struct msg *m, const int *fds, int n_fds);
 void boss_tell_type(struct boss *b, enum msg_type t);
 struct msg boss_configure_msg(void);

@@ -389,7 +389,7 @@ static void test_print(void **state)
     assert_non_null(strstr(text, " token='...'\n"));
     assert_non_null(strstr(text, "attach_ring direction=0 index=0 epoch=1\n"));
     assert_non_null(strstr(text, " types=<0 bytes> "));
-    assert_non_null(strstr(text, "error code=-2147483648 bad_input=0 text=''\n"));
+    assert_non_null(strstr(text, "error code=-2147483648 bad_input=0 bad_output=0 text=''\n"));
     free(text);
     f = open_memstream(&text, &n);
     msg_document(f);

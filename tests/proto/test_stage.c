@@ -145,7 +145,7 @@ static void test_broken_chunk(void **state)
     struct chunk c = boss_chunk(1, &x);
     c.h.layer = 2;
     boss_put_chunk(&b, 1, &c, x);
-    boss_expect_error(&b, -EPROTO, "input ring 1: chunk 1: layer 2; the model has 2");
+    boss_expect_bad_ring(&b, 2, 0, "input ring 1: chunk 1: layer 2; the model has 2");
 }
 
 static void test_hostile_ring(void **state)
@@ -158,7 +158,7 @@ static void test_hostile_ring(void **state)
     *(uint32_t *)(void *)((uint8_t *)m + 64) = 1000; /* head */
     bell_ring(b.bells[1]);
     shm_unmap(m, 4096);
-    boss_expect_error(&b, -EPROTO, "input ring 0 is poisoned");
+    boss_expect_bad_ring(&b, 1, 0, "input ring 0 is poisoned");
 }
 
 /* A reader that lies: what has no place any more must not be lost without a word. */
@@ -172,7 +172,7 @@ static void test_hostile_reader(void **state)
     *(uint32_t *)(void *)((uint8_t *)m + 128) = 1000; /* tail */
     shm_unmap(m, 4096);
     boss_put(&b, 0, 1);
-    boss_expect_error(&b, -EPROTO, "output ring 0 is poisoned");
+    boss_expect_bad_ring(&b, 0, 1, "output ring 0 is poisoned");
 }
 
 /* A neighbour that spoils the count of waiters in a bell keeps nobody asleep for ever. */
