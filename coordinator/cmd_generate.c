@@ -62,9 +62,14 @@ static json_t *answer_json(const struct answer *a)
     json_t *timings = json_pack("{s:f, s:f, s:f, s:f, s:f}", "queue_ms", (double)r->queue_ns / 1e6, "prefill_ms",
                                 (double)r->prefill_ns / 1e6, "decode_ms", (double)r->decode_ns / 1e6, "prefill_tokens_per_s",
                                 answer_prefill_rate(a), "decode_tokens_per_s", answer_decode_rate(a));
-    return json_pack("{s:o, s:s%, s:s, s:b, s:o}", "output_ids", ids_json(a->ids, a->n_ids), "text", a->text, a->n_text,
-                     "finish_reason", engine_finish_name(r->finish), "numerics_changed", (int)r->numerics_changed, "timings",
-                     timings);
+    json_t *j =
+        json_pack("{s:o, s:s%, s:s, s:b, s:o}", "output_ids", ids_json(a->ids, a->n_ids), "text", a->text, a->n_text,
+                  "finish_reason", engine_finish_name(r->finish), "numerics_changed", (int)r->numerics_changed, "timings", timings);
+    if (a->error.code) {
+        json_t *why = json_string(a->error.text);
+        json_object_set_new(j, "error", why ? why : json_string("its reason is not UTF-8")); /* it may be cut within a character */
+    }
+    return j;
 }
 
 static int print_json(const struct prompt *p, const struct answer *a, uint32_t n, const struct monitor_snapshot *stats,
@@ -101,7 +106,7 @@ static int print_texts(struct answer *a, uint32_t n, struct err *err)
     return r;
 }
 
-/* The one that was printed as it came, or those that went into one JSON object. */
+/* The one that was printed as it came, or those that went into one JSON object, also where it says of one that it failed. */
 static int all_given(struct answer *a, uint32_t n, struct err *err)
 {
     int r = 0;
@@ -130,13 +135,19 @@ static int run_answers(struct command *c, const struct prompt *p, struct answer 
         putchar('\n');
     if (r == 0 && n > 1 && !o->json)
         r = print_texts(a, n, err);
-    for (uint32_t i = 0; i < n && r == 0; i++) {
-        if (a[i].error.code)
-            r = err_set(err, a[i].error.code, "%s", a[i].error.text);
-        if (r < 0 && n > 1)
-            r = err_wrap(err, r, "answer %u", i);
+    return r;
+}
+
+/* Of the first that failed. */
+static int check_answers(const struct answer *a, uint32_t n, struct err *err)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        if (!a[i].error.code)
+            continue;
+        int r = err_set(err, a[i].error.code, "%s", a[i].error.text);
+        return n > 1 ? err_wrap(err, r, "answer %u", i) : r;
     }
-    return r == 0 && n == 1 && !o->json ? all_given(a, n, err) : r;
+    return 0;
 }
 
 int cmd_generate_run(struct command *c, struct err *err)
@@ -151,12 +162,21 @@ int cmd_generate_run(struct command *c, struct err *err)
         r = err_set(err, -ENOMEM, "answers: out of memory");
     if (r == 0)
         r = run_answers(c, &p, a, n, err);
-    if (r == 0 && (o->json || o->report))
+    if (r == 0 && !o->json)
+        r = check_answers(a, n, err);
+    if (r == 0 && n == 1 && !o->json)
+        r = all_given(a, n, err);
+    if (r == 0 && (o->json || o->report)) {
         r = engine_stats(c->engine, &stats, err);
+        if (r < 0)
+            check_answers(a, n, err); /* of two reasons the first */
+    }
     if (r == 0 && o->json)
         r = print_json(&p, a, n, &stats, engine_last_recovery(c->engine), err);
     if (r == 0 && o->json)
         r = all_given(a, n, err);
+    if (r == 0 && o->json)
+        r = check_answers(a, n, err);
     if (r == 0 && o->report && !o->json) {
         putchar('\n');
         report_answers(a, n, stdout);

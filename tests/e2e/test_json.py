@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """What --json prints: the keys that scripts rely on, their types, and that the numbers in them hang together."""
+import json
 import re
 
 import tandem
@@ -53,6 +54,27 @@ def test_generate_in_parallel():
     r = run_json("coordinator", "--config", cfg, "generate", "--prompt", "Once", "--max-tokens", 20, "--parallel", 3, "--json")
     shape(r, {"prompt_ids": [int], "choices": [{"choice": int, **ANSWER}], "processes": [PROCESS]})
     check([c["choice"] for c in r["choices"]] == [0, 1, 2], "choices")
+
+
+def test_generate_of_which_one_fails():
+    """The read of a token's embedding fails, in the first of two answers or in the second: the other one is whole."""
+    ask = ("generate", "--prompt", "Once", "--max-tokens", 8, "--temperature", 1, "--seed", 5, "--json")
+    cfg = config(model("demo", "q8_0"), sequences=1)
+    want = run_json("coordinator", "--config", cfg, *ask, "--parallel", 2)["choices"]
+    for fault, failed, n_ids in (("loader:eio@6", 0, 5), ("loader:eio@13", 1, 4)):
+        r = tandem.run("coordinator", "--config", cfg, *ask, "--parallel", 2, "--fault", fault, status=1)
+        j = json.loads(r.stdout)
+        shape(j, {"prompt_ids": [int], "choices": [{"choice": int, **ANSWER}], "processes": [PROCESS], "recoveries": RECOVERIES})
+        bad, good = j["choices"][failed], j["choices"][1 - failed]
+        for key in ("choice", "output_ids", "text", "finish_reason"):
+            check(good[key] == want[1 - failed][key] and "error" not in good, fault, key, good, want)
+        check(bad["finish_reason"] == "error" and bad["output_ids"] == want[failed]["output_ids"][:n_ids], fault, bad, want)
+        check("cannot read" in bad["error"] and "Input/output error" in bad["error"], bad)
+        check(tandem.sentences(r.stderr)[-1] == f"coordinator: error: answer {failed}: {bad['error']}", r.stderr)
+    r = tandem.run("coordinator", "--config", cfg, *ask, "--fault", "loader:eio@6", status=1)
+    alone = json.loads(r.stdout)
+    check(alone["finish_reason"] == "error" and "Input/output error" in alone["error"], alone)
+    check(alone["output_ids"] == want[0]["output_ids"][:5] and want[0]["text"].startswith(alone["text"]), alone, want)
 
 
 def test_perplexity():
