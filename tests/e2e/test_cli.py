@@ -66,6 +66,25 @@ def test_readme():
     check(seen >= 8, f"only {seen} command lines found")
 
 
+def test_guarantees_name_their_tests():
+    """The table of what is kept apart: each file of tests that it names is there, and has the functions that follow it."""
+    with open(os.path.join(tandem.SOURCE, "docs", "OPERATIONS.md"), encoding="utf-8") as f:
+        table = f.read().split("### What is kept apart")[1].split("\n## ")[0]
+    files = {name: os.path.join(folder, name) for folder, _, names in os.walk(os.path.join(tandem.SOURCE, "tests")) for name in names}
+    seen = 0
+    for row in re.findall(r"^\| .* \| (.*) \|$", table, re.M):
+        text = None
+        for name in re.findall(r"`([^`]+)`", row):
+            if name.endswith((".py", ".c")):
+                check(os.path.basename(name) in files, f"'{name}' is not there:", row)
+                with open(files[os.path.basename(name)], encoding="utf-8") as f:
+                    text = f.read()
+            elif name.startswith("test_"):
+                check(text and re.search(rf"^(def|static void) {name}\(", text, re.M), f"no test '{name}':", row)
+                seen += 1
+    check(seen > 30, "functions named:", seen)
+
+
 def test_environment_is_documented():
     text = run("coordinator", "--help").stdout
     with open(os.path.join(tandem.SOURCE, "docs", "OPERATIONS.md"), encoding="utf-8") as f:

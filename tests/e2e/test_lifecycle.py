@@ -76,6 +76,22 @@ def test_kill_of_the_coordinator():
     check(not tandem.cgroups([pid]), "stale cgroups:", tandem.cgroups([pid]))
 
 
+def test_stopped_stages_die_with_their_coordinator():
+    """None of them can look at its socket: the kernel ends them."""
+    process = start("coordinator", "--config", config(model("demo", "f32")), *LONG)
+    wait_running(process)
+    stages = [pid for pid in processes(process.pid) if pid != process.pid]
+    check(len(stages) == 3, stages)
+    for pid in stages:
+        os.kill(pid, signal.SIGSTOP)
+    process.kill()
+    process.wait()
+    wait_until(lambda: not processes(process.pid), 1.0, lambda: processes(process.pid))
+    finish(process)
+    tandem.run("coordinator", "--config", config(model("demo", "f32")), "generate", "--prompt", "Once", "--max-tokens", "1")
+    check(not left_behind(), left_behind())
+
+
 def test_hungry_coordinator():
     """A coordinator that the kernel ends for its own cap can say nothing: the next start reads it in the group that it left."""
     if tandem.SANITIZE:

@@ -514,6 +514,8 @@ static void test_coordinator_killed(void **state)
     kill(middle, SIGKILL);
     assert_int_equal(waitpid(middle, &status, 0), middle);
     assert_int_equal(waitpid(stage, &status, 0), stage);
+    assert_true(WIFSIGNALED(status) &&
+                WTERMSIG(status) == SIGKILL); /* not by the end of its socket, which it would come to later */
     assert_int_equal(prctl(PR_SET_CHILD_SUBREAPER, 0), 0);
 }
 
