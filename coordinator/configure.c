@@ -73,7 +73,7 @@ int configure_fill(struct msg_configure *q, enum msg_role role, const struct con
         q->model_time_ns = p->model.time_ns;
         q->model_inode = p->model.inode;
     }
-    int r = fault_list(c->faults, c->n_faults, msg_role_name(role), first, q->faults, err);
+    int r = fault_list(c->faults, c->n_faults, msg_role_name(role), first, strcmp(backend, "cpu") != 0, q->faults, err);
     if (r < 0)
         return r;
     memcpy(q->types, p->types, p->n_types);

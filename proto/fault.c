@@ -203,7 +203,7 @@ int fault_check_layer(const char *text, uint32_t n_layers, struct err *err)
     return 0;
 }
 
-int fault_list(const char *const *texts, int n, const char *stage, bool first, char ret[FAULT_LIST], struct err *err)
+int fault_list(const char *const *texts, int n, const char *stage, bool first, bool device, char ret[FAULT_LIST], struct err *err)
 {
     size_t used = 0;
     ret[0] = '\0';
@@ -213,7 +213,8 @@ int fault_list(const char *const *texts, int n, const char *stage, bool first, c
         int r = parse(texts[i], &f, &of, err);
         if (r < 0)
             return r;
-        if (strcmp(stage_names[of], stage) != 0 || !(first || f.always))
+        bool again = f.always && (device || f.event != EVENT_DEVICE_LOST);
+        if (strcmp(stage_names[of], stage) != 0 || !(first || again))
             continue;
         if (used + strlen(texts[i]) + 2 > FAULT_LIST)
             return err_set(err, -E2BIG, "faults of %s: more than %d bytes", stage, FAULT_LIST);

@@ -21,8 +21,9 @@ extern const char *const fault_help;
 int fault_check(const char *text, struct err *err);
 /* Likewise, for a model of so many layers: -EINVAL where the stage never has a chunk of the layer that is named. */
 int fault_check_layer(const char *text, uint32_t n_layers, struct err *err);
-/* Those of `texts` that are this stage's, as a list. first: it was not restarted; otherwise only those that say ":always". */
-int fault_list(const char *const *texts, int n, const char *stage, bool first, char ret[FAULT_LIST], struct err *err);
+/* Those of `texts` that are this stage's, as a list. first: it was not restarted; otherwise only those that say ":always", and
+ * without a device (it goes on with the processor) none is lost. */
+int fault_list(const char *const *texts, int n, const char *stage, bool first, bool device, char ret[FAULT_LIST], struct err *err);
 
 /* In the stage. *ret is NULL for an empty list. control_fd: borrowed, for corrupt-message. Main thread, before the model is opened
  * and before other threads exist. */

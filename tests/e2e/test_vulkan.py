@@ -4,6 +4,8 @@ devices, no device, and a driver that crashes. The device is the first that ther
 the validation layer where that is installed."""
 import json
 import os
+import re
+import shlex
 import signal
 
 import numpy as np
@@ -341,6 +343,22 @@ def test_next_backend():
         check("was lost" in worker["last_reason"] and r.stderr.count("it goes on with the cpu backend") == 1, r.stderr)
         check(worker["peak_bytes"] <= worker["cap_bytes"], worker)
         same_text(cpu, answer["output_ids"], want, ids, BESIDE_CPU["q8_0"], backend)
+
+
+def test_rehearsal():
+    """The command of the documents for a change of backend, as it stands there."""
+    device()
+    with open(os.path.join(tandem.SOURCE, "docs", "OPERATIONS.md"), encoding="utf-8") as f:
+        words = re.search(r"^coordinator --config tandem.yaml (.*device-lost.*)$", f.read(), re.M)[1]
+    cfg = config(model("demo", "q8_0"))
+    r = run("coordinator", "--config", cfg, *shlex.split(words))
+    answer = json.loads(r.stdout)
+    worker = [p for p in answer["processes"] if p["name"] == "gpu_worker"][0]
+    check(answer["numerics_changed"] and answer["finish_reason"] in ("length", "stop"), answer)
+    check(worker["backend"].startswith("cpu ") and worker["restarts"] == 3 and "device-lost@200" in worker["last_reason"], worker)
+    check(r.stderr.count("happens now") == 3 and r.stderr.count("it goes on with the cpu backend") == 1, r.stderr)
+    whole = tandem.generate(cfg, *shlex.split(words.split("generate ")[1].split(" --json")[0]))
+    check(not whole["numerics_changed"], whole)
 
 
 def test_hanging_driver():

@@ -86,16 +86,23 @@ static void test_list(void **state)
     static const char *const texts[] = {"loader:eio@1", "npu_worker:abort@3", "npu_worker:exit@layer=2:always"};
     char list[FAULT_LIST];
     (void)state;
-    assert_ok(fault_list(texts, 3, "npu_worker", true, list, err));
+    assert_ok(fault_list(texts, 3, "npu_worker", true, true, list, err));
     assert_string_equal(list, "npu_worker:abort@3 npu_worker:exit@layer=2:always");
-    assert_ok(fault_list(texts, 3, "npu_worker", false, list, err)); /* it was restarted */
+    assert_ok(fault_list(texts, 3, "npu_worker", false, true, list, err)); /* it was restarted */
     assert_string_equal(list, "npu_worker:exit@layer=2:always");
-    assert_ok(fault_list(texts, 3, "gpu_worker", true, list, err));
+    assert_ok(fault_list(texts, 3, "gpu_worker", true, true, list, err));
     assert_string_equal(list, "");
+    static const char *const lost[] = {"gpu_worker:device-lost@9:always", "gpu_worker:abort@9:always"};
+    assert_ok(fault_list(lost, 2, "gpu_worker", false, true, list, err));
+    assert_string_equal(list, "gpu_worker:device-lost@9:always gpu_worker:abort@9:always");
+    assert_ok(fault_list(lost, 2, "gpu_worker", false, false, list, err)); /* it went on with the processor */
+    assert_string_equal(list, "gpu_worker:abort@9:always");
+    assert_ok(fault_list(lost, 2, "gpu_worker", true, false, list, err)); /* it began there: a rehearsal without a device */
+    assert_string_equal(list, "gpu_worker:device-lost@9:always gpu_worker:abort@9:always");
     const char *many[16];
     for (int i = 0; i < 16; i++)
         many[i] = "npu_worker:corrupt-message@p=0.00000001,seed=123456789:always";
-    assert_err(fault_list(many, 16, "npu_worker", true, list, err), -E2BIG, "faults of npu_worker: more than 512 bytes");
+    assert_err(fault_list(many, 16, "npu_worker", true, true, list, err), -E2BIG, "faults of npu_worker: more than 512 bytes");
 }
 
 static struct faults *make(const char *list, int fd)
