@@ -7,6 +7,7 @@ import tandem
 from tandem import check, model
 
 sys.path.insert(0, os.path.join(tandem.SOURCE, "bench", "torture"))
+import restart  # noqa: E402
 import torture  # noqa: E402
 
 
@@ -15,6 +16,18 @@ def test_a_hundred_kills():
              "--set", "npu: {threads: 1}", "--set", "gpu: {threads: 1}"]
     words += ["--no-memory"] if tandem.SANITIZE else []
     check(torture.main(words) == 0, "see above")
+
+
+def test_restarts_read_no_weights():
+    """bench/torture/restart.py, a few kills of each worker; a loader that reads the file anew is noticed."""
+    words = [model("demo", "q8_0"), "--bin", tandem.BIN, "--kills", "3", "--tokens", "400"]
+    check(restart.main(words) == 0, "see above")
+    read = restart.Bench.read
+    restart.Bench.read = staticmethod(lambda p: read(p) + 10**7 * (p.count("it is started again") > 0))
+    try:
+        check(restart.main(words) == 1, "10 MB more are not noticed")
+    finally:
+        restart.Bench.read = staticmethod(read)
 
 
 def test_growth_is_seen():
