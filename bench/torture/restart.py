@@ -50,7 +50,10 @@ class Bench:
         if pid is None:
             return None
         when = time.monotonic()
-        os.kill(pid, signal.SIGKILL)
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return None
         p.wait(lambda: p.count("recovered from") > done, "no recovery", 60)
         ready = [t for t, line in list(p.lines) if " is ready: " in line]
         return (ready[seen + 2] - when) * 1e3 if len(ready) >= seen + 3 and p.count("recovered from") > done else None
