@@ -4,6 +4,7 @@
 #include "coordinator/schema.h"
 
 #include <errno.h>
+#include <math.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -317,6 +318,7 @@ static int add_object(struct build *b, const json_t *schema, uint32_t rule, cons
     return 0;
 }
 
+/* type: one that check_types knows. */
 static int add_type(struct build *b, const json_t *schema, const char *type, uint32_t rule, const char *place, unsigned depth)
 {
     if (strcmp(type, "object") == 0)
@@ -331,11 +333,10 @@ static int add_type(struct build *b, const json_t *schema, const char *type, uin
         add(b, rule, 1, grammar_call(b->integer));
     else if (strcmp(type, "null") == 0)
         add_text(b, rule, "null", 4, 0, 0);
-    else if (strcmp(type, "boolean") == 0) {
+    else {
         add_text(b, rule, "true", 4, 0, 0);
         add_text(b, rule, "false", 5, 0, 0);
-    } else
-        return refuse(b, place, type, "is no type of JSON");
+    }
     return 0;
 }
 
@@ -346,15 +347,37 @@ static int add_types(struct build *b, const json_t *schema, const json_t *types,
     int r = 0;
     if (json_is_string(types))
         return add_type(b, schema, json_string_value(types), rule, place, depth);
-    if (!json_is_array(types) || json_array_size(types) == 0)
-        return refuse(b, place, "type", "is neither a type nor a list of types");
     json_array_foreach(types, i, v)
     {
-        if (r == 0)
-            r = json_is_string(v) ? add_type(b, schema, json_string_value(v), rule, place, depth)
-                                  : refuse(b, place, "type", "is neither a type nor a list of types");
+        r = r == 0 ? add_type(b, schema, json_string_value(v), rule, place, depth) : r;
     }
     return r;
+}
+
+/* A whole number is an integer however it is written: 1.0, too. */
+static bool is_of_type(const json_t *v, const char *type)
+{
+    double x = json_number_value(v);
+    return strcmp(type, "object") == 0    ? json_is_object(v)
+           : strcmp(type, "array") == 0   ? json_is_array(v)
+           : strcmp(type, "string") == 0  ? json_is_string(v)
+           : strcmp(type, "number") == 0  ? json_is_number(v)
+           : strcmp(type, "integer") == 0 ? json_is_integer(v) || (json_is_real(v) && floor(x) == x)
+           : strcmp(type, "null") == 0    ? json_is_null(v)
+                                          : json_is_boolean(v);
+}
+
+/* types: NULL is any. */
+static bool is_of_types(const json_t *v, const json_t *types)
+{
+    size_t i;
+    const json_t *type;
+    json_array_foreach(types, i, type)
+    {
+        if (is_of_type(v, json_string_value(type)))
+            return true;
+    }
+    return !types || (json_is_string(types) && is_of_type(v, json_string_value(types)));
 }
 
 static int add_constant(struct build *b, const json_t *v, uint32_t rule)
@@ -366,19 +389,23 @@ static int add_constant(struct build *b, const json_t *v, uint32_t rule)
     return 0;
 }
 
-static int add_constants(struct build *b, const json_t *list, uint32_t rule, const char *place)
+/* Those that are of the type that stands beside them; where none is, no text would fit. */
+static int add_constants(struct build *b, const json_t *list, const json_t *types, uint32_t rule, const char *place)
 {
     size_t i;
     const json_t *v;
     int r = 0;
+    bool any = false;
     if (!json_is_array(list) || json_array_size(list) == 0 || json_array_size(list) > MAX_ITEMS)
         return refuse(b, place, "enum", "is not a list of 1 to 256 values");
     json_array_foreach(list, i, v)
     {
-        if (r == 0)
-            r = add_constant(b, v, rule);
+        if (!is_of_types(v, types))
+            continue;
+        any = true;
+        r = r == 0 ? add_constant(b, v, rule) : r;
     }
-    return r;
+    return any ? r : refuse(b, place, "enum", "has no value of the 'type' beside it");
 }
 
 static int add_any_of(struct build *b, const json_t *list, uint32_t rule, const char *place, unsigned depth)
@@ -448,6 +475,32 @@ static int check_names(struct build *b, const json_t *schema, const char *place)
     return 0;
 }
 
+static int check_type(struct build *b, const json_t *type, const char *place)
+{
+    static const char *const known[] = {"object", "array", "string", "number", "integer", "null", "boolean"};
+    if (!json_is_string(type))
+        return refuse(b, place, "type", "is neither a type nor a list of types");
+    for (size_t i = 0; i < ARRAY_LEN(known); i++) {
+        if (strcmp(json_string_value(type), known[i]) == 0)
+            return 0;
+    }
+    return refuse(b, place, json_string_value(type), "is no type of JSON");
+}
+
+static int check_types(struct build *b, const json_t *types, const char *place)
+{
+    size_t i;
+    const json_t *type;
+    int r = 0;
+    if (!types || json_array_size(types) == 0)
+        return types ? check_type(b, types, place) : 0;
+    json_array_foreach(types, i, type)
+    {
+        r = r == 0 ? check_type(b, type, place) : r;
+    }
+    return r;
+}
+
 /* One of these says all; what stands beside it would have to hold, too, which is not supported. */
 static int check_alone(struct build *b, const json_t *schema, const char *place)
 {
@@ -469,6 +522,23 @@ static int check_alone(struct build *b, const json_t *schema, const char *place)
     return 0;
 }
 
+/* Without a type: any value; but one of a type that the schema says more of has to be as it says. */
+static int add_any_type(struct build *b, const json_t *schema, uint32_t rule, const char *place, unsigned depth)
+{
+    static const char *const types[] = {"object", "array", "string", "number", "null", "boolean"};
+    static const char *const bounds[] = {"required", "additionalProperties", "items", "minItems", "maxItems", "minLength",
+                                         "maxLength"};
+    bool bounded = false;
+    int r = 0;
+    for (size_t i = 0; i < ARRAY_LEN(bounds); i++)
+        bounded = bounded || json_object_get(schema, bounds[i]);
+    if (!bounded)
+        add(b, rule, 1, grammar_call(b->value));
+    for (size_t i = 0; bounded && r == 0 && i < ARRAY_LEN(types); i++)
+        r = add_type(b, schema, types[i], rule, place, depth);
+    return r;
+}
+
 static int compile(struct build *b, const json_t *schema, uint32_t rule, const char *place, unsigned depth)
 {
     if (json_is_true(schema)) {
@@ -480,23 +550,24 @@ static int compile(struct build *b, const json_t *schema, uint32_t rule, const c
     int r = check_names(b, schema, place);
     if (r == 0)
         r = check_alone(b, schema, place);
+    json_t *types = json_object_get(schema, "type"), *v;
+    if (r == 0)
+        r = check_types(b, types, place);
     if (r < 0)
         return r;
-    const json_t *v;
     if ((v = json_object_get(schema, "$ref")))
         return add_reference(b, v, rule, place, depth);
     if ((v = json_object_get(schema, "anyOf")))
         return add_any_of(b, v, rule, place, depth);
     if ((v = json_object_get(schema, "const")))
-        return add_constant(b, v, rule);
+        return is_of_types(v, types) ? add_constant(b, v, rule) : refuse(b, place, "const", "is not of the 'type' beside it");
     if ((v = json_object_get(schema, "enum")))
-        return add_constants(b, v, rule, place);
-    if ((v = json_object_get(schema, "type")))
-        return add_types(b, schema, v, rule, place, depth);
+        return add_constants(b, v, types, rule, place);
+    if (types)
+        return add_types(b, schema, types, rule, place, depth);
     if (json_object_get(schema, "properties"))
         return add_object(b, schema, rule, place, depth);
-    add(b, rule, 1, grammar_call(b->value));
-    return 0;
+    return add_any_type(b, schema, rule, place, depth);
 }
 
 int schema_compile(const json_t *schema, struct grammar **ret, uint32_t *ret_rule, struct err *err)
