@@ -70,6 +70,7 @@ void schedule_close(struct schedule *s)
 {
     if (!s)
         return;
+    schedule_note_dropped(s);
     while (s->queue) {
         struct request *r = s->queue;
         s->queue = r->next;
@@ -348,6 +349,7 @@ static struct flight *compose(struct schedule *s, bool decode)
     struct chunk_header *h = &f->chunk.h;
     memset(h, 0, sizeof(*h));
     f->n_spans = f->n_logits = f->next_row = f->n_taken = 0;
+    f->traced = false;
     for (uint32_t i = 0; i < s->n_slots && h->n_tokens < s->plan->chunk_tokens; i++) {
         if (s->suspect != SCHEDULE_NOBODY && s->suspect != i)
             continue;
@@ -391,6 +393,7 @@ void schedule_issue(struct schedule *s, struct flight *f)
         return; /* poisoned: the end of the pipeline is told elsewhere */
     memcpy(ids, f->ids, h->payload_bytes);
     schedule_note(s, TRACE_SEND, f, start, 0); /* before the loader can have anything to say of it */
+    f->traced = s->trace != NULL;
     ring_commit(s->tokens);
 }
 

@@ -47,6 +47,7 @@ struct span { /* tokens of one slot in a chunk */
 struct flight {
     uint64_t id; /* 0: unused */
     bool decode;
+    bool traced;        /* it was sent in this epoch, and a trace says so */
     struct chunk chunk; /* as it was sent */
     uint32_t *ids;      /* [chunk_tokens], likewise */
     uint32_t n_spans, n_logits;
@@ -98,5 +99,6 @@ void schedule_forget(struct slot *slot);                                      /*
 /* schedule_restart.c: a request got further than ever before; the suspect is gone. */
 void schedule_advanced(struct schedule *s, struct slot *slot);
 void schedule_next_suspect(struct schedule *s);
+void schedule_note_dropped(struct schedule *s); /* chunks that no stage works on any more end in the trace, too */
 
 #endif

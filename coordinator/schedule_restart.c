@@ -131,8 +131,19 @@ static void issue_again(struct schedule *s)
     }
 }
 
+void schedule_note_dropped(struct schedule *s)
+{
+    for (uint32_t i = 0; s->flights && i < s->n_flights; i++) {
+        struct flight *f = &s->flights[i];
+        if (f->id && f->traced)
+            schedule_note(s, TRACE_DROPPED, f, trace_now(s->trace), 0);
+        f->traced = false;
+    }
+}
+
 void schedule_restart(struct schedule *s, struct ring *tokens, struct ring *output, uint32_t epoch, bool kv_lost)
 {
+    schedule_note_dropped(s); /* of the epoch that ends: every stage is paused or gone by now, and has said all it will */
     schedule_attach(s, tokens, output, epoch);
     schedule_next_suspect(s);
     if (kv_lost || s->suspect != SCHEDULE_NOBODY)

@@ -29,6 +29,7 @@ static const struct {
     [TRACE_LOGITS] = {"logits", "schedule", OF_CHUNK, 0},
     [TRACE_SAMPLE] = {"sample", "schedule", PLAIN, 0},
     [TRACE_DONE] = {"done", "schedule", OF_CHUNK, 'f'},
+    [TRACE_DROPPED] = {"dropped", "schedule", OF_CHUNK, 'f'},
     [TRACE_START] = {"start", "pipeline", PLAIN, 0},
     [TRACE_RECOVERY] = {"recovery", "pipeline", PLAIN, 0},
     [TRACE_ENDED] = {"ended", "pipeline", MOMENT, 0},

@@ -46,11 +46,12 @@ enum trace_kind {
     TRACE_VERIFY,
     TRACE_PLACE,
     /* coordinator */
-    TRACE_SEND,   /* a chunk goes to the loader */
-    TRACE_LOGITS, /* rows came back */
-    TRACE_SAMPLE, /* within it: one token is drawn; seq: for this sequence */
-    TRACE_DONE,   /* a chunk left the pipeline */
-    TRACE_START,  /* until all stages are ready for the first time */
+    TRACE_SEND,    /* a chunk goes to the loader */
+    TRACE_LOGITS,  /* rows came back */
+    TRACE_SAMPLE,  /* within it: one token is drawn; seq: for this sequence */
+    TRACE_DONE,    /* a chunk left the pipeline */
+    TRACE_DROPPED, /* it does not come back: a stage ended, or all do; it may be sent again in another epoch */
+    TRACE_START,   /* until all stages are ready for the first time */
     TRACE_RECOVERY,
     TRACE_ENDED,   /* a moment: the stage `seq` (enum msg_role) ended */
     TRACE_RUNNING, /* a moment: it is configured; tokens: how often it was started again */

@@ -22,7 +22,7 @@ PROCESSES = {"coordinator", "loader", "npu_worker", "gpu_worker"}
 LAYERS = 12  # of the demo model
 WORDS = re.compile(r"|process_name|process_sort_index|thread_name|thread_sort_index|coordinator|"
                    r"(loader|npu_worker|gpu_worker)(, restart 1| started| ended)?|loop|pipeline|data|main|fill \d|NPU|GPU|start|recovery|"
-                   r"paused|configure|load weights|read|verify|repack|wait for (input|space)|send|logits|sample|done|embed|"
+                   r"paused|configure|load weights|read|verify|repack|wait for (input|space)|send|logits|sample|done|dropped|embed|"
                    r"(attention|ffn)( \d+)?|head|run|chunk|wait|compute|schedule|weights|device|decode|prefill|"
                    r"ring (tokens|x0|x|h|output)|tokens/s")
 PROMPT = ("generate", "--chat", "--prompt", "Tell me a story about a cat", "--max-tokens", "40", "--seed", "5", "--json")
@@ -71,6 +71,11 @@ class Trace:
         for e in self.events:
             for value in (e["name"], e.get("cat", ""), *[v for v in e.get("args", {}).values() if isinstance(v, str)]):
                 check(WORDS.fullmatch(value), "a text in the trace:", value)
+
+    def check_flows(self):
+        """Each flow begins once and ends once, whatever became of the chunk, with all its steps in between."""
+        for name, steps in self.flows().items():
+            check(re.fullmatch("st*f", "".join(p for _, p, _ in sorted(steps))), "a flow without beginning or end:", name, sorted(steps))
 
     def flows(self):
         flows = collections.defaultdict(list)
@@ -183,6 +188,23 @@ def test_serve():
     check("npu_worker, restart 1" in t.processes.values(), t.processes)
 
 
+def test_flows_end():
+    """Those of chunks that were under way when a stage was killed, each of the three in turn, and when a signal ended the run."""
+    out = scratch("flows.json")
+    run = Run(config(model("demo", "q8_0"), restarts=100), "bench", "--repetitions", "1000", "--trace", out)
+    tandem.wait_until(lambda: os.path.exists(out) and os.path.getsize(out) > 200000, 60, "nothing is written while it runs")
+    for n, name in enumerate(tandem.STAGES):
+        run.kill(name)
+        check(run.wait("recovered from the end of", n + 1), run.log())
+    run.process.terminate()
+    run.end(status=128 + signal.SIGTERM)
+    t = Trace(out)
+    t.check_nesting()
+    t.check_flows()
+    dropped = collections.Counter(e["args"]["epoch"] for e in t.of("coordinator", "loop") if e["name"] == "dropped")
+    check(len(dropped) >= len(tandem.STAGES), "of four epochs that ended at work:", dropped)
+
+
 def test_streamed():
     """Layers that pass through slots: waits for them, and the loader's reading, through the whole run."""
     cfg = config(model("demo", "q8_0"), npu__streamed=512, gpu__streamed=512)
@@ -257,7 +279,8 @@ def test_killed_stage():
         t.check_nesting()
         before = [e for e in t.spans if e["pid"] == pid and e["name"].startswith("ffn")]
         after = [e for e in t.of("gpu_worker, restart 1") if e["name"].startswith("ffn")]
-        if before and after:
+        dropped = [e for e in t.of("coordinator", "loop") if e["name"] == "dropped"]
+        if before and after and dropped:
             break
     check(t.processes[pid] == "gpu_worker" and sorted(t.processes.values()) ==
           ["coordinator", "gpu_worker", "gpu_worker, restart 1", "loader", "npu_worker"], t.processes)
@@ -265,6 +288,8 @@ def test_killed_stage():
           t.moments())
     ended, = (e["ts"] for e in t.events if e["name"] == "gpu_worker ended")
     recovery, = (e for e in t.of("coordinator", "pipeline") if e["name"] == "recovery")
+    t.check_flows()
+    check(dropped and all(ended < e["ts"] for e in dropped), "chunks that were lost:", ended, dropped)
     check(before and all(e["ts"] + e["dur"] < ended for e in before), "what the dead one did, or after its death")
     check(after and all(e["ts"] > ended for e in after), "what its successor did")
     check(abs(recovery["ts"] - ended) < recovery["dur"] and any(e["name"] == "paused" for e in t.of("npu_worker")), recovery)
