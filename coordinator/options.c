@@ -141,8 +141,11 @@ static void print_options(uint32_t mask, bool everywhere, FILE *f)
 void options_help(enum options_command c, FILE *f)
 {
     if (c != OPTIONS_CHAT) {
-        fprintf(f, "Usage: coordinator %s%s %s\n%s.\n\nOptions:\n", c == OPTIONS_SAMPLE_CONFIG || c == OPTIONS_CLIENT ? "" : "--config FILE ",
+        fprintf(f, "Usage: coordinator %s%s %s\n%s.\n", c == OPTIONS_SAMPLE_CONFIG || c == OPTIONS_CLIENT ? "" : "--config FILE ",
                 commands[c].name, commands[c].synopsis, commands[c].help);
+        if (c == OPTIONS_CLIENT)
+            fprintf(f, "\nIt is a program of its own, `client`, which lies with the stages: coordinator finds it there and becomes it.\n");
+        fprintf(f, "\nOptions:\n");
         print_options(BIT(c), false, f);
         fprintf(f, "\nOptions of every command:\n");
         print_options(BIT(c), true, f);

@@ -18,6 +18,9 @@ function escape(s)
     return s
 }
 
+# As it will stand in the page: a ` becomes \fB or \fR.
+function width(s,    copy) { copy = s; return length(s) + 2 * gsub(/`/, "", copy) }
+
 # `code` in bold, everything escaped, folded.
 function flow(s,    words, n, i, line, out, w)
 {
@@ -26,7 +29,7 @@ function flow(s,    words, n, i, line, out, w)
     out = ""
     for (i = 1; i <= n; i++) {
         w = escape(words[i])
-        if (line != "" && length(line) + 1 + length(w) > 78) {
+        if (line != "" && width(line) + 1 + width(w) > 78) {
             out = out guard(line) "\n"
             line = w
         } else
@@ -64,7 +67,7 @@ function end_paragraph()
         }
         if (told[part]++)
             put(".PP")
-        put(flow(command != "" ? toupper(substr(paragraph, 1, 1)) substr(paragraph, 2) : paragraph))
+        put(flow(command != "" || part == 1 ? toupper(substr(paragraph, 1, 1)) substr(paragraph, 2) : paragraph))
     }
     paragraph = ""
 }
@@ -164,7 +167,7 @@ skip { next }
 END {
     end_paragraph()
     print ".\\\" Made by packaging/man from the program's --help; not to be edited."
-    print ".TH " toupper(name) " " section " " date " \"Tandem " version "\" \"" (section == 1 ? "User commands" : "Tandem's stages") "\""
+    print ".TH " toupper(name) " " section " " date " \"Tandem " version "\" \"" (section == 1 ? "User commands" : "Programs that coordinator starts") "\""
     print ".SH NAME"
     print flow(name " ") " \\- \\"
     print flow(whatis)

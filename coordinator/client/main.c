@@ -8,26 +8,42 @@
 #include "proto/err.h"
 #include "proto/process.h"
 
+/* Who finds the program where it lies asks for these alone; `coordinator client --help` never gets here. */
+static int print_help(const struct options *o)
+{
+    if (o->action == OPTIONS_HELP)
+        options_help(OPTIONS_CLIENT, stdout);
+    else
+        printf("client (Tandem) %s\n", TANDEM_VERSION);
+    return fflush(stdout) == EOF ? 1 : 0;
+}
+
+static int wrong(struct options *o, const char *why)
+{
+    fprintf(stderr, "coordinator: error: %s\n", why);
+    options_free(o);
+    return 2;
+}
+
 int main(int argc, char **argv)
 {
     struct options o;
     struct err err = {0};
     int ended_by = 0;
     int r = process_begin("coordinator", &err);
-    if (r == 0) {
-        r = options_parse(&o, argc, argv, &err);
-        if (r == 0 && (o.command != OPTIONS_CLIENT || o.action != OPTIONS_RUN)) {
-            fprintf(stderr, "coordinator: error: this program is the `client` of coordinator; run `coordinator client`\n");
-            options_free(&o);
-            return 2;
-        }
-        if (r == 0)
-            r = talk_run(&o, &ended_by, &err);
-        options_free(&o);
+    if (r < 0) {
+        fprintf(stderr, "coordinator: error: %s\n", err.text);
+        return 1;
     }
+    if (options_parse(&o, argc, argv, &err) < 0)
+        return wrong(&o, err.text);
+    if (o.action == OPTIONS_RUN && o.command != OPTIONS_CLIENT)
+        return wrong(&o, "this program is the `client` of coordinator; run `coordinator client`");
+    r = o.action == OPTIONS_RUN ? talk_run(&o, &ended_by, &err) : print_help(&o);
+    options_free(&o);
     if (ended_by)
         return 128 + ended_by;
     if (r < 0)
         fprintf(stderr, "coordinator: error: %s\n", err.text);
-    return r < 0 || fflush(stdout) == EOF ? 1 : 0;
+    return r || fflush(stdout) == EOF ? 1 : 0;
 }

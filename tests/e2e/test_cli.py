@@ -6,7 +6,7 @@ import re
 import tandem
 from tandem import check, config, model, run
 
-PROGRAMS = ("coordinator", "loader", "npu_worker", "gpu_worker", "quantizer")
+PROGRAMS = ("coordinator", "loader", "npu_worker", "gpu_worker", "quantizer", "client")
 
 
 def test_help_and_version():

@@ -14,7 +14,7 @@ from test_npu import simulated
 
 BUILD = os.path.dirname(tandem.BIN)
 PAGES = {"coordinator": "man1/coordinator.1", "quantizer": "man1/quantizer.1", "loader": "man8/tandem-loader.8",
-         "npu_worker": "man8/tandem-npu_worker.8", "gpu_worker": "man8/tandem-gpu_worker.8"}
+         "npu_worker": "man8/tandem-npu_worker.8", "gpu_worker": "man8/tandem-gpu_worker.8", "client": "man8/tandem-client.8"}
 UNITS = ["tandem-coordinator.service", "tandem-gpu-worker.service", "tandem-loader.service", "tandem-npu-worker.service", "tandem.target"]
 
 
