@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * What http.c (daemon, loop, connections), http_request.c (reading and checking) and http_reply.c (answering) share. */
+ * What http.c (daemon, loop, connections), http_head.c (heads of requests), http_request.c (reading and checking) and http_reply.c
+ * (answering) share. */
 #ifndef TANDEM_COORDINATOR_HTTP_IMPL_H
 #define TANDEM_COORDINATOR_HTTP_IMPL_H
 
@@ -19,6 +20,7 @@ struct connection {
     int fd;                  /* libmicrohttpd's */
     uv_poll_t watch;         /* for the client's end, while libmicrohttpd does not look */
     uint64_t since_ns;       /* the connection, or its last answer; a request must be there within the timeout */
+    size_t target_bytes;     /* of the request that comes, as it was sent: with its %XX and its query */
 };
 
 struct http {
@@ -72,6 +74,12 @@ struct http_exchange {
 
 /* http.c */
 void http_run_soon(struct http *h);
+/* http_head.c */
+void *http_on_target(void *cls, const char *target, struct MHD_Connection *mhd);
+const char *http_header(const struct http_exchange *x, const char *name); /* NULL: there is none */
+/* False: it was answered, and nothing behind it on the connection may be taken for a request. ret_length: of the body, 0 where it
+ * comes in chunks. */
+bool http_head_check(struct http_exchange *x, const char *url, const char *method, const char *version, uint64_t *ret_length);
 /* http_request.c */
 enum MHD_Result http_on_request(void *cls, struct MHD_Connection *mhd, const char *url, const char *method, const char *version,
                                 const char *upload, size_t *upload_size, void **con_cls);

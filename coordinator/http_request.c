@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * Reads one request and refuses what no handler should see: framing that two readers could understand differently, pages of other
- * origins, missing keys, bodies beyond the limits. Called by libmicrohttpd inside MHD_run, on the loop's thread.
+ * Reads one request and refuses what no handler should see: heads that http_head.c refuses, pages of other origins, missing keys,
+ * bodies beyond the limits. Called by libmicrohttpd inside MHD_run, on the loop's thread.
  *
  * A refusal is sent when the body was read and dropped: who is still sending may never see an answer. Where the body's end is not
  * certain, is far away or waits for a "100 Continue", it is sent at once and ends the connection. */
@@ -22,51 +22,6 @@ struct connection *http_connection_of(struct MHD_Connection *mhd)
     return info ? info->socket_context : NULL;
 }
 
-static const char *header(const struct http_exchange *x, const char *name)
-{
-    return MHD_lookup_connection_value(x->c->mhd, MHD_HEADER_KIND, name);
-}
-
-struct framing {
-    unsigned n_length, n_encoding, n_host, n_authorization;
-    bool bad_name;
-};
-
-static enum MHD_Result look_at_header(void *cls, enum MHD_ValueKind kind, const char *name, const char *value)
-{
-    static const char token[] = "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
-    struct framing *f = cls;
-    (void)kind, (void)value;
-    f->n_length += strcasecmp(name, "Content-Length") == 0;
-    f->n_encoding += strcasecmp(name, "Transfer-Encoding") == 0;
-    f->n_host += strcasecmp(name, "Host") == 0;
-    f->n_authorization += strcasecmp(name, "Authorization") == 0;
-    f->bad_name = f->bad_name || !*name || name[strspn(name, token)];
-    return MHD_YES;
-}
-
-/* Where the body ends must be beyond doubt. */
-static bool check_framing(struct http_exchange *x, uint64_t *ret_length)
-{
-    struct framing f = {0};
-    const char *length = header(x, "Content-Length"), *encoding = header(x, "Transfer-Encoding");
-    MHD_get_connection_values(x->c->mhd, MHD_HEADER_KIND, look_at_header, &f);
-    if (f.bad_name)
-        http_error(x, 400, NULL, "bad_request", "a header's name has characters that names do not have");
-    else if (f.n_length > 1 || f.n_encoding > 1 || f.n_host > 1 || f.n_authorization > 1)
-        http_error(x, 400, NULL, "bad_request", "Content-Length, Transfer-Encoding, Host or Authorization is given twice");
-    else if (length && encoding)
-        http_error(x, 400, NULL, "bad_request", "both Content-Length and Transfer-Encoding are given; expected one of them");
-    else if (encoding && strcasecmp(encoding, "chunked") != 0)
-        http_error(x, 501, NULL, "bad_request", "Transfer-Encoding: found '%.40s'; expected chunked", encoding);
-    else if (length && (!*length || length[strspn(length, "0123456789")] || strlen(length) > 18))
-        http_error(x, 400, NULL, "bad_request", "Content-Length: found '%.40s'; expected a number of bytes", length);
-    bool good = x->state == HTTP_READING;
-    *ret_length = good && length ? strtoull(length, NULL, 10) : 0;
-    x->close = !good || header(x, "Expect") || *ret_length > DROP_FACTOR * x->c->h->config->max_body;
-    return good;
-}
-
 /* "127.0.0.1", "[::1]" or "localhost", with or without a port: not a name that somebody else has pointed here. */
 static bool host_is_local(const char *host)
 {
@@ -79,7 +34,7 @@ static bool host_is_local(const char *host)
 static bool check_origin(struct http_exchange *x)
 {
     const struct http *h = x->c->h;
-    const char *origin = header(x, "Origin"), *host = header(x, "Host"), *cors = h->config->cors;
+    const char *origin = http_header(x, "Origin"), *host = http_header(x, "Host"), *cors = h->config->cors;
     if (h->loopback && !h->auth && host && !host_is_local(host)) {
         http_error(x, 403, NULL, "bad_host", "Host: found '%.80s'; expected localhost or an address, where no API key is asked for",
                    host);
@@ -101,7 +56,8 @@ static bool check_origin(struct http_exchange *x)
 static bool check_key(struct http_exchange *x)
 {
     const struct http *h = x->c->h;
-    if (!h->auth || strcmp(x->path, "/health") == 0 || page_find(x->path) || http_auth_check(h->auth, header(x, "Authorization")))
+    if (!h->auth || strcmp(x->path, "/health") == 0 || page_find(x->path) ||
+        http_auth_check(h->auth, http_header(x, "Authorization")))
         return true;
     http_error(x, 401, NULL, "invalid_api_key", "no valid API key; expected the header 'Authorization: Bearer KEY'");
     return false;
@@ -110,7 +66,7 @@ static bool check_key(struct http_exchange *x)
 static bool check_body(struct http_exchange *x, uint64_t length)
 {
     const struct http *h = x->c->h;
-    const char *type = header(x, "Content-Type");
+    const char *type = http_header(x, "Content-Type");
     if (length > h->config->max_body)
         http_error(x, 413, NULL, "body_too_large", "the body has %llu bytes; 'http.max_body' allows %llu",
                    (unsigned long long)length, (unsigned long long)h->config->max_body);
@@ -129,13 +85,15 @@ static enum http_method method_of(const char *name)
 }
 
 /* The head of a request is there. False: it was answered. */
-static bool begin(struct http_exchange *x, const char *url, const char *method)
+static bool begin(struct http_exchange *x, const char *url, const char *method, const char *version)
 {
     struct http *h = x->c->h;
     uint64_t length = 0;
     x->method = method_of(method);
     snprintf(x->path, sizeof(x->path), "%.*s", (int)MIN(strcspn(url, "?"), sizeof(x->path) - 1), url);
-    if (!check_framing(x, &length))
+    bool good = http_head_check(x, url, method, version, &length);
+    x->close = !good || http_header(x, "Expect") || length > DROP_FACTOR * h->config->max_body;
+    if (!good)
         return false;
     if (h->n_connections > h->config->max_connections) {
         x->close = true;
@@ -156,7 +114,8 @@ static bool begin(struct http_exchange *x, const char *url, const char *method)
     return check_key(x) && check_body(x, length);
 }
 
-static enum MHD_Result begin_exchange(struct MHD_Connection *mhd, const char *url, const char *method, void **con_cls)
+static enum MHD_Result begin_exchange(struct MHD_Connection *mhd, const char *url, const char *method, const char *version,
+                                      void **con_cls)
 {
     struct connection *c = http_connection_of(mhd);
     struct http_exchange *x = c && !c->x ? calloc(1, sizeof(*x)) : NULL;
@@ -166,7 +125,7 @@ static enum MHD_Result begin_exchange(struct MHD_Connection *mhd, const char *ur
     c->x = x;
     c->h->n_exchanges++;
     *con_cls = x;
-    if (!begin(x, url, method) && x->close)
+    if (!begin(x, url, method, version) && x->close)
         return http_send(x);
     x->close = false;
     return MHD_YES;
@@ -225,9 +184,9 @@ enum MHD_Result http_on_request(void *cls, struct MHD_Connection *mhd, const cha
                                 const char *upload, size_t *upload_size, void **con_cls)
 {
     struct http_exchange *x = *con_cls;
-    (void)cls, (void)version;
+    (void)cls;
     if (!x)
-        return begin_exchange(mhd, url, method, con_cls);
+        return begin_exchange(mhd, url, method, version, con_cls);
     if (x->cut)
         return MHD_NO;
     if (*upload_size) {

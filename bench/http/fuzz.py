@@ -3,8 +3,8 @@
 """Mangled HTTP requests at a server on this machine, best one built with sanitizers: whole requests with bytes changed, taken away
 and put in, JSON with members that have other types and sizes, deep nesting, bad UTF-8, framing that two readers could understand
 differently, many on one connection, some cut off. Whatever comes back is a response with a status of 200 or 4xx (or 503, when it is
-full), or the end of the connection; in the end the server answers as it should, nobody's request runs on, and it ends without a
-report of a sanitizer. Exit status 0: so it was.
+full), or the end of the connection; what stands behind a refused head is never answered; in the end the server answers as it
+should, nobody's request runs on, and it ends without a report of a sanitizer. Exit status 0: so it was.
 
   TANDEM_BIN=build/asan/bin bench/http/fuzz.py [--requests N] [--seed N]"""
 import argparse
@@ -39,6 +39,13 @@ VALUES = ["x", "", "Once", 1, 0, -1, 1.5, 1e308, 10**18, True, False, None, [], 
 MEMBERS = ["prompt", "messages", "max_tokens", "temperature", "top_p", "top_k", "min_p", "n", "stream", "stream_options", "stop", "seed",
            "logprobs", "top_logprobs", "logit_bias", "response_format", "presence_penalty", "frequency_penalty", "repetition_penalty",
            "model", "user", "echo", "tools", "content", "tokens", "max_completion_tokens", "add_special", "prompt\0", "text"]
+
+
+# Lines that make of a good request one that two readers could understand differently.
+DOUBTS = [b"Transfer-Encoding:\r\n chunked", b"Transfer-Encoding: chunked", b"Transfer-Encoding: chun\r\n\tked", b"Transfer-Encoding : x",
+          b"Content-Length:\r\n 60", b"Content-Length: 60", b"Content-Length: 0", b"X: a\r\n b", b"X: a\r\n\t", b"X: a\0b", b"X: a\0",
+          b"\0X: a", b"X: a\nContent-Length: 60", b"X: a\n", b" X: a", b"Origin: http://localhost\r\n .example", b"Host: b", b"no colon"]
+HIDDEN = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 def body(rng):
@@ -77,6 +84,14 @@ def request(rng):
     return mangle(rng, whole) if rng.randrange(2) else whole
 
 
+def doubtful(rng):
+    """Such a request, and one behind it that must not be answered."""
+    data = rng.choice([b'{"content": "Once"}', b"0\r\n\r\n", b"13\r\n{\"content\": \"Once\"}\r\n0\r\n\r\n", HIDDEN])
+    lines = [b"Host: localhost", b"Content-Type: application/json", b"Content-Length: %d" % len(data)]
+    lines.insert(rng.randrange(len(lines) + 1), rng.choice(DOUBTS))
+    return b"\r\n".join([b"POST /tokenize HTTP/1.1"] + lines) + b"\r\n\r\n" + data + HIDDEN
+
+
 def statuses(data):
     """Of what came back: at least the first response must be whole in its head."""
     found = []
@@ -91,7 +106,13 @@ def one_round(server, rng, counts):
     clients = []
     for _ in range(100):
         c = Raw(server)
+        c.doubtful = rng.randrange(8) == 0
         try:
+            if c.doubtful:
+                counts["requests"] += 1
+                c.send(doubtful(rng))
+                clients.append(c)  # ended by the server
+                continue
             for _ in range(rng.choice([1, 1, 1, 2, 5])):
                 data = request(rng)
                 if rng.randrange(8) == 0:
@@ -109,6 +130,7 @@ def one_round(server, rng, counts):
         clients.append(c)
     for c in clients:
         check(c.ended(), "a connection does not end")
+        check(not c.doubtful or b'"object":"list"' not in c.buffer, "what was hidden in a request was answered:", c.buffer)
         for status in statuses(c.buffer):
             counts[status] = counts.get(status, 0) + 1
             check(status in (100, 200, 204, 501, 503, 505) or 400 <= status < 500, status, c.buffer[:500])

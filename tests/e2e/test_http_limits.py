@@ -175,6 +175,49 @@ def test_framing():
         alive(s)
 
 
+def test_folded_heads():
+    """Whatever libmicrohttpd would leave out of a head (the rest of a folded header, what stands behind a NUL, spaces) is refused
+    as a whole: another reader may see another request in it."""
+    hidden = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    body = json.dumps({"prompt": "x"}).encode()
+    length = f"Content-Length: {len(body)}"
+    cases = [
+        post("/tokenize", hidden, "Transfer-Encoding:\r\n chunked"),
+        post("/tokenize", hidden, "Transfer-Encoding:\r\n chunked", "X: y"),
+        post("/tokenize", body, length, "Transfer-Encoding:\r\n chunked"),
+        post("/tokenize", body, "Transfer-Encoding:\r\n chunked", length),
+        post("/tokenize", body, length, "Transfer-Encoding: chun\r\n\tked", "X: y"),
+        post("/tokenize", body, length, "Content-Length:\r\n 60"),
+        post("/tokenize", body, f"{length}\r\n 9"),
+        post("/tokenize", body, f"{length}\r\n 9", "X: y"),
+        post("/tokenize", body, f"{length}\r\n \t"),
+        post("/tokenize", body, "X: y\r\n z", length),
+        post("/tokenize", body, " X: y", length),
+        post("/tokenize", body, f"{length}\0 200"),
+        post("/tokenize", body, "X: y\0z", length),
+        post("/tokenize", body, "X: y\0", length),
+        post("/tokenize", b"e\r\n" + body + b"\r\n0\r\n\r\n", "Transfer-Encoding: chunked\0x"),
+        post("/tokenize", body, length, "X: y\nTransfer-Encoding: chunked"),
+        post("/tokenize", body, length).replace(b"\r\n\r\n", b"\r\n\0X: y\r\n"),
+        post("/tokenize", body, length).replace(b"\r\n\r\n", b"\r\n\n"),
+        post("/tokenize", body),  # no length at all
+        b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\n .example\r\n\r\n",
+        b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\nOrigin: http://example.org\r\n\r\n",
+        b"GET /v1/models\0x HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    ]
+    with Server() as s:
+        for data in cases:
+            with Raw(s, data + hidden) as c:
+                status, headers, text = c.response()
+                check(status in (400, 411) and text.startswith(b"{") and json.loads(text)["error"]["code"] == "bad_request", data, status, text)
+                check(headers["connection"] == "close" and c.ended() and c.buffer == b"", "something else is answered:", data, c.buffer)
+        for data in (post("/tokenize", body, length, "X:y", "Y: \t z \t", "Z:", "Cookie: a=b; c"), hidden.replace(b"/v1", b"/%76%31"),
+                     hidden.replace(b"models", b"models?a=b&c=%20&d"), b"\r\n" + hidden):
+            with Raw(s, data * 3) as c:
+                check([c.response()[0] for _ in range(3)] == [200] * 3, data)
+        alive(s)
+
+
 def test_pipelining():
     body = json.dumps({"prompt": "Once", "max_tokens": 3, "temperature": 0}).encode()
     one = post("/v1/completions", body, f"Content-Length: {len(body)}")

@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: MIT
+ * Refuses heads of requests that two readers could understand differently: what a proxy takes for one request must not be another
+ * one here. Called by http_request.c for each request, inside MHD_run, on the loop's thread.
+ *
+ * libmicrohttpd (seen in 0.9.75) does not refuse what it does not understand: of a header that goes on in the next line it
+ * keeps the beginning, of a value with a NUL what stands before it, of several spaces in the first line one. But it
+ * hands out all parts of a head where they came to lie in its buffer. So one rule finds whatever it left out: each
+ * part begins where the one before it ended, but for the characters that separate them, and the last one ends where the head ends.
+ * Only addresses are compared; should another version keep its parts elsewhere, nothing passes. */
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+
+#include "coordinator/http_impl.h"
+#include "proto/util.h"
+
+#define N_SINGLE 5u /* headers that are there once at most */
+static const char *const single_names[N_SINGLE] = {"Content-Length", "Transfer-Encoding", "Host", "Authorization", "Origin"};
+
+struct head {
+    const char *next; /* where the next part has to be */
+    bool gap, bad_name;
+    unsigned n[N_SINGLE];
+};
+
+const char *http_header(const struct http_exchange *x, const char *name)
+{
+    return MHD_lookup_connection_value(x->c->mhd, MHD_HEADER_KIND, name);
+}
+
+/* The target as it was sent, before it is decoded in its place. */
+void *http_on_target(void *cls, const char *target, struct MHD_Connection *mhd)
+{
+    struct connection *c = http_connection_of(mhd);
+    (void)cls;
+    if (c)
+        c->target_bytes = strlen(target);
+    return NULL;
+}
+
+static enum MHD_Result look_at_header(void *cls, enum MHD_ValueKind kind, const char *name, size_t name_bytes, const char *value,
+                                      size_t value_bytes)
+{
+    static const char token[] = "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
+    struct head *f = cls;
+    (void)kind;
+    f->gap = f->gap || name != f->next || value <= name + name_bytes; /* a colon, and spaces, stood before the value */
+    f->next = value + value_bytes + 2;
+    f->bad_name = f->bad_name || !*name || name[strspn(name, token)];
+    for (unsigned i = 0; i < N_SINGLE; i++)
+        f->n[i] += strcasecmp(name, single_names[i]) == 0;
+    return MHD_YES;
+}
+
+static struct head look_at_head(const struct http_exchange *x, const char *url, const char *method, const char *version)
+{
+    const union MHD_ConnectionInfo *info = MHD_get_connection_info(x->c->mhd, MHD_CONNECTION_INFO_REQUEST_HEADER_SIZE);
+    const char *target = method + strlen(method) + 1;
+    struct head f = {.next = version + strlen(version) + 2,
+                     .gap = !info || url != target || version != target + x->c->target_bytes + 1};
+    MHD_get_connection_values_n(x->c->mhd, MHD_HEADER_KIND, look_at_header, &f);
+    f.gap = f.gap || f.next + 2 != method + info->header_size;
+    return f;
+}
+
+bool http_head_check(struct http_exchange *x, const char *url, const char *method, const char *version, uint64_t *ret_length)
+{
+    const struct head f = look_at_head(x, url, method, version);
+    const char *length = http_header(x, "Content-Length"), *encoding = http_header(x, "Transfer-Encoding");
+    unsigned twice = 0;
+    while (twice < N_SINGLE && f.n[twice] < 2)
+        twice++;
+    if (f.gap)
+        http_error(
+            x, 400, NULL, "bad_request",
+            "the head is not plain; expected lines that end with CR LF, none that goes on in the next one, no NUL, and single "
+            "spaces in the first one");
+    else if (f.bad_name)
+        http_error(x, 400, NULL, "bad_request", "a header's name has characters that names do not have");
+    else if (twice < N_SINGLE)
+        http_error(x, 400, NULL, "bad_request", "the header %s is given %u times; expected it once", single_names[twice],
+                   f.n[twice]);
+    else if (length && encoding)
+        http_error(x, 400, NULL, "bad_request", "both Content-Length and Transfer-Encoding are given; expected one of them");
+    else if (encoding && strcasecmp(encoding, "chunked") != 0)
+        http_error(x, 501, NULL, "bad_request", "Transfer-Encoding: found '%.40s'; expected chunked", encoding);
+    else if (length && (!*length || length[strspn(length, "0123456789")] || strlen(length) > 18))
+        http_error(x, 400, NULL, "bad_request", "Content-Length: found '%.40s'; expected a number of bytes", length);
+    else if (x->method == HTTP_POST && !length && !encoding)
+        http_error(x, 411, NULL, "bad_request", "neither Content-Length nor Transfer-Encoding is given; expected one of them");
+    bool good = x->state == HTTP_READING;
+    *ret_length = good && length ? strtoull(length, NULL, 10) : 0;
+    return good;
+}
