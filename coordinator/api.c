@@ -101,6 +101,11 @@ static json_t *read_body(const struct api *a, struct http_exchange *x)
         http_error(x, 400, NULL, "invalid_json", "the body is a list; expected a JSON object");
     else if (json_error_code(&e) == json_error_out_of_memory)
         http_error(x, 500, NULL, "out_of_memory", "out of memory");
+    else if (json_error_code(&e) == json_error_numeric_overflow)
+        http_error(x, 400, NULL, "invalid_value",
+                   "the body has a number that is too large, at byte %d: %s; expected whole numbers of 64 bits with a sign, others "
+                   "below 1.8e308",
+                   e.position, e.text);
     else
         http_error(x, 400, NULL, "invalid_json", "the body is not JSON, at byte %d: %s; expected an object", e.position, e.text);
     json_decref(j);

@@ -61,13 +61,13 @@ static int read_max_completion(const struct api *a, const struct member *m, json
                                struct api_refusal *why)
 {
     (void)a;
-    json_int_t n = json_integer_value(v);
-    if (!json_is_integer(v) || n < 1 || n > UINT32_MAX)
+    uint32_t n = (uint32_t)MIN(json_integer_value(v), (json_int_t)UINT32_MAX); /* more than any context has room for */
+    if (!json_is_integer(v) || json_integer_value(v) < 1)
         return refuse_value(why, m->name, "a whole number of at least 1");
-    if (p->max_tokens && p->max_tokens != (uint32_t)n)
+    if (p->max_tokens && p->max_tokens != n)
         return api_refuse(why, 400, m->name, "invalid_value",
                           "'max_tokens' and 'max_completion_tokens' differ; expected one of them");
-    p->max_tokens = (uint32_t)n;
+    p->max_tokens = n;
     return 0;
 }
 

@@ -65,6 +65,7 @@ struct engine {
     struct monitor *monitor;
     struct control *control; /* may be NULL */
     bool was_ready;
+    char lost[64]; /* which stage, in a sentence, while it is not ready again */
     void (*stopping)(void *ctx);
     void *stopping_ctx;
     uint32_t collect_pending; /* bit per role */
@@ -205,10 +206,11 @@ static void on_ready(void *ctx, const struct supervise_recovery *r)
     note_progress(e);
 }
 
-static void on_lost(void *ctx)
+static void on_lost(void *ctx, enum msg_role role)
 {
     struct engine *e = ctx;
     stop_waiter(e);
+    snprintf(e->lost, sizeof(e->lost), "%s ended and is started again", msg_role_name(role));
     e->moved_ns = util_now_ns();
     e->ready = e->output_broken = false;
     if (e->monitor)
@@ -500,7 +502,7 @@ enum engine_state engine_state(const struct engine *e, const char **ret_reason)
         *ret_reason = e->failed.code ? e->failed.text : "ready";
         return e->failed.code ? ENGINE_FAILED : ENGINE_READY;
     }
-    *ret_reason = e->was_ready ? "a stage ended and is started again" : "the stages start and load the model";
+    *ret_reason = e->was_ready ? e->lost : "the stages start and load the model";
     return e->was_ready ? ENGINE_RECOVERING : ENGINE_LOADING;
 }
 

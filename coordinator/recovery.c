@@ -189,7 +189,7 @@ void recovery_lost(struct stage *st, const struct err *ended, int signal)
         s->recovering = true;
         s->lost_ns = util_now_ns();
         s->recovery = (struct supervise_recovery){.role = st->role, .detect_ns = st->silent_ns};
-        s->o.lost(s->o.ctx);
+        s->o.lost(s->o.ctx, st->role);
     }
     end_neighbour(st);
     bool again = decide(st, &why, signal, at_work, &delay_ms);

@@ -42,8 +42,9 @@ struct supervise_options {
     const char *stage_socket;    /* where stages that others start connect; borrowed likewise */
     /* Every stage runs, for the first time or again: rings of the present epoch may be used. */
     void (*ready)(void *ctx, const struct supervise_recovery *r);
-    /* A stage ended and is to be started again: nobody may use the rings from now on. `ready` follows, or `failed`. */
-    void (*lost)(void *ctx);
+    /* A stage ended and is to be started again: nobody may use the rings from now on. `ready` follows, or `failed`. Others that end
+     * before that are not told. */
+    void (*lost)(void *ctx, enum msg_role role);
     /* How far requests got: a number that rises. */
     uint64_t (*progress)(void *ctx);
     /* Chunks that are on their way, and how many came back since `ready`. */

@@ -240,6 +240,9 @@ def test_conversation():
                     response_format={"type": "text"})["usage"]["completion_tokens"] <= 5, "a conversation")
         full = s.chat("Hi", temperature=0, logit_bias={"1": -100, "9": -100})  # never an end token
         check(full["choices"][0]["finish_reason"] == "length" and full["usage"]["total_tokens"] in (64, 65), full["usage"])
+        for n in (10**12, 2**32, 2**63 - 1):  # more than there is room for is no error, however much
+            again = s.chat("Hi", temperature=0, logit_bias={"1": -100, "9": -100}, max_tokens=n)
+            check(again["choices"] == full["choices"], n, again)
         status, j = s.post("/v1/chat/completions", {"messages": user("a b c " * 40)})
         check(status == 400 and j["error"]["code"] == "context_length_exceeded" and j["error"]["param"] == "messages", j)
 

@@ -92,7 +92,7 @@ def test_waits_while_a_stage_is_down():
             ids[0] = s.get("/health")
             return ids[0][0] == 503
         wait_until(recovering, 60, lambda: s.log)
-        check(ids[0][1]["status"] == "recovering" and "started again" in ids[0][1]["reason"], ids)
+        check(ids[0][1]["status"] == "recovering" and ids[0][1]["reason"] == "npu_worker ended and is started again", ids)
         clients = [Client(s, prompt="Once upon a time", max_tokens=20, temperature=0, logprobs=0) for _ in range(3)]
         for c in clients:
             choices, _ = c.answer()

@@ -78,9 +78,9 @@ static void on_ready(void *ctx, const struct supervise_recovery *r)
     schedule_pump(w.schedule);
 }
 
-static void on_lost(void *ctx)
+static void on_lost(void *ctx, enum msg_role role)
 {
-    (void)ctx;
+    (void)ctx, (void)role;
     if (!w.ready)
         abort();
     w.ready = w.broken = false;
