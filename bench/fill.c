@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * How fast segments are filled from a model file, beside plain O_DIRECT reads of the same file: both in turns, each over the same
- * layers, so that a neighbour's load meets both. Segments go into two slots, as when weights are streamed. */
+ * layers, so that a neighbour's load meets both. Segments go into two slots, as when weights are streamed. Plain reads of which
+ * nobody looks at a byte are more than anybody can use: the third figure is of readers that load one word of every line. */
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -31,8 +32,9 @@ struct bench {
     void *slots[SLOTS];
     size_t slot_bytes;
     uint64_t begin, end; /* of the file: what plain reads read */
-    _Atomic uint64_t at;
+    _Atomic uint64_t at, sum;
     int fd;
+    bool look; /* plain reads: at every line */
 };
 
 static int layout(const struct bench *b, enum segment_kind kind, uint32_t layer, struct segment_layout *ret, struct err *err)
@@ -45,20 +47,24 @@ static int layout(const struct bench *b, enum segment_kind kind, uint32_t layer,
 static void *read_plain(void *arg)
 {
     struct bench *b = arg;
-    void *buf = aligned_alloc(READ_BYTES, READ_BYTES);
+    uint64_t *buf = aligned_alloc(READ_BYTES, READ_BYTES), sum = 0;
     madvise(buf, READ_BYTES, MADV_HUGEPAGE); /* one piece of memory for the disk: twice as fast here */
     for (;;) {
         uint64_t at = atomic_fetch_add(&b->at, READ_BYTES);
         if (at + READ_BYTES > b->end || pread(b->fd, buf, READ_BYTES, (off_t)at) != (ssize_t)READ_BYTES)
             break;
+        for (size_t i = 0; b->look && i < READ_BYTES / sizeof(*buf); i += 64 / sizeof(*buf))
+            sum += buf[i];
     }
+    atomic_fetch_add(&b->sum, sum);
     free(buf);
     return NULL;
 }
 
-static double plain(struct bench *b)
+static double plain(struct bench *b, bool look)
 {
     pthread_t threads[READERS];
+    b->look = look;
     uint64_t start = util_now_ns();
     atomic_store(&b->at, b->begin);
     for (int i = 0; i < READERS; i++)
@@ -140,7 +146,7 @@ int main(int argc, char **argv)
 {
     static struct bench b;
     struct err err = {0};
-    double best[2] = {0};
+    double best[3] = {0};
     int rounds = argc > 2 ? atoi(argv[2]) : 4;
     if (argc < 2 || rounds < 1) {
         fprintf(stderr, "usage: bench_fill MODEL.gguf [ROUNDS]\n");
@@ -148,17 +154,19 @@ int main(int argc, char **argv)
     }
     int r = prepare(&b, argv[1], &err);
     for (int i = 0; r == 0 && i < rounds; i++) {
-        double f = 0, p = plain(&b);
+        double f = 0, p = plain(&b, false), l = plain(&b, true);
         r = filled(&b, &f, &err);
-        printf("round %d: plain reads %.0f MB/s, segments filled %.0f MB/s (%.0f%%)%s\n", i, p, f, 100 * f / p,
-               i == 0 ? ", checksums compared if there are some" : "");
+        printf("round %d: plain reads %.0f MB/s, looked at %.0f, segments filled %.0f (%.0f%% of plain reads)%s\n", i, p, l, f,
+               100 * f / p, i == 0 ? ", checksums compared if there are some" : "");
         best[0] = MAX(best[0], p);
-        best[1] = MAX(best[1], f);
+        best[1] = MAX(best[1], l);
+        best[2] = MAX(best[2], f);
     }
     if (r < 0)
         fprintf(stderr, "bench_fill: %s\n", err.text);
     else
-        printf("best: plain reads %.0f MB/s, segments filled %.0f MB/s (%.0f%%)\n", best[0], best[1], 100 * best[1] / best[0]);
+        printf("best: plain reads %.0f MB/s, looked at %.0f, segments filled %.0f (%.0f%%)\n", best[0], best[1], best[2],
+               100 * best[2] / best[0]);
     fill_close(b.fill);
     gguf_close(b.gguf);
     return r < 0;

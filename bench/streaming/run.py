@@ -4,7 +4,8 @@
 
     run.py MODEL.gguf [--total 4GiB] [--resident 18GiB] [--gen 8] [--rounds 3] [--context 512] [--peer]
 
-Each round reads the file plainly (bench_fill: O_DIRECT into huge pages), fills segments from it, and generates tokens under the total;
+Each round reads the file plainly (bench_fill: O_DIRECT into huge pages), the same and looks at what was read, fills segments from it, and
+generates tokens under the total;
 the share is the bytes that the generation streams a second, of what plain reads gave in the same round. --resident generates under a
 total that holds everything, and says how many bytes of the file a token then costs. --peer runs llama.cpp on the file (mmap, without
 repacking, which would copy all of it) in a memory cgroup of each total; for that it needs root and cgroup v1 or v2. As root it runs
@@ -99,10 +100,10 @@ def main():
           f", {plan['streamed_bytes'] / 1e9:.2f} GB a token", flush=True)
     for i in range(args.rounds):
         line = run(os.path.join(BIN, "bench_fill"), args.model, 1).splitlines()[0]
-        plain, filled = (float(n) for n in re.findall(r"(\d+) MB/s", line))
+        plain, looked_at, filled = (float(n) for n in re.search(r"reads (\d+) MB/s, looked at (\d+), segments filled (\d+)", line).groups())
         rate, processes = bench(args, args.total, args.gen)
         got = rate * plan["streamed_bytes"] / 1e6
-        print(f"round {i}: plain reads {plain:.0f} MB/s, segments filled {filled:.0f}; {rate:.3f} tokens/s stream {got:.0f} MB/s, "
+        print(f"round {i}: plain reads {plain:.0f} MB/s, looked at {looked_at:.0f}, segments filled {filled:.0f}; {rate:.3f} tokens/s stream {got:.0f} MB/s, "
               f"{100 * got / plain:.0f}% (load {os.getloadavg()[0]:.1f}); peaks, MiB: {peaks(processes)}", flush=True)
     if args.resident:
         reads = []
