@@ -11,6 +11,7 @@
 #include "proto/util.h"
 
 #define STREAM_BLOCK_BYTES 4096
+#define MAX_ASKED 1024u /* bytes of the names of headers that a page may send */
 
 static void on_client_gone(uv_poll_t *p, int status, int events)
 {
@@ -57,6 +58,16 @@ static ssize_t on_read(void *cls, uint64_t pos, char *buf, size_t max)
     return n < 0 ? MHD_CONTENT_READER_END_OF_STREAM : n;
 }
 
+/* What a page of an origin that may use this server may send: the headers that its browser asks for, as OpenAI's client for
+ * JavaScript sends a dozen of its own; they mean nothing here. What comes back is made of names of headers alone. */
+static const char *headers_allowed(const struct http_exchange *x)
+{
+    static const char names[] = "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ, ";
+    const char *asked = MHD_lookup_connection_value(x->c->mhd, MHD_HEADER_KIND, "Access-Control-Request-Headers");
+    size_t n = asked ? strlen(asked) : 0;
+    return n && n <= MAX_ASKED && !asked[strspn(asked, names)] ? asked : "Authorization, Content-Type";
+}
+
 static void add_headers(const struct http_exchange *x, struct MHD_Response *r)
 {
     bool stream = x->state == HTTP_STREAMING;
@@ -81,11 +92,12 @@ static void add_headers(const struct http_exchange *x, struct MHD_Response *r)
     }
     if (x->origin[0]) {
         MHD_add_response_header(r, "Access-Control-Allow-Origin", x->origin);
+        MHD_add_response_header(r, "Access-Control-Expose-Headers", "Retry-After");
         MHD_add_response_header(r, "Vary", "Origin");
     }
     if (x->origin[0] && x->status == 204) {
         MHD_add_response_header(r, "Access-Control-Allow-Methods", "GET, POST");
-        MHD_add_response_header(r, "Access-Control-Allow-Headers", "Authorization, Content-Type");
+        MHD_add_response_header(r, "Access-Control-Allow-Headers", headers_allowed(x));
         MHD_add_response_header(r, "Access-Control-Max-Age", "3600");
     }
 }

@@ -420,8 +420,16 @@ def test_other_origins():
         good = {"Origin": "https://chat.example"}
         status, headers, _ = s.request("OPTIONS", "/v1/completions", None, good)
         check(status == 204 and headers["access-control-allow-origin"] == good["Origin"], status, headers)
-        check("Authorization" in headers["access-control-allow-headers"] and headers["vary"] == "Origin", headers)
+        check(headers["access-control-allow-headers"] == "Authorization, Content-Type" and headers["vary"] == "Origin", headers)
+        asked = "authorization,content-type,x-stainless-arch,x-stainless-lang,x-stainless-retry-count"  # as openai's in a browser
+        for names, want in ((asked, asked), ("x-a, x-b", "x-a, x-b"), ("x-\xe9", None), ('x-"a"', None), ("x" * 1024, "x" * 1024), ("x" * 1025, None)):
+            status, headers, _ = s.request("OPTIONS", "/v1/completions", None, {
+                **good, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": names})
+            check(status == 204 and headers["access-control-allow-headers"] == (want or "Authorization, Content-Type"), names, headers)
+        check("access-control-allow-headers" not in s.request("OPTIONS", "/v1/completions", None, {
+            **evil, "Access-Control-Request-Headers": asked})[1], "another origin's preflight")
         status, headers, _ = s.request("GET", "/health", None, good)
+        check(headers["access-control-expose-headers"] == "Retry-After", headers)
         check(status == 200 and headers["access-control-allow-origin"] == good["Origin"], headers)
         check(s.get("/health", evil)[0] == 403, "another origin")
     with Server(http__cors="'*'") as s:
