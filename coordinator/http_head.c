@@ -19,7 +19,7 @@ static const char *const single_names[N_SINGLE] = {"Content-Length", "Transfer-E
 
 struct head {
     const char *next; /* where the next part has to be */
-    bool gap, bad_name;
+    bool gap, bad_name, bad_value;
     unsigned n[N_SINGLE];
 };
 
@@ -28,13 +28,25 @@ const char *http_header(const struct http_exchange *x, const char *name)
     return MHD_lookup_connection_value(x->c->mhd, MHD_HEADER_KIND, name);
 }
 
+/* A bare CR among them, which others take for the end of a line. */
+static bool has_control(const char *text)
+{
+    for (; *text; text++) {
+        if (((unsigned char)*text < ' ' && *text != '\t') || *text == 0x7F)
+            return true;
+    }
+    return false;
+}
+
 /* The target as it was sent, before it is decoded in its place. */
 void *http_on_target(void *cls, const char *target, struct MHD_Connection *mhd)
 {
     struct connection *c = http_connection_of(mhd);
     (void)cls;
-    if (c)
+    if (c) {
         c->target_bytes = strlen(target);
+        c->bad_target = has_control(target) || strpbrk(target, " \t") || strstr(target, "%00");
+    }
     return NULL;
 }
 
@@ -47,6 +59,7 @@ static enum MHD_Result look_at_header(void *cls, enum MHD_ValueKind kind, const 
     f->gap = f->gap || name != f->next || value <= name + name_bytes; /* a colon, and spaces, stood before the value */
     f->next = value + value_bytes + 2;
     f->bad_name = f->bad_name || !*name || name[strspn(name, token)];
+    f->bad_value = f->bad_value || has_control(value);
     for (unsigned i = 0; i < N_SINGLE; i++)
         f->n[i] += strcasecmp(name, single_names[i]) == 0;
     return MHD_YES;
@@ -77,6 +90,10 @@ bool http_head_check(struct http_exchange *x, const char *url, const char *metho
             "spaces in the first one");
     else if (f.bad_name)
         http_error(x, 400, NULL, "bad_request", "a header's name has characters that names do not have");
+    else if (f.bad_value)
+        http_error(x, 400, NULL, "bad_request", "a header's value has control characters");
+    else if (x->c->bad_target)
+        http_error(x, 400, NULL, "bad_request", "the path or its query has spaces, control characters or %%00");
     else if (twice < N_SINGLE)
         http_error(x, 400, NULL, "bad_request", "the header %s is given %u times; expected it once", single_names[twice],
                    f.n[twice]);

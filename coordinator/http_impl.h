@@ -21,6 +21,7 @@ struct connection {
     uv_poll_t watch;         /* for the client's end, while libmicrohttpd does not look */
     uint64_t since_ns;       /* the connection, or its last answer; a request must be there within the timeout */
     size_t target_bytes;     /* of the request that comes, as it was sent: with its %XX and its query */
+    bool bad_target;         /* it has what no target has */
 };
 
 struct http {

@@ -39,12 +39,11 @@ VALUES = ["x", "", "Once", 1, 0, -1, 1.5, 1e308, 10**18, True, False, None, [], 
 MEMBERS = ["prompt", "messages", "max_tokens", "temperature", "top_p", "top_k", "min_p", "n", "stream", "stream_options", "stop", "seed",
            "logprobs", "top_logprobs", "logit_bias", "response_format", "presence_penalty", "frequency_penalty", "repetition_penalty",
            "model", "user", "echo", "tools", "content", "tokens", "max_completion_tokens", "add_special", "prompt\0", "text"]
-
-
 # Lines that make of a good request one that two readers could understand differently.
 DOUBTS = [b"Transfer-Encoding:\r\n chunked", b"Transfer-Encoding: chunked", b"Transfer-Encoding: chun\r\n\tked", b"Transfer-Encoding : x",
           b"Content-Length:\r\n 60", b"Content-Length: 60", b"Content-Length: 0", b"X: a\r\n b", b"X: a\r\n\t", b"X: a\0b", b"X: a\0",
-          b"\0X: a", b"X: a\nContent-Length: 60", b"X: a\n", b" X: a", b"Origin: http://localhost\r\n .example", b"Host: b", b"no colon"]
+          b"\0X: a", b"X: a\nContent-Length: 60", b"X: a\n", b"X: a\rTransfer-Encoding: chunked", b" X: a",
+          b"Origin: http://localhost\r\n .example", b"Host: b", b"no colon"]
 HIDDEN = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 

@@ -180,8 +180,8 @@ def test_framing():
 
 
 def test_folded_heads():
-    """Whatever libmicrohttpd would leave out of a head (the rest of a folded header, what stands behind a NUL, spaces) is refused
-    as a whole: another reader may see another request in it."""
+    """A head of which libmicrohttpd would leave something out (the rest of a folded header, what stands behind a NUL), or which has
+    control characters, is refused: another reader may see another request in it."""
     hidden = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
     body = json.dumps({"prompt": "x"}).encode()
     length = f"Content-Length: {len(body)}"
@@ -208,6 +208,9 @@ def test_folded_heads():
         b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\n .example\r\n\r\n",
         b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\nOrigin: http://example.org\r\n\r\n",
         b"GET /v1/models\0x HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        *(post("/tokenize", body, length, line) for line in ("X: y\rTransfer-Encoding: chunked", "X: y\r", "X: \x01", "X: \x7f")),
+        *(b"GET " + target + b" HTTP/1.1\r\nHost: localhost\r\n\r\n"
+          for target in (b"/v1/models%00x", b"/v1/models?a=%00", b"/health\r", b"/health\x7f", b"/he\x0balth", b"/health\t")),
     ]
     with Server() as s:
         for data in cases:
