@@ -127,7 +127,7 @@ static enum MHD_Result begin_exchange(struct MHD_Connection *mhd, const char *ur
     *con_cls = x;
     if (!begin(x, url, method, version) && x->close)
         return http_send(x);
-    x->close = false;
+    x->close = http_header(x, "Transfer-Encoding") != NULL; /* how libmicrohttpd reads chunks and trailers cannot be looked at */
     return MHD_YES;
 }
 

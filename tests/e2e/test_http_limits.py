@@ -225,6 +225,20 @@ def test_folded_heads():
         alive(s)
 
 
+def test_chunks_are_the_last():
+    """A body in chunks ends where libmicrohttpd says, which is lenient; so nothing behind it is a request. HTTP/1.0 has no chunks."""
+    hidden = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    body = json.dumps({"prompt": "x"}).encode()
+    with Server() as s:
+        for end in (b"\r\n0\r\n\r\n", b"\n0\n\n", b"\r\n0;a=b\r\n\0X: y\r\n", b"\r\n0\r\nX: y\r\n\tz\r\n\r\n"):
+            data = post("/tokenize", b"%x\r\n%s%s" % (len(body), body, end), "Transfer-Encoding: chunked", "Connection: keep-alive")
+            for version in (b"1.0", b"1.1"):
+                with Raw(s, data.replace(b"HTTP/1.1", b"HTTP/" + version) + hidden) as c:
+                    status, headers, text = c.response()
+                    check(status == 200 and json.loads(text)["count"] == 2, version, end, status, text)
+                    check(headers["connection"] == "close" and c.ended() and c.buffer == b"", version, end, headers, c.buffer)
+
+
 def test_pipelining():
     body = json.dumps({"prompt": "Once", "max_tokens": 3, "temperature": 0}).encode()
     one = post("/v1/completions", body, f"Content-Length: {len(body)}")
