@@ -5,7 +5,8 @@
  * libmicrohttpd polls nothing itself: its epoll descriptor is watched by the loop, and a timer follows MHD_get_timeout, or comes at
  * once when a connection was resumed (that alone does not make the descriptor readable). While an
  * answer is computed its connection is suspended; then libmicrohttpd does not look at the socket, so a uv_poll of ours looks for
- * the client's end. Whoever takes longer than 'http.timeout' over a request, or reads nothing of an answer for so long, is cut. */
+ * the client's end. Whoever takes longer than 'http.timeout' over a request, or reads nothing of an answer for so long, is cut; at
+ * the limit of connections whoever has been longest without a whole request is. */
 #include "coordinator/http.h"
 
 #include <errno.h>
@@ -25,7 +26,7 @@
 
 #define POOL_BYTES (32u << 10) /* of a connection: the head of a request, and a piece of an answer */
 #define TICK_MS 250
-#define SPARE 16u /* connections above the limit that get an answer which says so */
+#define SPARE 16u /* connections above the limit: they can ask, and get an answer which says that there are too many */
 #define PEM_MAX_BYTES (1u << 20)
 
 static void on_handle_closed(uv_handle_t *handle)
@@ -73,6 +74,34 @@ static void on_epoll(uv_poll_t *p, int status, int events)
     run_daemon(p->data);
 }
 
+/* It has not sent a whole request yet. */
+static bool is_asking(const struct connection *c)
+{
+    return !c->x || c->x->state == HTTP_READING || c->x->state == HTTP_REFUSED;
+}
+
+bool http_full(const struct http *h)
+{
+    uint32_t n = 0;
+    if (h->n_connections <= h->config->max_connections)
+        return false;
+    for (const struct connection *c = h->connections; c; c = c->next)
+        n += !is_asking(c);
+    return n > h->config->max_connections;
+}
+
+/* The last place is taken: who has been asking for longest gives way, or connections that never ask would keep out all others. */
+static void make_room(const struct http *h, const struct connection *newest)
+{
+    const struct connection *oldest = NULL;
+    for (const struct connection *c = h->connections; c; c = c->next) {
+        if (c != newest && is_asking(c) && (!oldest || c->since_ns < oldest->since_ns))
+            oldest = c;
+    }
+    if (oldest)
+        shutdown(oldest->fd, SHUT_RDWR);
+}
+
 /* Requests whose time is over, and clients that are too slow in asking. */
 static void on_tick(uv_timer_t *t)
 {
@@ -81,7 +110,7 @@ static void on_tick(uv_timer_t *t)
     for (struct connection *c = h->connections, *next; c; c = next) {
         next = c->next;
         struct http_exchange *x = c->x;
-        if ((!x || x->state == HTTP_READING || x->state == HTTP_REFUSED) && now - c->since_ns > patience)
+        if (is_asking(c) && now - c->since_ns > patience)
             shutdown(c->fd, SHUT_RDWR);
         if (x && x->deadline_ns && now > x->deadline_ns) {
             x->deadline_ns = 0;
@@ -129,6 +158,8 @@ static void connection_open(struct http *h, struct MHD_Connection *mhd, void **s
     h->n_connections++;
     h->n_handles++;
     *socket_context = c;
+    if (h->n_connections >= h->config->max_connections + SPARE)
+        make_room(h, c);
 }
 
 static void on_connection(void *cls, struct MHD_Connection *mhd, void **socket_context, enum MHD_ConnectionNotificationCode what)

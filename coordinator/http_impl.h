@@ -75,6 +75,7 @@ struct http_exchange {
 
 /* http.c */
 void http_run_soon(struct http *h);
+bool http_full(const struct http *h); /* more connections have a request that is whole, and not answered yet, than may */
 /* http_head.c */
 void *http_on_target(void *cls, const char *target, struct MHD_Connection *mhd);
 const char *http_header(const struct http_exchange *x, const char *name); /* NULL: there is none */

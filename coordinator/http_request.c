@@ -95,12 +95,6 @@ static bool begin(struct http_exchange *x, const char *url, const char *method, 
     x->close = !good || http_header(x, "Expect") || length > DROP_FACTOR * h->config->max_body;
     if (!good)
         return false;
-    if (h->n_connections > h->config->max_connections) {
-        x->close = true;
-        http_error(x, 503, NULL, "too_many_connections", "%u connections are open; 'http.max_connections' allows %u",
-                   h->n_connections, h->config->max_connections);
-        return false;
-    }
     if (strlen(url) >= sizeof(x->path)) {
         http_error(x, 414, NULL, "bad_request", "the path has %zu bytes; expected at most %zu", strlen(url), sizeof(x->path) - 1);
         return false;
@@ -172,6 +166,10 @@ static void handle(struct http_exchange *x)
                    (unsigned long long)h->config->max_body);
     } else if (x->dropped) {
         http_error(x, 503, NULL, "overloaded", "other requests hold the memory for bodies; try again");
+    } else if (http_full(h)) {
+        x->close = true;
+        http_error(x, 503, NULL, "too_many_connections", "'http.max_connections' allows %u connections, and all wait for an answer",
+                   h->config->max_connections);
     } else {
         h->n_requests++;
         h->handle(h->ctx, x);

@@ -328,18 +328,50 @@ def test_queue():
 
 
 def test_connections():
-    with Server(http__max_connections=4) as s:
-        held = [Raw(s) for _ in range(4)]
+    """As many requests as connections are allowed; the next one is told so."""
+    with Server(sequences=1, http__max_connections=4) as s:
+        held = [Stream(s, "/v1/completions", prompt="Once", max_tokens=2000, **ENDLESS) for _ in range(4)]
         tandem.wait_until(lambda: s.request("GET", "/health")[0] == 503, 60, "the fifth")
         status, headers, body = s.request("GET", "/health")
         check(status == 503 and headers["retry-after"] == "1", status, headers, body)
-        check(json.loads(body)["error"]["code"] == "too_many_connections", body)
-        held.pop().s.close()
+        check(json.loads(body)["error"]["code"] == "too_many_connections" and headers["connection"] == "close", headers, body)
+        half = [Raw(s, b"GET /hea") for _ in range(60)]  # they give way to one another, not to the streams
+        check(half[0].ended(), "the first gives way")
+        check(s.request("GET", "/health")[0] == 503, "still full")
+        next(held[0])
+        held.pop().close()
         tandem.wait_until(lambda: s.request("GET", "/health")[0] == 200, 60, "one left")
-        many = [Raw(s) for _ in range(60)]  # more than are ever answered: they wait in the kernel
-        for c in held + many:
+        for c in half:
             c.s.close()
-        tandem.wait_until(lambda: s.request("GET", "/health")[0] == 200, 60, "all left")
+        for st in held:
+            st.close()
+        alive(s)
+
+
+def test_half_open_connections():
+    """Connections that never send a whole request keep nobody out, however many they are: the oldest give way."""
+    body = json.dumps({"prompt": "x", "max_tokens": 1}).encode()
+    begun = (b"", b"GET /hea", post("/v1/completions", body[:-1], f"Content-Length: {len(body)}"), b"G" * 1000,
+             b"PUT /v1/completions HTTP/1.1\r\nHost: localhost\r\nOrigin: http://example.org\r\nContent-Length: 100\r\n\r\n")  # refused when read
+    with Server(http__max_connections=4, http__timeout=3600) as s:
+        for data in begun:
+            held = [Raw(s, data) for _ in range(60)]
+            alive(s)
+            check(held[0].ended(), "the oldest may stay:", data)
+            if data.startswith(b"GET"):
+                held[-1].send(b"lth HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                check(held[-1].response()[0] == 200, "the newest may go on")
+            elif data.startswith(b"POST"):
+                held[-1].send(body[-1:])
+                check(held[-1].response()[0] == 200, "the newest may go on with its body")
+            for c in held:
+                c.s.close()
+        with Raw(s, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n") as idle:
+            check(idle.response()[0] == 200, "idle")
+            held = [Raw(s) for _ in range(60)]
+            check(idle.ended(), "between two requests it is like the others")
+            for c in held:
+                c.s.close()
         alive(s)
 
 
