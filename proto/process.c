@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <string.h>
@@ -85,6 +86,9 @@ int process_begin(const char *name, struct err *err)
 
 void process_is_asked(unsigned seconds)
 {
+    struct pollfd answer = {.fd = STDOUT_FILENO};
     prctl(PR_SET_PDEATHSIG, SIGKILL);
-    alarm(seconds); /* where the other ended before that */
+    alarm(seconds);
+    if (poll(&answer, 1, 0) == 1 && answer.revents & POLLERR) /* the other ended before that: nobody has the pipe's other end */
+        _exit(EXIT_FAILURE);
 }
