@@ -48,7 +48,7 @@ static int add_line(struct http_auth *a, const char *line, size_t n, unsigned nu
 static int read_file(const char *what, const char *path, char *buf, size_t *ret_n, struct err *err)
 {
     struct stat st;
-    auto_fd fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
+    auto_fd fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK); /* opening a FIFO would wait for its writer */
     if (fd < 0 || fstat(fd, &st) < 0)
         return err_set_errno(err, -errno, "%s: file '%s': cannot be opened", what, path);
     if (!S_ISREG(st.st_mode) || st.st_size > (off_t)FILE_MAX_BYTES)

@@ -169,6 +169,8 @@ def test_key():
         refused("--url", url(s), "--api-key-file", wrong, "--prompt", STORY, words=("401", "--api-key-file"))
         refused("--url", url(s), "--api-key-file", open_to_all, "--prompt", STORY, words=("'--api-key-file'", "chmod 600"))
         refused("--url", url(s), "--api-key-file", scratch("none"), "--prompt", STORY, words=("'--api-key-file'", "No such file"))
+        os.mkfifo(scratch("fifo"), 0o600)
+        refused("--url", url(s), "--api-key-file", scratch("fifo"), "--prompt", STORY, words=("'--api-key-file'", "expected a file"))
         p = tandem.start("coordinator", "client", "--url", url(s), "--api-key-file", right, "--prompt", STORY, *LONG, stdin=subprocess.DEVNULL)
         p.stdout.read(20)
         for name in ("cmdline", "environ"):

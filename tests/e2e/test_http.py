@@ -392,6 +392,9 @@ def test_who_may_listen():
     refused("has no key", http__listen="127.0.0.1:0", http__api_key_file=key_file("# none\n"))
     refused("line 2", "a key of 7 bytes", http__listen="127.0.0.1:0", http__api_key_file=key_file("0123456789abcdef\n1234567\n"))
     refused("cannot be opened", http__listen="127.0.0.1:0", http__api_key_file="/nonexistent")
+    os.mkfifo(tandem.scratch("fifo"), 0o600)
+    for other in (tandem.scratch("fifo"), os.path.dirname(tandem.scratch("fifo")), "/dev/zero"):
+        refused(f"'{other}'", "expected a file", http__listen="127.0.0.1:0", http__api_key_file=other)
     refused("expected both", http__listen="127.0.0.1:0", http__tls_cert="/etc/hostname")
     with Server(http__listen="0.0.0.0:0", http__insecure="true") as s:
         check(s.get("/health")[0] == 200, "insecure, as was said")
