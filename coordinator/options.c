@@ -20,6 +20,7 @@
 
 #define BIT(c) (1u << (c))
 #define ALL (BIT(OPTIONS_COMMANDS) - 1)
+#define CONFIGURED (ALL & ~BIT(OPTIONS_SAMPLE_CONFIG)) /* all that read a configuration */
 #define RUNS (BIT(OPTIONS_CHAT) | BIT(OPTIONS_GENERATE))
 #define PIPELINE                                                                                      \
     (RUNS | BIT(OPTIONS_EVAL) | BIT(OPTIONS_PERPLEXITY) | BIT(OPTIONS_IMATRIX) | BIT(OPTIONS_BENCH) | \
@@ -55,8 +56,8 @@ static const struct option_def defs[] = {
 /* clang-format off */
 #define OPTION(name, argument, kind, commands, member, min, max, help) \
     {name, argument, kind, commands, offsetof(struct options, member), min, max, help}
-    OPTION("config", "FILE", KIND_STRING, ALL, config, 0, 0, "the YAML configuration; needed by every command but sample-config and client"),
-    OPTION("set", "KEY=VALUE", KIND_SET, ALL, sets, 0, 0, "override a key of the configuration, such as gpu.threads=2; may be repeated"),
+    OPTION("config", "FILE", KIND_STRING, CONFIGURED, config, 0, 0, "the YAML configuration; needed by every command but sample-config and client"),
+    OPTION("set", "KEY=VALUE", KIND_SET, CONFIGURED, sets, 0, 0, "override a key of the configuration, such as gpu.threads=2; may be repeated"),
     OPTION("fault", "FAULT", KIND_FAULT, PIPELINE, faults, 0, 0, "make something fail, such as npu_worker:abort@100 (see below, and docs/OPERATIONS.md); may be repeated"),
     OPTION("trace", "FILE.json", KIND_STRING, PIPELINE, trace, 0, 0, "record what every process does, and when, for ui.perfetto.dev or chrome://tracing; a new file"),
     OPTION("help", NULL, KIND_HELP, ALL, action, 0, 0, "this text; after a command, that command's options"),
@@ -133,7 +134,7 @@ static void print_option(const struct option_def *d, FILE *f)
 static void print_options(uint32_t mask, bool everywhere, FILE *f)
 {
     for (size_t i = 0; i < N_DEFS; i++) {
-        if ((defs[i].commands & mask) && (defs[i].commands == ALL) == everywhere)
+        if ((defs[i].commands & mask) && ((defs[i].commands & CONFIGURED) == CONFIGURED) == everywhere)
             print_option(&defs[i], f);
     }
 }
