@@ -236,7 +236,8 @@ static void test_failures(void **state)
     fake_engine_script.fail_after = 0;
     assert_int_equal(RUN(&text, &err, W("generate"), W("--prompt"), W("Hi"), W("--json")), -EIO);
     assert_string_equal(err.text, "the fake engine failed as told");
-    assert_string_equal(text, "");
+    assert_non_null(strstr(text, "\"finish_reason\":\"error\""));
+    assert_non_null(strstr(text, "\"error\":\"the fake engine failed as told\""));
     free(text);
     fake_engine_script.fail_after = 0;
     assert_int_equal(RUN(&text, &err, W("eval"), W("--ids"), W("2,3"), W("--logits"), npy_path), -EIO);

@@ -213,7 +213,7 @@ static void test_help(void **state)
         FILE *f = open_memstream(&text, &n);
         options_help((enum options_command)c, f);
         fclose(f);
-        assert_non_null(strstr(text, "--config FILE"));
+        assert_true((c == OPTIONS_SAMPLE_CONFIG) == !strstr(text, "--config FILE")); /* which reads none */
         for (size_t i = 0; c == OPTIONS_CHAT && i < ARRAY_LEN(words); i++)
             assert_non_null(strstr(text, words[i]));
         if (c == OPTIONS_BENCH)

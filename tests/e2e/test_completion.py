@@ -24,7 +24,7 @@ def coordinator_options():
     names = list(dict.fromkeys(names))
     bits = {name: i for i, name in enumerate(names)}
     space = {"BIT": lambda i: 1 << i, **bits}
-    for macro in ("ALL", "RUNS", "PIPELINE", "ANSWERS"):
+    for macro in ("ALL", "CONFIGURED", "RUNS", "PIPELINE", "ANSWERS"):
         body = re.search(rf"#define {macro}\b((?:.*\\\n)*.*)", code).group(1)
         body = re.sub(r"/\*.*?(\*/|$)", "", body, flags=re.S).replace("\\\n", " ").replace("1u", "1")
         space[macro] = eval(body.strip(), {}, space)  # C's operators are Python's here
@@ -74,7 +74,7 @@ complete() { source $file }; complete"""
 
 def all_options(complete):
     table = coordinator_options()
-    check(len(table) >= 13 and all(len(o) >= 4 for o in table.values()) and "--prompt" in table["generate"], table)
+    check(len(table) >= 13 and all(len(o) >= 3 for o in table.values()) and "--prompt" in table["generate"], table)
     offered = complete("coordinator", "")
     check(set(offered) - {"FILES"} == set(table) - {""}, "commands:", offered)
     for command, options in table.items():
