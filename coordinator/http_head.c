@@ -2,17 +2,17 @@
  * Refuses heads of requests that two readers could understand differently: what a proxy takes for one request must not be another
  * one here. Called by http_request.c for each request, inside MHD_run, on the loop's thread.
  *
- * libmicrohttpd (seen in 0.9.75) does not refuse what it does not understand: of a header that goes on in the next line it
- * keeps the beginning, of a value with a NUL what stands before it, of several spaces in the first line one. But it
- * hands out all parts of a head where they came to lie in its buffer. So one rule finds whatever it left out: each
- * part begins where the one before it ended, but for the characters that separate them, and the last one ends where the head ends.
- * Only addresses are compared; should another version keep its parts elsewhere, nothing passes. */
+ * libmicrohttpd (0.9.75) does not refuse what it does not understand: of a header that goes on in the next line it keeps the
+ * beginning, of a value with a NUL what stands before it, of several spaces in the first line one. But it hands out all parts of
+ * a head where they lie in its buffer, so one rule finds whatever it left out: each part begins where the one before it ended,
+ * but for the characters that separate them, and the last one ends where the head ends. Only addresses are compared; should
+ * another version keep its parts elsewhere, nothing passes. MHD_OPTION_STRICT_FOR_CLIENT stays off: it finds less, and its answers
+ * are HTML with two heads (no Host), or none (spaces). */
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 
 #include "coordinator/http_impl.h"
-#include "proto/util.h"
 
 #define N_SINGLE 5u /* headers that are there once at most */
 static const char *const single_names[N_SINGLE] = {"Content-Length", "Transfer-Encoding", "Host", "Authorization", "Origin"};
@@ -94,6 +94,8 @@ bool http_head_check(struct http_exchange *x, const char *url, const char *metho
         http_error(x, 400, NULL, "bad_request", "a header's value has control characters");
     else if (x->c->bad_target)
         http_error(x, 400, NULL, "bad_request", "the path or its query has spaces, control characters or %%00");
+    else if (!http_header(x, "Host") && strcmp(version, "HTTP/1.0") != 0)
+        http_error(x, 400, NULL, "bad_request", "the header Host is missing; expected one");
     else if (twice < N_SINGLE)
         http_error(x, 400, NULL, "bad_request", "the header %s is given %u times; expected it once", single_names[twice],
                    f.n[twice]);

@@ -225,6 +225,29 @@ def test_folded_heads():
         alive(s)
 
 
+def test_refused_heads_are_json():
+    """A refusal is one answer, with OpenAI's error object; what libmicrohttpd refuses itself ends the connection at least."""
+    host = b"\r\nHost: localhost\r\n\r\n"
+    chunked = post("/tokenize", b"", "Transfer-Encoding: chunked")
+    with Server() as s:
+        for data in (b"GET /health HTTP/1.1\r\n\r\n", b"GET /health HTTP/1.1\r\nHost: localhost\r\n .example\r\n\r\n",
+                     b"GET  /health HTTP/1.1" + host, b"GET /health  HTTP/1.1" + host,
+                     b"GET /health x HTTP/1.1" + host, b"GET /health\t HTTP/1.1" + host):
+            with Raw(s, data) as c:
+                status, headers, text = c.response()
+                check(status == 400 and headers.get("content-type") == "application/json", data, status, headers, text)
+                check(json.loads(text)["error"]["code"] == "bad_request" and c.ended() and c.buffer == b"", data, text, c.buffer)
+        for status, data in ((414, b"GET /" + b"a" * 40000), (431, b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 40000),
+                             (400, b"GET / HTTP/1.1\r\nno colon\r\n\r\n"), (505, b"GET / HTTP/2.0" + host), (505, b"GET / HTTP/0.9" + host),
+                             (400, b"GET /health HTTP/1.1 " + host), (400, b"GET /health" + host),
+                             (400, post("/tokenize", b"", "Content-Length: +1")), (413, post("/tokenize", b"", "Content-Length: " + "9" * 30)),
+                             (400, chunked + b"x\r\n"), (413, chunked + b"1" * 20 + b"\r\n"), (None, b"GET\t/health\tHTTP/1.1" + host)):
+            with Raw(s, data) as c:
+                answer = c.response()
+                check((answer and answer[0]) == status and c.ended(), status, data[:100], answer)
+        alive(s)
+
+
 def test_chunks_are_the_last():
     """A body in chunks ends where libmicrohttpd says, which is lenient; so nothing behind it is a request. HTTP/1.0 has no chunks."""
     hidden = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
