@@ -17,7 +17,7 @@ def test_openai_client():
     fd, path = tempfile.mkstemp(dir=tandem.WORK)
     os.write(fd, b"the-key-of-this-test\n")
     os.close(fd)
-    with Server(sequences=2, http__api_key_file=path) as s:
+    with Server(sequences=2, http__api_key_file=path, http__cors="https://page.example") as s:
         result = subprocess.run(["node", os.path.join(TESTS, "test_openai.mjs"), f"http://{s.host}:{s.port}/v1", "the-key-of-this-test", folder],
                                 capture_output=True, text=True, timeout=tandem.TIMEOUT)
         print(result.stdout)

@@ -85,6 +85,28 @@ const tests = {
         const other = new OpenAI({ baseURL, apiKey: 'a-wrong-key', maxRetries: 0 });
         await assert.rejects(other.models.list(), OpenAI.AuthenticationError);
     },
+    async preflight() { // what a browser asks before the client of a page may send its request
+        const names = new Set();
+        const noting = (url, init) => {
+            for (const [name] of new Headers(init.headers))
+                names.add(name);
+            return fetch(url, init);
+        };
+        const noted = new OpenAI({ baseURL, apiKey, maxRetries: 0, fetch: noting });
+        await noted.chat.completions.create({ model, messages, max_tokens: 1 });
+        assert.ok(names.has('x-stainless-lang') && names.has('authorization'), [...names]);
+        const answer = await fetch(`${baseURL}/chat/completions`, {
+            method: 'OPTIONS',
+            headers: {
+                Origin: 'https://page.example',
+                'Access-Control-Request-Method': 'POST',
+                'Access-Control-Request-Headers': [...names].sort().join(','),
+            },
+        });
+        assert.equal(answer.status, 204);
+        const allowed = answer.headers.get('access-control-allow-headers').split(',').map((name) => name.trim());
+        assert.deepEqual([...names].filter((name) => !allowed.includes(name)), []);
+    },
     async abort() {
         const params = { model, messages, max_tokens: 2000, logit_bias: endless };
         for (let i = 0; i < 6; i++) { // more than run at once: an aborted one leaves its place
