@@ -6,8 +6,9 @@
  * beginning, of a value with a NUL what stands before it, of several spaces in the first line one. But it hands out all parts of
  * a head where they lie in its buffer, so one rule finds whatever it left out: each part begins where the one before it ended,
  * but for the characters that separate them, and the last one ends where the head ends. Only addresses are compared; should
- * another version keep its parts elsewhere, nothing passes. MHD_OPTION_STRICT_FOR_CLIENT stays off: it finds less, and its answers
- * are HTML with two heads (no Host), or none (spaces). */
+ * another version keep its parts elsewhere, nothing passes. What it cannot find is a line that ends with NUL LF: libmicrohttpd has
+ * written NULs over CR LF by then. MHD_OPTION_STRICT_FOR_CLIENT stays off: it finds less, and its answers are HTML with two heads
+ * (no Host), or none (spaces). */
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>

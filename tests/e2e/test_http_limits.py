@@ -222,6 +222,11 @@ def test_folded_heads():
                      hidden.replace(b"models", b"models?a=b&c=%20&d"), b"\r\n" + hidden):
             with Raw(s, data * 3) as c:
                 check([c.response()[0] for _ in range(3)] == [200] * 3, data)
+        large = hidden.replace(b"Host", b"X: %s\r\nHost" % (b"x" * 24000))
+        with Raw(s) as c:  # wherever the pieces end, and the buffer is moved
+            for piece in [bytes([b]) for b in hidden * 2] + [large, hidden + large[:99], large[99:20000], large[20000:] + hidden]:
+                c.send(piece)
+            check([c.response()[0] for _ in range(6)] == [200] * 6, "in pieces")
         alive(s)
 
 
