@@ -285,8 +285,11 @@ class Torture:
         return ", ".join(k for k in more if last[k] > first[k] + more[k] and not (self.args.no_memory and k == "private_kib"))
 
     def look(self, p):
-        """At each process of an idle pipeline. Pids come again, so a process is known by its start as well."""
+        """At each process of an idle pipeline. Pids come again, so a process is known by its start as well; one that still starts has
+        next to nothing."""
         for name, pid in (("coordinator", p.process.pid), *((s, p.stage(s)) for s in STAGES)):
+            if name != "coordinator" and not p.count(f"{name} (pid {pid}) is ready: "):
+                continue
             try:
                 with open(f"/proc/{pid}/stat", encoding="utf-8") as f:
                     start = f.read().rpartition(")")[2].split()[19]
