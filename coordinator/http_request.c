@@ -26,6 +26,9 @@ struct connection *http_connection_of(struct MHD_Connection *mhd)
 static bool host_is_local(const char *host)
 {
     size_t n = host[0] == '[' ? strcspn(host, "]") + (strchr(host, ']') != NULL) : strcspn(host, ":");
+    const char *port = host + n;
+    if (n == 0 || (*port && (*port != ':' || port[1 + strspn(port + 1, "0123456789")])))
+        return false;
     return strspn(host, "0123456789.") == n || (host[0] == '[' && host[n - 1] == ']') ||
            (n == 9 && strncasecmp(host, "localhost", 9) == 0);
 }

@@ -413,7 +413,8 @@ def test_other_origins():
         for headers, want in (({}, 200), (evil, 403), ({"Origin": f"http://{own}"}, 200), ({"Host": "evil.example"}, 403),
                               ({"Host": f"evil.example:{s.port}"}, 403), ({"Host": "localhost"}, 200), ({"Host": "[::1]:80"}, 200),
                               ({"Host": "127.0.0.1.evil.example"}, 403), ({"Origin": "http://evil.example", "Host": "evil.example"}, 403),
-                              ({"Origin": "null"}, 403)):
+                              ({"Origin": "null"}, 403), ({"Host": "[::1].evil.example"}, 403), ({"Host": "127.0.0.1:80@evil.example"}, 403),
+                              ({"Host": "127.0.0.1:"}, 200), ({"Host": ":80"}, 403)):
             check(s.get("/health", headers)[0] == want, headers, want)
         for kind in (None, "text/plain", "application/x-www-form-urlencoded", "application/jsonx"):
             check(s.request("POST", "/tokenize", b'{"prompt": "x"}', {"Content-Type": kind} if kind else {})[0] == 415, kind)
