@@ -276,6 +276,8 @@ class Torture:
                 continue
         with open(f"/proc/{pid}/status", encoding="utf-8") as f:
             status = dict(line.split(":", 1) for line in f if ":" in line)
+        if "RssAnon" not in status:  # it has just ended
+            raise ProcessLookupError(pid)
         return {"fds": len(links), "memfds": sum("/memfd:" in link for link in links), "threads": int(status["Threads"]),
                 "private_kib": int(status["RssAnon"].split()[0])}
 
