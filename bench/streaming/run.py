@@ -6,7 +6,7 @@
 
 Each round reads the file plainly (bench_fill: O_DIRECT into huge pages), the same and looks at what was read, fills segments from it, and
 generates tokens under the total;
-the share is the bytes that the generation streams a second, of what plain reads gave in the same round. --resident generates under a
+the shares are the bytes that the generation streams a second, of what either kind of reads gave in the same round. --resident generates under a
 total that holds everything, and says how many bytes of the file a token then costs. --peer runs llama.cpp on the file (mmap, without
 repacking, which would copy all of it) in a memory cgroup of each total; for that it needs root and cgroup v1 or v2. As root it runs
 everything at the highest priority. TANDEM_BIN: folder of the programs (default build/release/bin)."""
@@ -103,8 +103,9 @@ def main():
         plain, looked_at, filled = (float(n) for n in re.search(r"reads (\d+) MB/s, looked at (\d+), segments filled (\d+)", line).groups())
         rate, processes = bench(args, args.total, args.gen)
         got = rate * plan["streamed_bytes"] / 1e6
-        print(f"round {i}: plain reads {plain:.0f} MB/s, looked at {looked_at:.0f}, segments filled {filled:.0f}; {rate:.3f} tokens/s stream {got:.0f} MB/s, "
-              f"{100 * got / plain:.0f}% (load {os.getloadavg()[0]:.1f}); peaks, MiB: {peaks(processes)}", flush=True)
+        print(f"round {i}: plain reads {plain:.0f} MB/s, looked at {looked_at:.0f}, segments filled {filled:.0f}; {rate:.3f} tokens/s stream "
+              f"{got:.0f} MB/s, {100 * got / plain:.0f}% of plain reads, {100 * got / looked_at:.0f}% of those looked at "
+              f"(load {os.getloadavg()[0]:.1f}); peaks, MiB: {peaks(processes)}", flush=True)
     if args.resident:
         reads = []
         for gen in (args.gen, 3 * args.gen):
