@@ -346,7 +346,7 @@ class Torture:
     def judge_growth(self):
         """Of each process on its own: descriptors and threads return to what they were, and private memory does not grow with deaths."""
         for (name, pid, _), looks in self.looks.items():
-            if what := self.grown(name, looks[0], looks[-1]):
+            if looks and (what := self.grown(name, looks[0], looks[-1])):
                 raise Wrong(f"{name} (pid {pid}) has more than at first of {what}: {looks}")
 
     def held_most(self):
