@@ -82,6 +82,12 @@ def test_stopped_stages_die_with_their_coordinator():
     wait_running(process)
     stages = [pid for pid in processes(process.pid) if pid != process.pid]
     check(len(stages) == 3, stages)
+
+    def threads(pid):
+        with open(f"/proc/{pid}/status", encoding="utf-8") as f:
+            return next(int(line.split()[1]) for line in f if line.startswith("Threads:"))
+    # a stage asks for it before it has threads; one that has only been started may not have
+    wait_until(lambda: all(threads(pid) > 1 for pid in stages), 60, "the stages do not run")
     for pid in stages:
         os.kill(pid, signal.SIGSTOP)
     process.kill()
