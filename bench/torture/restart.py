@@ -13,26 +13,18 @@ import argparse
 import json
 import os
 import random
-import shutil
 import signal
 import statistics
 import sys
-import tempfile
 import time
 
-from torture import RECOVERED, Pipeline, Wrong
+from torture import RECOVERED, Folder, Pipeline, Wrong
 
 
-class Bench:
+class Bench(Folder):
     def __init__(self, args):
-        self.args, self.bin, self.rng = args, args.bin, random.Random(1)
-        self.folder = tempfile.mkdtemp(prefix="restart-")
-        self.runtime = os.path.join(self.folder, "run")
-        os.mkdir(self.runtime)
-        self.config = os.path.join(self.folder, "config.yaml")
-        with open(self.config, "w", encoding="utf-8") as f:
-            f.write(f"model: {os.path.abspath(args.model)}\ncontext: 512\nsequences: 1\nrestarts: 1000000\nrestarts_per_minute: 1000000\n")
-            f.write("\n".join(args.set) + "\n")
+        super().__init__(args, "restart-", "context: 512", "sequences: 1")
+        self.args, self.rng = args, random.Random(1)
 
     def start(self):
         p = Pipeline(self, "bench", "--prompt-tokens", "16", "--gen-tokens", str(self.args.tokens), "--repetitions", "1", "--json")
@@ -101,7 +93,7 @@ def main(argv=None):
         print(e, file=sys.stderr)
         return 1
     finally:
-        shutil.rmtree(bench.folder)
+        bench.close()
 
 
 if __name__ == "__main__":

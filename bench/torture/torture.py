@@ -52,7 +52,7 @@ class Pipeline:
         command = [os.path.join(torture.bin, "coordinator"), "--config", torture.config, *args]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, start_new_session=True, **options)
         self.lines, self.out = [], b""
-        self.threads = [threading.Thread(target=self._read_log), threading.Thread(target=self._read_output)]
+        self.threads = [threading.Thread(target=self._read_log, daemon=True), threading.Thread(target=self._read_output, daemon=True)]
         for t in self.threads:
             t.start()
 
@@ -121,17 +121,27 @@ def texts(out):
     return j["prompt_ids"], [(a["finish_reason"], a["output_ids"]) for a in j.get("choices", [j])]
 
 
-class Torture:
-    def __init__(self, args):
-        self.args, self.rng = args, random.Random(args.seed)
+class Folder:
+    """Where pipelines run: their configuration, without limits of restarts, and a runtime folder of their own."""
+
+    def __init__(self, args, prefix, *keys):
         self.bin = args.bin
-        self.folder = tempfile.mkdtemp(prefix="torture-")
+        self.folder = tempfile.mkdtemp(prefix=prefix)
         self.runtime = os.path.join(self.folder, "run")
         os.mkdir(self.runtime)
         self.config = os.path.join(self.folder, "config.yaml")
         with open(self.config, "w", encoding="utf-8") as f:
-            f.write(f"model: {os.path.abspath(args.model)}\nrestarts: 1000000\nrestarts_per_minute: 1000000\nheartbeat_s: 1\n")
-            f.write("\n".join(args.set) + "\n")
+            f.write("\n".join((f"model: {os.path.abspath(args.model)}", "restarts: 1000000", "restarts_per_minute: 1000000", *keys,
+                               *args.set)) + "\n")
+
+    def close(self):
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Torture(Folder):
+    def __init__(self, args):
+        self.args, self.rng = args, random.Random(args.seed)
+        super().__init__(args, "torture-", "heartbeat_s: 1")
         self.kills, self.by, self.pauses, self.detect, self.looks = 0, {}, [], [], {}
         self.lock = threading.Lock()
         self.undisturbed = {}
@@ -380,9 +390,6 @@ class Torture:
         return {"kills": self.kills, "by": dict(sorted(self.by.items())), "seed": self.args.seed, "seconds": round(self.seconds, 1), "runs": self.answers,
                 "near_ties": self.ties,
                 "ms": figures, "held": self.held_most()}
-
-    def close(self):
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def show(r):
