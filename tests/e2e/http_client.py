@@ -19,7 +19,7 @@ class Server:
 
     def __init__(self, kind="bf16", env=None, wait=True, program=None, status=143, args=(), **keys):
         keys = {"http__listen": "127.0.0.1:0", **keys}
-        self.status, self.log = status, ""
+        self.status, self.log, self.told_to_end = status, "", False
         self.config = config(model("demo", kind), **keys)
         self.process = tandem.start(program or "coordinator", "--config", self.config, "serve", *args, env=env)
         self.reader = threading.Thread(target=self._read_log)
@@ -51,11 +51,16 @@ class Server:
             return
         self.close()
 
+    def terminate(self):
+        """Once: at the very end, when the program handles signals no longer, another one would kill it."""
+        if not self.told_to_end and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        self.told_to_end = True
+
     def close(self):
         if self.process.returncode is not None:
             return
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
+        self.terminate()
         code = self.process.wait(timeout=60)
         self.reader.join()
         self.process.stdout.close()

@@ -472,7 +472,7 @@ def test_end_in_the_middle():
             data = json.dumps({"prompt": "x"}).encode()
             with Raw(s, post("/v1/completions", data, f"Content-Length: {len(data)}")) as waiting, Raw(s, b"GET /hea"):
                 tandem.wait_until(lambda: s.stats()["requests"]["queued"] == 1, 60, "waiting")
-                s.process.send_signal(signal.SIGTERM)
+                s.terminate()
                 check(waiting.response()[0] == 503, "the one that waits")
                 last = None
                 for event in stream:

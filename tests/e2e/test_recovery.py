@@ -96,6 +96,7 @@ def story(n_tokens, *more):
 
 GREEDY = story(400, "--temperature", "0")
 SEEDED = story(1900, "--temperature", "1", "--seed", "3")
+LASTING = (*SEEDED, "--fault", "loader:slow@p=0.03,seed=1:always")  # the same text, for seconds on any machine
 FOUR = story(500, "--temperature", "1", "--seed", "11", "--parallel", "4")
 
 
@@ -479,7 +480,7 @@ def test_replaced_model():
 
     for change in (other_in_its_place, written_to, longer, read_only):
         shutil.copyfile(model("demo", "f32"), path)
-        run = Run(config(path), *SEEDED)
+        run = Run(config(path), *LASTING)
         run.wait_ready()
         change(os.stat(path))
         check(run.kill("loader"), change.__name__, "it ended too early", run.log())

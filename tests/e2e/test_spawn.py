@@ -15,7 +15,7 @@ import urllib.request
 
 import tandem
 from tandem import STAGES, check, config, model, processes, scratch, wait_until
-from test_recovery import GREEDY, SEEDED, Run, answers, story
+from test_recovery import GREEDY, LASTING, SEEDED, Run, answers, story
 
 OTHERS = {f"{group}__spawn": "false" for group in ("loader", "npu", "gpu")}
 PREAMBLE = b"TANDEM\r\n" + struct.pack("<II", 1, 0)
@@ -129,7 +129,7 @@ def test_killed():
     want = spawned(SEEDED)
     path = address()
     manager = Manager(path)
-    run = Run(settings(path, heartbeat_s=1), *SEEDED)
+    run = Run(settings(path, heartbeat_s=1), *LASTING)
     for name in STAGES:
         manager.start(name)
     run.wait_ready()
@@ -170,7 +170,7 @@ def test_coordinator_killed():
     """Stages of others do not have its death signal: the end of the socket ends them. What it left is cleared by the next one."""
     path = address()
     manager = Manager(path)
-    run = Run(settings(path, journal="off"), *GREEDY)
+    run = Run(settings(path, journal="off"), *LASTING)
     for name in STAGES:
         manager.start(name)
     run.wait_ready()
@@ -245,7 +245,7 @@ def test_strangers():
     want = spawned(SEEDED)
     path = address()
     manager = Manager(path)
-    run = Run(settings(path, gpu__spawn="true", deadlines="off"), *SEEDED)
+    run = Run(settings(path, gpu__spawn="true", deadlines="off"), *LASTING)
     for name in STAGES[:2]:
         manager.start(name)
     run.wait_ready()
@@ -294,7 +294,7 @@ def test_hostile():
     want = spawned(SEEDED)
     path = address()
     manager = Manager(path)
-    run = Run(settings(path), *SEEDED)
+    run = Run(settings(path), *LASTING)
     for name in STAGES:
         manager.start(name)
     run.wait_ready()
