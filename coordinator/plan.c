@@ -350,14 +350,14 @@ static int check_config(const struct config *c, const struct hparams *h, struct 
 static int choose_devices(struct plan_inputs *in, struct plan *ret, struct err *err)
 {
     const struct config *c = in->config;
-    const struct plan_machine all = *in->machine;
-    const bool less_npu = all.npu->xrt && strcmp(c->npu.backend, "auto") == 0;
-    const bool less_gpu = all.gpu->vulkan && strcmp(c->gpu.backend, "auto") == 0;
+    const struct plan_machine *all = in->machine;
+    const bool less_npu = all->npu->xrt && strcmp(c->npu.backend, "auto") == 0;
+    const bool less_gpu = all->gpu->vulkan && strcmp(c->gpu.backend, "auto") == 0;
     int r = -ENOMEM;
     for (int streams = 0; r < 0 && streams < 2; streams++) {
         struct npu_device no_npu = {.xrt = false};
         struct gpu_device no_gpu = {.vulkan = false};
-        struct plan_machine m = all;
+        struct plan_machine m = *all;
         in->machine = &m;
         r = plan_choose(in, streams, ret);
         if (r < 0 && less_npu) {
@@ -376,7 +376,7 @@ static int choose_devices(struct plan_inputs *in, struct plan *ret, struct err *
             plan_refuse(in, ret);
             err_set(err, r, "%s", ret->refusal.text);
         }
-        in->machine = &all;
+        in->machine = all;
     }
     return r;
 }
