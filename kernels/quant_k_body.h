@@ -56,7 +56,7 @@ static void k_scatter(const v16 *x, int size, int n_lanes, uint8_t *ret_q)
     float t[16];
     for (int i = 0; i < size; i++) {
         v16_store(t, x[i]);
-        for (int j = 0; j < n_lanes; j++)
+        for (int j = 0; j < 16 && j < n_lanes; j++)
             ret_q[j * size + i] = (uint8_t)t[j];
     }
 }
