@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * The two profiles, as lists of system calls (libseccomp) and of paths (landlock.c). Called by proto/stage.c alone, on the main
- * thread, twice in the life of a stage. Owns nothing afterwards; never logs, because the coordinator says for each stage what is in
- * force.
+ * thread, at three moments in the life of a stage. Owns nothing afterwards; never logs, because the coordinator says for each stage
+ * what is in force.
  *
  * Threads may be started in both profiles, processes not. The flags of clone can be seen by a filter, those of clone3 lie in
  * memory: it is answered with ENOSYS, upon which the C library uses clone. */
@@ -161,6 +161,15 @@ static void allow_driver(struct landlock_rules *r, const char *reads)
         allow_variable(r, path_variables[i]);
     if (*reads)
         allow_folder_of(r, reads);
+}
+
+void sandbox_without_rings(void)
+{
+    scmp_filter_ctx f = seccomp_init(SCMP_ACT_ALLOW);
+    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    if (f && seccomp_rule_add(f, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(io_uring_setup), 0) == 0)
+        seccomp_load(f);
+    seccomp_release(f);
 }
 
 void sandbox_begin(struct sandbox *s, const char *reads)

@@ -27,6 +27,10 @@ struct sandbox {
 
 #define SANDBOX_TEXT 96
 
+/* Before the event loop is made: io_uring_setup fails with ENOSYS, whatever is configured later. What a ring is asked for no filter
+ * sees; libuv makes one with each loop (since 1.45; from 1.50 on whatever UV_USE_IO_URING says), and does without where it gets
+ * none. Sets no_new_privs. */
+void sandbox_without_rings(void);
 /* Before threads are started that it shall hold: no_new_privs and Landlock. reads: a file whose folder a driver may read (a
  * manifest), or "". What a kernel does not have is noted in s, and left out. */
 void sandbox_begin(struct sandbox *s, const char *reads);

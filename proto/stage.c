@@ -439,7 +439,7 @@ int stage_run(const struct stage_ops *ops, int fd, const char *token)
 {
     if (!token && !die_with_parent())
         return 1;
-    setenv("UV_USE_IO_URING", "0", 0); /* some versions of libuv would; seccomp cannot see what a ring is asked for */
+    sandbox_without_rings();
     struct stage_io *io = stage_open(ops, fd, token);
     if (!io)
         return 1;

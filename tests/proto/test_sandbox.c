@@ -27,6 +27,7 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <uv.h>
 
 #include "proto/sandbox.h"
 #include "proto/shm.h"
@@ -887,6 +888,35 @@ static void test_off(void **state)
     close(fd);
 }
 
+static int count_rings(void)
+{
+    int n = 0;
+    for (int fd = 0; fd < 64; fd++) {
+        char name[32], target[64] = "";
+        snprintf(name, sizeof(name), "/proc/self/fd/%d", fd);
+        n += readlink(name, target, sizeof(target) - 1) > 0 && strstr(target, "[io_uring]");
+    }
+    return n;
+}
+
+/* Before anything else is known of the configuration; an event loop then does without. */
+static void test_without_rings(void **state)
+{
+    (void)state;
+    pid_t pid = fork();
+    if (pid == 0) {
+        uv_loop_t loop;
+        sandbox_without_rings();
+        bool refused = try_io_uring() < 0 && errno == ENOSYS;
+        bool works = uv_loop_init(&loop) == 0 && uv_run(&loop, UV_RUN_DEFAULT) == 0;
+        _exit(refused && works && count_rings() == 0 ? 0 : 1);
+    }
+    int status = 0;
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 0);
+}
+
 /* The user's own cache is not touched. */
 static int make_cache(void **state)
 {
@@ -919,6 +949,7 @@ int main(void)
                                        FD_TEST(test_cache),
                                        FD_TEST(test_core),
                                        FD_TEST(test_says_what_is_in_force),
-                                       FD_TEST(test_off)};
+                                       FD_TEST(test_off),
+                                       FD_TEST(test_without_rings)};
     return cmocka_run_group_tests(tests, make_cache, remove_cache);
 }
