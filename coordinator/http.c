@@ -28,6 +28,7 @@
 #define TICK_MS 250
 #define SPARE 16u /* connections above the limit: they can ask, and get an answer which says that there are too many */
 #define PEM_MAX_BYTES (1u << 20)
+#define CLIENT_DISCIPLINE_LVL ((enum MHD_OPTION)38) /* MHD_OPTION_..., which headers before 1.0 do not know */
 
 static void on_handle_closed(uv_handle_t *handle)
 {
@@ -224,15 +225,21 @@ static int open_secrets(struct http *h, struct err *err)
 static int start_daemon(struct http *h, int fd, struct err *err)
 {
     const struct config_http *c = h->config;
-    struct MHD_OptionItem tls[] = {
-        {MHD_OPTION_HTTPS_MEM_CERT, 0, h->tls_cert}, {MHD_OPTION_HTTPS_MEM_KEY, 0, h->tls_key}, {MHD_OPTION_END, 0, NULL}};
+    struct MHD_OptionItem some[4] = {{MHD_OPTION_END, 0, NULL}}, *next = some;
+    if (h->tls_cert) {
+        *next++ = (struct MHD_OptionItem){MHD_OPTION_HTTPS_MEM_CERT, 0, h->tls_cert};
+        *next++ = (struct MHD_OptionItem){MHD_OPTION_HTTPS_MEM_KEY, 0, h->tls_key};
+    }
+    if (http_library_is_strict())
+        *next++ = (struct MHD_OptionItem){CLIENT_DISCIPLINE_LVL, 1, NULL};
+    *next = (struct MHD_OptionItem){MHD_OPTION_END, 0, NULL};
     unsigned flags = MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG | (h->tls_cert ? MHD_USE_TLS : 0);
     h->daemon = MHD_start_daemon(flags, 0, NULL, NULL, http_on_request, h, MHD_OPTION_EXTERNAL_LOGGER, on_log, NULL,
                                  MHD_OPTION_LISTEN_SOCKET, fd, MHD_OPTION_CONNECTION_LIMIT, c->max_connections + SPARE,
                                  MHD_OPTION_CONNECTION_TIMEOUT, c->timeout, MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)POOL_BYTES,
                                  MHD_OPTION_SIGPIPE_HANDLED_BY_APP, 1, MHD_OPTION_URI_LOG_CALLBACK, http_on_target, h,
                                  MHD_OPTION_NOTIFY_COMPLETED, http_on_completed, h, MHD_OPTION_NOTIFY_CONNECTION, on_connection, h,
-                                 MHD_OPTION_ARRAY, h->tls_cert ? tls : tls + 2, MHD_OPTION_END);
+                                 MHD_OPTION_ARRAY, some, MHD_OPTION_END);
     if (h->daemon)
         return 0;
     close(fd);

@@ -2,13 +2,15 @@
  * Refuses heads of requests that two readers could understand differently: what a proxy takes for one request must not be another
  * one here. Called by http_request.c for each request, inside MHD_run, on the loop's thread.
  *
- * libmicrohttpd (0.9.75) does not refuse what it does not understand: of a header that goes on in the next line it keeps the
- * beginning, of a value with a NUL what stands before it, of several spaces in the first line one. But it hands out all parts of
- * a head where they lie in its buffer, so one rule finds whatever it left out: each part begins where the one before it ended,
- * but for the characters that separate them, and the last one ends where the head ends. Only addresses are compared; should
- * another version keep its parts elsewhere, nothing passes. What it cannot find is a line that ends with NUL LF: libmicrohttpd has
- * written NULs over CR LF by then. MHD_OPTION_STRICT_FOR_CLIENT stays off: it finds less, and its answers are HTML with two heads
- * (no Host), or none (spaces). */
+ * libmicrohttpd refuses them itself since 1.0, told to be strict; what is left here is what it does not look at.
+ *
+ * Older ones (Debian 12: 0.9.75) do not refuse what they do not understand: of a header that goes on in the next line they keep the
+ * beginning, of a value with a NUL what stands before it, of several spaces in the first line one. But they hand out all parts of
+ * a head where they lie in their buffer, so one rule finds whatever was left out: each part begins where the one before it ended,
+ * but for the characters that separate them, and the last one ends where the head ends. Only addresses are compared; should one
+ * of them keep its parts elsewhere, nothing passes. What it cannot find is a line that ends with NUL LF: libmicrohttpd has
+ * written NULs over CR LF by then. Their MHD_OPTION_STRICT_FOR_CLIENT stays off: it finds less, and its answers are HTML with two
+ * heads (no Host), or none (spaces). */
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -23,6 +25,11 @@ struct head {
     bool gap, bad_name, bad_value;
     unsigned n[N_SINGLE];
 };
+
+bool http_library_is_strict(void)
+{
+    return atoi(MHD_get_version()) >= 1; /* of the one that runs, not of the one that it was built with */
+}
 
 const char *http_header(const struct http_exchange *x, const char *name)
 {
@@ -73,7 +80,7 @@ static struct head look_at_head(const struct http_exchange *x, const char *url, 
     struct head f = {.next = version + strlen(version) + 2,
                      .gap = !info || url != target || version != target + x->c->target_bytes + 1};
     MHD_get_connection_values_n(x->c->mhd, MHD_HEADER_KIND, look_at_header, &f);
-    f.gap = f.gap || f.next + 2 != method + info->header_size;
+    f.gap = !http_library_is_strict() && (f.gap || f.next + 2 != method + info->header_size);
     return f;
 }
 

@@ -78,6 +78,8 @@ void http_run_soon(struct http *h);
 bool http_full(const struct http *h); /* more connections have a request that is whole, and not answered yet, than may */
 /* http_head.c */
 void *http_on_target(void *cls, const char *target, struct MHD_Connection *mhd);
+/* Refuses heads and chunks that can be read in two ways, with HTML of its own. */
+bool http_library_is_strict(void);
 const char *http_header(const struct http_exchange *x, const char *name); /* NULL: there is none */
 /* False: it was answered, and nothing behind it on the connection may be taken for a request. ret_length: of the body, 0 where it
  * comes in chunks. */

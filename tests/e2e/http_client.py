@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """A server under test and its clients, for test_http*.py: http.client for ordinary requests, sockets where bytes matter."""
+import ctypes
 import http.client
 import json
 import os
@@ -12,6 +13,13 @@ import tandem
 from tandem import check, config, model
 
 JSON = {"Content-Type": "application/json"}
+
+
+def library_is_strict():
+    """Since 1.0 libmicrohttpd refuses what is ambiguous itself, with HTML of its own, or without an answer."""
+    library = ctypes.CDLL("libmicrohttpd.so.12")
+    library.MHD_get_version.restype = ctypes.c_char_p
+    return int(library.MHD_get_version().split(b".")[0]) >= 1
 
 
 class Server:

