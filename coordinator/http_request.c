@@ -87,6 +87,17 @@ static enum http_method method_of(const char *name)
     return strcmp(name, "POST") == 0 ? HTTP_POST : HTTP_OTHER;
 }
 
+/* What a target in absolute form ("http://host/path", RFC 9112, 3.2.2) asks of the host in `host`; one in origin form as it is.
+ * NULL: it names another host. */
+static const char *path_of(const char *url, const char *host)
+{
+    size_t scheme = strncasecmp(url, "http://", 7) == 0 ? 7 : strncasecmp(url, "https://", 8) == 0 ? 8 : 0;
+    size_t n = scheme ? strcspn(url + scheme, "/?") : 0;
+    if (scheme && (!host || strlen(host) != n || strncasecmp(host, url + scheme, n) != 0))
+        return NULL;
+    return scheme && url[scheme + n] != '/' ? "/" : url + scheme + n;
+}
+
 /* The head of a request is there. False: it was answered. */
 static bool begin(struct http_exchange *x, const char *url, const char *method, const char *version)
 {
@@ -98,8 +109,14 @@ static bool begin(struct http_exchange *x, const char *url, const char *method, 
     x->close = !good || http_header(x, "Expect") || length > DROP_FACTOR * h->config->max_body;
     if (!good)
         return false;
-    if (strlen(url) >= sizeof(x->path)) {
-        http_error(x, 414, NULL, "bad_request", "the path has %zu bytes; expected at most %zu", strlen(url), sizeof(x->path) - 1);
+    const char *path = path_of(url, http_header(x, "Host"));
+    if (!path) {
+        http_error(x, 400, NULL, "bad_request", "the first line asks another host than the header Host names; expected the same");
+        return false;
+    }
+    snprintf(x->path, sizeof(x->path), "%.*s", (int)MIN(strcspn(path, "?"), sizeof(x->path) - 1), path);
+    if (strlen(path) >= sizeof(x->path)) {
+        http_error(x, 414, NULL, "bad_request", "the path has %zu bytes; expected at most %zu", strlen(path), sizeof(x->path) - 1);
         return false;
     }
     if (!check_origin(x))

@@ -277,6 +277,22 @@ def test_chunks_are_the_last():
                     check(headers["connection"] == "close" and c.ended() and c.buffer == b"", version, end, headers, c.buffer)
 
 
+def test_absolute_form():
+    """As a proxy is asked (RFC 9112, 3.2.2): the same, if it names the host that the header names."""
+    with Server() as s:
+        for target, host, status in (("http://localhost/v1/models", "localhost", 200), ("HTTP://LocalHost:80/v1/models?a=b", "localhost:80", 200),
+                                     ("https://[::1]/health", "[::1]", 200), ("http://localhost", "localhost", 200),
+                                     ("http://localhost?/health", "localhost", 200), ("http://localhost/nowhere", "localhost", 404),
+                                     ("http://evil.example/health", "localhost", 400), ("http://localhost/health", "localhost:80", 400),
+                                     ("http://localhost.evil.example/health", "localhost", 400), ("http:///health", "localhost", 400),
+                                     ("http://x@localhost/health", "localhost", 400), ("http://evil.example/health", "evil.example", 403),
+                                     ("ftp://localhost/health", "localhost", 404), ("/http://localhost/health", "localhost", 404)):
+            with Raw(s, f"GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()) as c:
+                answer = c.response()
+                check(answer and answer[0] == status, target, host, status, answer)
+        alive(s)
+
+
 def test_pipelining():
     body = json.dumps({"prompt": "Once", "max_tokens": 3, "temperature": 0}).encode()
     one = post("/v1/completions", body, f"Content-Length: {len(body)}")
