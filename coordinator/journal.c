@@ -122,8 +122,7 @@ static int write_head(struct journal_file *f, const struct journal_request *q)
     auto_free char *buf = malloc(sizeof(struct header) + n);
     if (!buf)
         return -ENOMEM;
-    struct header h = {.magic = MAGIC,
-                       .model_bytes = j->model_bytes,
+    struct header h = {.model_bytes = j->model_bytes,
                        .model_time_ns = j->model_time_ns,
                        .seed = q->sample.seed,
                        .n_prompt = q->n_prompt,
@@ -137,6 +136,7 @@ static int write_head(struct journal_file *f, const struct journal_request *q)
                        .top_p = q->sample.top_p,
                        .min_p = q->sample.min_p,
                        .repeat_penalty = q->sample.repeat_penalty};
+    memcpy(h.magic, MAGIC, sizeof(h.magic));
     char *rest = buf + sizeof(h);
     memcpy(rest, j->model, path_bytes);
     memcpy(rest + path_bytes, q->ids, q->n_prompt * sizeof(uint32_t));

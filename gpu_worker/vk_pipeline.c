@@ -92,12 +92,12 @@ int vk_cache_open(const struct vk_device *d, const char *folder, struct vk_cache
     if (!c)
         return err_set(err, -ENOMEM, "vulkan: out of memory");
     c->device = d;
-    c->header = (struct cache_header){.magic = "TANDEMV1",
-                                      .vendor = d->properties.vendorID,
+    c->header = (struct cache_header){.vendor = d->properties.vendorID,
                                       .device = d->properties.deviceID,
                                       .driver = d->properties.driverVersion,
                                       .header_bytes = sizeof(c->header),
                                       .shaders = checksum_of_shaders()};
+    memcpy(c->header.magic, "TANDEMV1", sizeof(c->header.magic));
     memcpy(c->header.uuid, d->properties.pipelineCacheUUID, VK_UUID_SIZE);
     find_path(c, folder);
     size_t bytes = 0;

@@ -189,8 +189,10 @@ static void hostile(enum ring_side victim, int32_t off)
     struct pair p;
     void *m;
     pair_open(&p, 4, 4096, NEAR_WRAP);
-    for (int i = 0; i < 2; i++)
-        assert_non_null(ring_reserve(p.rings[RING_PRODUCER])), ring_commit(p.rings[RING_PRODUCER]);
+    for (int i = 0; i < 2; i++) {
+        assert_non_null(ring_reserve(p.rings[RING_PRODUCER]));
+        ring_commit(p.rings[RING_PRODUCER]);
+    }
     assert_ok(shm_map(p.ring_fd, 4096, true, &m, err));
     uint32_t *index = (uint32_t *)(void *)((uint8_t *)m + (victim == RING_CONSUMER ? HEAD_OFFSET : TAIL_OFFSET));
     *index += (uint32_t)off;
