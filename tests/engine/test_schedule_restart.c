@@ -207,7 +207,7 @@ static void test_pages_are_freed(void **state)
             assert_int_equal(schedule_submit(w.s, &p, NULL, NULL), 0);
         }
         schedule_pump(w.s);
-        for (uint32_t n = 0; schedule_active(w.s); n++) {
+        while (schedule_active(w.s)) {
             world_step(&w);
             world_drain(&w);
             if (random_next(&seed) % 12 == 0) { /* died, and twice while suspected: with flights dropped, too */
