@@ -299,13 +299,19 @@ class Torture(Folder):
     def look(self, p):
         """At each process of an idle pipeline. Pids come again, so a process is known by its start as well; one that still starts has
         next to nothing."""
-        for name, pid in (("coordinator", p.process.pid), *((s, p.stage(s)) for s in STAGES)):
-            if name != "coordinator" and not p.count(f"{name} (pid {pid}) is ready: "):
+        stages = {s: p.stage(s) for s in STAGES}
+        ready = {s for s, pid in stages.items() if p.count(f"{s} (pid {pid}) is ready: ")}
+        for name, pid in (("coordinator", p.process.pid), *stages.items()):
+            if name != "coordinator" and name not in ready:
                 continue
             try:
                 with open(f"/proc/{pid}/stat", encoding="utf-8") as f:
                     start = f.read().rpartition(")")[2].split()[19]
                 looks = self.looks.setdefault((name, pid, start), [])
+                if name == "coordinator" and not looks:  # in a recovery it has a thread less
+                    if len(ready) < len(STAGES):
+                        continue
+                    time.sleep(0.1)
                 held, end = self.held(pid), time.monotonic() + SETTLE
                 while looks and self.grown(name, looks[0], held) and time.monotonic() < end:  # the last recovery may be under way
                     time.sleep(0.05)
