@@ -61,12 +61,11 @@ void *http_on_target(void *cls, const char *target, struct MHD_Connection *mhd)
 static enum MHD_Result look_at_header(void *cls, enum MHD_ValueKind kind, const char *name, size_t name_bytes, const char *value,
                                       size_t value_bytes)
 {
-    static const char token[] = "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
     struct head *f = cls;
     (void)kind;
     f->gap = f->gap || name != f->next || value <= name + name_bytes; /* a colon, and spaces, stood before the value */
     f->next = value + value_bytes + 2;
-    f->bad_name = f->bad_name || !*name || name[strspn(name, token)];
+    f->bad_name = f->bad_name || !*name || name[strspn(name, HTTP_TOKEN)];
     f->bad_value = f->bad_value || has_control(value);
     for (unsigned i = 0; i < N_SINGLE; i++)
         f->n[i] += strcasecmp(name, single_names[i]) == 0;

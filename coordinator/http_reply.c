@@ -62,8 +62,8 @@ static ssize_t on_read(void *cls, uint64_t pos, char *buf, size_t max)
  * JavaScript sends a dozen of its own; they mean nothing here. What comes back is made of names of headers alone. */
 static const char *headers_allowed(const struct http_exchange *x)
 {
-    static const char names[] = "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ, ";
-    const char *asked = MHD_lookup_connection_value(x->c->mhd, MHD_HEADER_KIND, "Access-Control-Request-Headers");
+    static const char names[] = HTTP_TOKEN ", ";
+    const char *asked = http_header(x, "Access-Control-Request-Headers");
     size_t n = asked ? strlen(asked) : 0;
     return n && n <= MAX_ASKED && !asked[strspn(asked, names)] ? asked : "Authorization, Content-Type";
 }
