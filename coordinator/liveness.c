@@ -156,7 +156,10 @@ static void check_books(struct stage *st, const struct ring_books *b, const stru
     struct err why = {0};
     uint64_t patience = LOST_LIMIT + s->o.config->heartbeat_s * SECOND;
     int32_t missing = (int32_t)(b->taken - b->given);
-    uint64_t owes = lasts(s, missing > 0, &st->owes_ns, now), idle = lasts(s, could_go_on(st, b, w), &st->idle_ns, now);
+    bool moved = b->taken != st->taken || b->given != st->given; /* what waits is not what waited */
+    uint64_t owes = lasts(s, missing > 0, &st->owes_ns, now), idle = lasts(s, !moved && could_go_on(st, b, w), &st->idle_ns, now);
+    st->taken = b->taken;
+    st->given = b->given;
     if (owes > LOST_LIMIT) {
         err_set(&why, -ETIMEDOUT, "%s (pid %d) lost %d chunk%s: it took %u and passed %u on, %.1f s ago (see 'deadlines')",
                 msg_role_name(st->role), st->pid, missing, missing == 1 ? "" : "s", b->taken, b->given, seconds(owes));
@@ -170,6 +173,13 @@ static void check_books(struct stage *st, const struct ring_books *b, const stru
                 seconds(idle), seconds(patience));
         hangs(st, idle, &why);
     }
+}
+
+static void forget_chunks(struct supervise *s)
+{
+    s->lost_since_ns = 0;
+    for (int i = 0; i < MSG_ROLES; i++)
+        s->stages[i].owes_ns = s->stages[i].idle_ns = 0;
 }
 
 /* Chunks on their way: somebody has each, or it lies in a ring. */
@@ -186,19 +196,22 @@ static void check_chunks(struct supervise *s, uint64_t now)
         child_kill(s->stages[MSG_ROLE_LOADER].child, &why);
         return;
     }
+    if (n == 0) { /* what was seen of the last one is over */
+        forget_chunks(s);
+        return;
+    }
     for (int i = 0; i < MSG_ROLES; i++) {
         status_read(s->stages[i].page, &work[i]);
         busy |= work[i].since_ns || work[i].wait != STATUS_INPUT;
     }
-    int full = n ? rings_books(s->rings, done, books, &why) : 0;
+    int full = rings_books(s->rings, done, books, &why);
     if (full < 0) {
         log_warn("supervise", "the rings cannot be looked at: %s", why.text);
         return;
     }
-    for (int i = 0; n && i < MSG_ROLES; i++)
+    for (int i = 0; i < MSG_ROLES; i++)
         check_books(&s->stages[i], &books[i], &work[i], now);
-    uint64_t lost = lasts(s, n && !full && !busy, &s->lost_since_ns, now),
-             patience = LOST_LIMIT + s->o.config->heartbeat_s * SECOND;
+    uint64_t lost = lasts(s, !full && !busy, &s->lost_since_ns, now), patience = LOST_LIMIT + s->o.config->heartbeat_s * SECOND;
     if (lost <= patience)
         return;
     err_set(&why, -ETIMEDOUT,
@@ -206,13 +219,6 @@ static void check_chunks(struct supervise *s, uint64_t now)
             n == 1 ? " is" : "s are", n == 1 ? "it" : "them", seconds(lost), n == 1 ? "it" : "them");
     for (int i = 0; i < MSG_ROLES; i++)
         hangs(&s->stages[i], lost, &why);
-}
-
-static void forget_chunks(struct supervise *s)
-{
-    s->lost_since_ns = 0;
-    for (int i = 0; i < MSG_ROLES; i++)
-        s->stages[i].owes_ns = s->stages[i].idle_ns = 0;
 }
 
 /* The most bytes that the loader was asked to fill and did not; 0: it owes nothing. */
