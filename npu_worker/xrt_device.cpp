@@ -92,6 +92,7 @@ struct about {
     const char *what;
     int otherwise;
     struct err *err;
+    bool maps = false; // the driver maps memory of its own in it
 };
 
 bool mentions(const char *text, const char *part)
@@ -109,23 +110,31 @@ int out_of_memory(xrt_device *d, std::size_t wanted, const char *text, const abo
         a.what, (wanted + 1023) >> 10, static_cast<unsigned long long>(held >> 10), text);
 }
 
-// amdxdna maps buffers locked; the kernel says EAGAIN where RLIMIT_MEMLOCK is below their sum.
+// amdxdna maps its heap and buffers locked; the kernel says EAGAIN where RLIMIT_MEMLOCK is below their sum, EPERM where it is 0.
+bool is_locked_memory(int code, const char *text, std::size_t wanted, const about &a)
+{
+    if (!wanted && !a.maps)
+        return false;
+    return code == EAGAIN || mentions(text, "Resource temporarily unavailable") ||
+           (code == EPERM && (wanted || memlock_limit() == 0)); // at open it also means that the device may not be used
+}
+
 int locked_memory(xrt_device *d, std::size_t wanted, const char *text, const about &a)
 {
-    std::uint64_t limit = memlock_limit(), total = (d ? d->stats.bytes : 0) + wanted;
-    if (memlock_check(limit, total, a.what, a.err) < 0)
+    std::uint64_t limit = memlock_limit(), held = MEMLOCK_NPU_HEAP + (d ? d->stats.bytes : 0);
+    if (memlock_check(limit, held + wanted, a.what, a.err) < 0)
         return -EAGAIN;
     return err_set(
         a.err, -EAGAIN,
-        "%s: the driver could not lock %zu KiB in memory (%s), though the limit (ulimit -l) allows it; end programs that "
+        "%s: the driver could not lock %llu KiB in memory (%s), though the limit (ulimit -l) allows it; end programs that "
         "hold locked memory, or raise the limit with 'ulimit -l unlimited', in /etc/security/limits.d or by LimitMEMLOCK=",
-        a.what, (wanted + 1023) >> 10, text);
+        a.what, static_cast<unsigned long long>(((wanted ? wanted : held) + 1023) >> 10), text);
 }
 
 int classify(xrt_device *d, int code, const char *text, std::size_t wanted, const about &a)
 {
     code = code < 0 ? -code : code;
-    if (wanted && (code == EAGAIN || code == EPERM || mentions(text, "Resource temporarily unavailable")))
+    if (is_locked_memory(code, text, wanted, a))
         return locked_memory(d, wanted, text, a);
     if (wanted && (code == ENOMEM || mentions(text, "bad_alloc")))
         return out_of_memory(d, wanted, text, a);
@@ -164,11 +173,13 @@ int device_open(unsigned index, xrt_device **ret, struct err *err) noexcept
     std::snprintf(what, sizeof(what), "NPU %u cannot be opened", index);
     std::unique_ptr<xrt_device> d;
     struct err said = {0, ""};
-    int r = call(nullptr, 0, {what, -ENODEV, &said}, [&] {
+    int r = call(nullptr, 0, {what, -ENODEV, &said, true}, [&] {
         d = std::make_unique<xrt_device>();
         d->name = "without a name";
         d->device = xrt::device{index};
     });
+    if (r == -EAGAIN)
+        return err_set(err, r, "%s; the NPU's buffers come on top of that ('coordinator plan' says how many bytes)", said.text);
     if (r < 0)
         return err_set(
             err, r,
@@ -256,7 +267,7 @@ int load_kernel(xrt_device *d, const char *xclbin, const char *prefix, xrt_kerne
     std::snprintf(what, sizeof(what), "xclbin '%.140s'", xclbin);
     if (d->lost)
         return refuse_lost(d, what, err);
-    return call(d, 0, {what, -ENOEXEC, err}, [&] {
+    return call(d, 0, {what, -ENOEXEC, err, true}, [&] {
         auto k = std::make_unique<xrt_kernel>();
         k->device = d;
         k->held = find_loaded(d, xclbin, prefix);

@@ -10,6 +10,9 @@
 struct err;
 
 #define MEMLOCK_UNLIMITED UINT64_MAX
+/* That the user's half of that driver locks for itself when a device is opened, before any buffer: its heap, mapped with MAP_LOCKED
+ * (amd/xdna-driver, src/shim/kmq/pcidev.cpp; its issue 903 has the message with this length). Read there, not measured. */
+#define MEMLOCK_NPU_HEAP (UINT64_C(64) << 20)
 
 /* Bytes; unlimited also where the process has CAP_IPC_LOCK, for which the limit does not hold. */
 uint64_t memlock_limit(void);

@@ -299,7 +299,7 @@ def test_faults():
         same_text(cpu, json.loads(r.stdout)["output_ids"], want, ids, BOUND["q8_0"], fault)
 
     at_open = (("no_device=1", "NPU 0 cannot be opened"), ("crash_open=1", "crashed"), ("load_fail=1", "failed to load xclbin"), ("memory=100000", "out of NPU memory"),
-               ("memlock=100000", "could not lock"))
+               ("memlock=100000", "limits.d"), ("memlock_open=1", "limits.d"))
     while_running = ((f"hang_at={FAULT_AT}", "not done within 500 ms"), (f"timeout_at={FAULT_AT}", "ERT_CMD_STATE_TIMEOUT"),
                      (f"error_at={FAULT_AT}", "ended it with an error"), (f"abort_at={FAULT_AT}", "it was aborted"),
                      (f"submit_fail={FAULT_AT}", "could not be submitted"), ("sync_fail=200", "unable to sync"))  # 144 carry weights

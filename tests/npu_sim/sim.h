@@ -16,13 +16,14 @@
 
 /* sim_faults.c */
 enum sim_fault {
-    SIM_NO_DEVICE,  /* 1: there is none */
-    SIM_CRASH_OPEN, /* 1: abort() when it is opened */
-    SIM_HANG_OPEN,  /* 1: opening does not return */
-    SIM_LOAD_FAIL,  /* 1: xclbins are refused */
-    SIM_MEMORY,     /* bytes of buffers at most, command packets not counted: ENOMEM */
-    SIM_MEMLOCK,    /* likewise, but EAGAIN, as a locked mapping above RLIMIT_MEMLOCK */
-    SIM_SYNC_FAIL,  /* number of the sync that fails, from 1; all faults below likewise */
+    SIM_NO_DEVICE,    /* 1: there is none */
+    SIM_CRASH_OPEN,   /* 1: abort() when it is opened */
+    SIM_HANG_OPEN,    /* 1: opening does not return */
+    SIM_LOAD_FAIL,    /* 1: xclbins are refused */
+    SIM_MEMORY,       /* bytes of buffers at most, command packets not counted: ENOMEM */
+    SIM_MEMLOCK,      /* likewise, but EAGAIN, as a locked mapping above RLIMIT_MEMLOCK */
+    SIM_MEMLOCK_OPEN, /* 1: opening throws what AMD's driver library throws where its heap may not be locked */
+    SIM_SYNC_FAIL,    /* number of the sync that fails, from 1; all faults below likewise */
     SIM_SUBMIT_FAIL,
     SIM_HANG_AT,     /* the run never completes */
     SIM_TIMEOUT_AT,  /* ERT_CMD_STATE_TIMEOUT */
@@ -86,6 +87,7 @@ void sim_queue_restart(void);       /* runs are counted from 1 again */
 
 /* sim_glue.cpp */
 struct axlf;
+void sim_glue_refuse_lock(void); /* throws */
 void *sim_glue_attach(void *handle, unsigned index);
 void sim_glue_detach(void *core);
 int sim_glue_register(void *core, const struct axlf *top);

@@ -44,6 +44,8 @@ xclDeviceHandle xclOpen(unsigned index, const char *log, enum xclVerbosityLevel 
     }
     if (sim_fault(SIM_CRASH_OPEN))
         abort();
+    if (sim_fault(SIM_MEMLOCK_OPEN))
+        sim_glue_refuse_lock();
     while (sim_fault(SIM_HANG_OPEN))
         pause();
     struct device *d = calloc(1, sizeof(*d));

@@ -1,9 +1,14 @@
 /* SPDX-License-Identifier: MIT
  * Every fault of the simulated NPU ends in its own error with a sentence that helps, and a lost device is left alone. */
 #include <errno.h>
+#include <linux/capability.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
+#include "proto/memlock.h"
 #include "proto/util.h"
 #include "tests/npu_sim/rig.h"
 #include "tests/npu_sim/sim.h"
@@ -78,6 +83,40 @@ static int locked_memory(const char *folder) /* of 64 KiB */
     CHECK_ERR(r.ops->make_buffer(r.kernel, 0, 1 << 20, &a, err), -EAGAIN, "LimitMEMLOCK");
     CHECK(!a && !r.ops->lost(r.device));
     rig_close(&r);
+    return 0;
+}
+
+/* The limit of this process, for which it gives up the capability that lifts it. */
+static int limit_locked(rlim_t bytes)
+{
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3] = {0};
+    const struct rlimit l = {.rlim_cur = bytes, .rlim_max = bytes};
+    CHECK(syscall(SYS_capget, &header, data) == 0);
+    data[0].effective &= ~(1u << CAP_IPC_LOCK);
+    CHECK(syscall(SYS_capset, &header, data) == 0 && setrlimit(RLIMIT_MEMLOCK, &l) == 0);
+    return 0;
+}
+
+/* AMD's driver locks a heap when a device is opened: under a common limit not even that succeeds. */
+static int locked_memory_at_open(const char *folder)
+{
+    struct rig r;
+    CHECK(limit_locked(4 << 20) == 0);
+    CHECK_ERR(rig_open(&r, folder, norm, 1, err), -EAGAIN,
+              "NPU 0 cannot be opened: 65536 KiB have to be locked in memory, but the limit (ulimit -l) is 4096 KiB");
+    CHECK_ERR(r.ops->open(0, &r.device, err), -EAGAIN, "LimitMEMLOCK=67108864");
+    CHECK_ERR(r.ops->open(0, &r.device, err), -EAGAIN, "the NPU's buffers come on top of that");
+    return 0;
+}
+
+/* The same answer where the limit is not what is in the way. */
+static int locked_memory_at_open_in_spite(const char *folder)
+{
+    struct rig r;
+    bool allowed = memlock_limit() >= MEMLOCK_NPU_HEAP;
+    CHECK_ERR(rig_open(&r, folder, norm, 1, err), -EAGAIN,
+              allowed ? "could not lock 65536 KiB in memory (mmap(addr=" : "65536 KiB have to be locked");
     return 0;
 }
 
@@ -238,6 +277,8 @@ static void test_memory(void **state)
     (void)state;
     rig_case(memory, "memory=65536");
     rig_case(locked_memory, "memlock=65536");
+    rig_case(locked_memory_at_open, "memlock_open=1");
+    rig_case(locked_memory_at_open_in_spite, "memlock_open=1");
     rig_case(arena, "memory=2147483648");
 }
 
