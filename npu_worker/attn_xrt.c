@@ -149,7 +149,7 @@ static int open_device(struct attn_xrt *a, const struct attn_backend_options *o,
         r = xrt_products_bytes(&a->products, o->chunk_tokens, &bytes, err);
     bytes += a->resident * xrt_products_kept(&a->products);
     if (r == 0 && a->ops->locks_memory)
-        r = memlock_check(memlock_limit(), bytes, "the NPU's buffers", err);
+        r = memlock_check(memlock_limit(), MEMLOCK_NPU_HEAP + bytes, "the NPU's buffers and its driver's heap", err);
     if (r == 0)
         r = budget_take(a->budget, BUDGET_DEVICE, bytes, err);
     if (r < 0)

@@ -304,7 +304,7 @@ int make(xrt_kernel *k, int argument, std::size_t bytes, xrt::bo::flags flags, c
     if (k->device->lost)
         return refuse_lost(k->device, a.what, a.err);
 #if HW_CONTEXT
-    if (memlock_check(memlock_limit(), k->device->stats.bytes + bytes, a.what, a.err) < 0)
+    if (memlock_check(memlock_limit(), MEMLOCK_NPU_HEAP + k->device->stats.bytes + bytes, a.what, a.err) < 0)
         return -EAGAIN;
 #endif
     return call(k->device, bytes, a, [&] {

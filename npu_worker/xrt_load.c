@@ -68,8 +68,9 @@ static void print_limit(FILE *out)
     if (limit == MEMLOCK_UNLIMITED)
         fprintf(out, "locked memory: unlimited\n");
     else
-        fprintf(out, "locked memory (ulimit -l): %s; the buffers of a Ryzen AI NPU must fit in it (npu.memory)\n",
-                util_format_bytes(text, sizeof(text), limit));
+        fprintf(out,
+                "locked memory (ulimit -l): %s; a Ryzen AI NPU's buffers (npu.memory) must fit in it, and %u MiB of its driver\n",
+                util_format_bytes(text, sizeof(text), limit), (unsigned)(MEMLOCK_NPU_HEAP >> 20));
 }
 
 int xrt_load_list(FILE *out, struct err *err)

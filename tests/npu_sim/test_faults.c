@@ -110,6 +110,21 @@ static int locked_memory_at_open(const char *folder)
     return 0;
 }
 
+/* What has to be locked for one buffer more: the heap, what is held and the buffer. */
+static int locked_memory_with_heap(const char *folder)
+{
+    struct rig r;
+    struct xrt_buffer *a = NULL, *b = NULL;
+    CHECK(limit_locked(4 << 20) == 0);
+    CHECK_OK(rig_open(&r, folder, norm, 1, err));
+    CHECK_OK(r.ops->make_buffer(r.kernel, 0, 60 << 10, &a, err));
+    CHECK_ERR(r.ops->make_buffer(r.kernel, 0, 1 << 20, &b, err), -EAGAIN,
+              "NPU buffer: 66620 KiB have to be locked in memory, but the limit (ulimit -l) is 4096 KiB");
+    r.ops->free_buffer(a);
+    rig_close(&r);
+    return 0;
+}
+
 /* The same answer where the limit is not what is in the way. */
 static int locked_memory_at_open_in_spite(const char *folder)
 {
@@ -277,6 +292,7 @@ static void test_memory(void **state)
     (void)state;
     rig_case(memory, "memory=65536");
     rig_case(locked_memory, "memlock=65536");
+    rig_case(locked_memory_with_heap, "memlock=65536");
     rig_case(locked_memory_at_open, "memlock_open=1");
     rig_case(locked_memory_at_open_in_spite, "memlock_open=1");
     rig_case(arena, "memory=2147483648");
