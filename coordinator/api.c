@@ -149,7 +149,7 @@ static void route(struct api *a, struct http_exchange *x, size_t i)
 {
     enum http_method m = http_method(x);
     if (m == HTTP_GET ? !routes[i].get : m != HTTP_POST || !routes[i].post) {
-        http_error(x, 405, NULL, "method_not_allowed", "'%s' takes %s", routes[i].path, routes[i].get ? "GET" : "POST");
+        http_not_allowed(x, routes[i].get ? "GET, HEAD" : "POST");
         return;
     }
     if (routes[i].needs_engine && !ready(a, x))

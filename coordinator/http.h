@@ -47,6 +47,8 @@ void http_set_type(struct http_exchange *x, const char *type, const char *policy
 /* OpenAI's error object. param, code: may be NULL. */
 void http_error(struct http_exchange *x, unsigned status, const char *param, const char *code, const char *fmt, ...)
     __attribute__((format(printf, 5, 6)));
+/* 405: this path takes other methods, "GET, HEAD" for instance; a text that lives on. */
+void http_not_allowed(struct http_exchange *x, const char *takes);
 /* The text of such an object, malloc'ed; NULL: out of memory. */
 char *http_error_json(unsigned status, const char *param, const char *code, const char *text);
 

@@ -53,7 +53,10 @@ void *http_on_target(void *cls, const char *target, struct MHD_Connection *mhd)
     (void)cls;
     if (c) {
         c->target_bytes = strlen(target);
-        c->bad_target = has_control(target) || strpbrk(target, " \t") || strstr(target, "%00");
+        c->scheme_bytes = strncasecmp(target, "http://", 7) == 0 ? 7 : strncasecmp(target, "https://", 8) == 0 ? 8 : 0;
+        const char *host = target + c->scheme_bytes;
+        size_t host_bytes = c->scheme_bytes ? strcspn(host, "/?") : 0;
+        c->bad_target = has_control(target) || strpbrk(target, " \t") || strstr(target, "%00") || memchr(host, '%', host_bytes);
     }
     return NULL;
 }
@@ -90,7 +93,9 @@ bool http_head_check(struct http_exchange *x, const char *url, const char *metho
     unsigned twice = 0;
     while (twice < N_SINGLE && f.n[twice] < 2)
         twice++;
-    if (f.gap)
+    if (!*method || method[strspn(method, HTTP_TOKEN)])
+        http_error(x, 400, NULL, "bad_request", "the method has characters that methods do not have");
+    else if (f.gap)
         http_error(
             x, 400, NULL, "bad_request",
             "the head is not plain; expected lines that end with CR LF, none that goes on in the next one, no NUL, and single "
@@ -99,8 +104,8 @@ bool http_head_check(struct http_exchange *x, const char *url, const char *metho
         http_error(x, 400, NULL, "bad_request", "a header's name has characters that names do not have");
     else if (f.bad_value)
         http_error(x, 400, NULL, "bad_request", "a header's value has control characters");
-    else if (x->c->bad_target)
-        http_error(x, 400, NULL, "bad_request", "the path or its query has spaces, control characters or %%00");
+    else if (x->c->bad_target || has_control(url))
+        http_error(x, 400, NULL, "bad_request", "the path or its query has spaces or control characters, or its host has %%");
     else if (!http_header(x, "Host") && strcmp(version, "HTTP/1.0") != 0)
         http_error(x, 400, NULL, "bad_request", "the header Host is missing; expected one");
     else if (twice < N_SINGLE)

@@ -21,6 +21,7 @@ struct connection {
     uv_poll_t watch;         /* for the client's end, while libmicrohttpd does not look */
     uint64_t since_ns;       /* the connection, or its last answer; a request must be there within the timeout */
     size_t target_bytes;     /* of the request that comes, as it was sent: with its %XX and its query */
+    size_t scheme_bytes;     /* of a target in absolute form ("http://", RFC 9112, 3.2.2); 0: in origin form */
     bool bad_target;         /* it has what no target has */
 };
 
@@ -68,7 +69,7 @@ struct http_exchange {
     unsigned status, retry_after;
     char *answer;
     size_t n_answer;
-    const char *type, *policy; /* of the answer; NULL: JSON, none */
+    const char *type, *policy, *allow; /* of the answer; NULL: JSON, none, none */
     struct http_work work;
     uint64_t deadline_ns; /* 0: none */
 };

@@ -82,8 +82,8 @@ static void add_headers(const struct http_exchange *x, struct MHD_Response *r)
     MHD_add_response_header(r, "X-Content-Type-Options", "nosniff");
     if (x->status == 401)
         MHD_add_response_header(r, "WWW-Authenticate", "Bearer");
-    if (x->status == 405)
-        MHD_add_response_header(r, "Allow", x->method == HTTP_POST ? "GET, HEAD" : "POST");
+    if (x->allow)
+        MHD_add_response_header(r, "Allow", x->allow);
     if (x->close)
         MHD_add_response_header(r, "Connection", "close");
     if (x->retry_after) {
@@ -188,6 +188,12 @@ void http_error(struct http_exchange *x, unsigned status, const char *param, con
     http_set_type(x, NULL, NULL);
     char *body = http_error_json(status, param, code, text);
     http_reply(x, status, body, body ? strlen(body) : 0, status == 429 || status == 503 ? 1 : 0);
+}
+
+void http_not_allowed(struct http_exchange *x, const char *takes)
+{
+    x->allow = takes;
+    http_error(x, 405, NULL, "method_not_allowed", "'%s' takes %s", x->path, takes);
 }
 
 static void set_work(struct http_exchange *x, const struct http_work *w, enum http_state state)

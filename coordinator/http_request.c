@@ -4,6 +4,7 @@
  *
  * A refusal is sent when the body was read and dropped: who is still sending may never see an answer. Where the body's end is not
  * certain, is far away or waits for a "100 Continue", it is sent at once and ends the connection. */
+#include <arpa/inet.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -27,10 +28,16 @@ static bool host_is_local(const char *host)
 {
     size_t n = host[0] == '[' ? strcspn(host, "]") + (strchr(host, ']') != NULL) : strcspn(host, ":");
     const char *port = host + n;
-    if (n == 0 || (*port && (*port != ':' || port[1 + strspn(port + 1, "0123456789")])))
+    char name[64];
+    struct in6_addr address;
+    if (n == 0 || n >= sizeof(name) || (*port && (*port != ':' || port[1 + strspn(port + 1, "0123456789")])))
         return false;
-    return strspn(host, "0123456789.") == n || (host[0] == '[' && host[n - 1] == ']') ||
-           (n == 9 && strncasecmp(host, "localhost", 9) == 0);
+    if (host[0] != '[') {
+        snprintf(name, sizeof(name), "%.*s", (int)n, host);
+        return inet_pton(AF_INET, name, &address) == 1 || strcasecmp(name, "localhost") == 0;
+    }
+    snprintf(name, sizeof(name), "%.*s", (int)n - 2, host + 1);
+    return host[n - 1] == ']' && inet_pton(AF_INET6, name, &address) == 1;
 }
 
 /* A page in somebody's browser may reach this port, too: those of other origins are refused unless 'http.cors' names them. */
@@ -87,15 +94,14 @@ static enum http_method method_of(const char *name)
     return strcmp(name, "POST") == 0 ? HTTP_POST : HTTP_OTHER;
 }
 
-/* What a target in absolute form ("http://host/path", RFC 9112, 3.2.2) asks of the host in `host`; one in origin form as it is.
- * NULL: it names another host. */
-static const char *path_of(const char *url, const char *host)
+/* What a target in absolute form ("http://host/path") asks of the host in `host`; one in origin form as it is. NULL: it names
+ * another host. */
+static const char *path_of(const char *url, size_t scheme, const char *host)
 {
-    size_t scheme = strncasecmp(url, "http://", 7) == 0 ? 7 : strncasecmp(url, "https://", 8) == 0 ? 8 : 0;
-    size_t n = scheme ? strcspn(url + scheme, "/?") : 0;
+    size_t n = scheme ? strcspn(url + scheme, "/") : 0;
     if (scheme && (!host || strlen(host) != n || strncasecmp(host, url + scheme, n) != 0))
         return NULL;
-    return scheme && url[scheme + n] != '/' ? "/" : url + scheme + n;
+    return scheme && !url[scheme + n] ? "/" : url + scheme + n;
 }
 
 /* The head of a request is there. False: it was answered. */
@@ -104,17 +110,16 @@ static bool begin(struct http_exchange *x, const char *url, const char *method, 
     struct http *h = x->c->h;
     uint64_t length = 0;
     x->method = method_of(method);
-    snprintf(x->path, sizeof(x->path), "%.*s", (int)MIN(strcspn(url, "?"), sizeof(x->path) - 1), url);
     bool good = http_head_check(x, url, method, version, &length);
     x->close = !good || http_header(x, "Expect") || length > DROP_FACTOR * h->config->max_body;
     if (!good)
         return false;
-    const char *path = path_of(url, http_header(x, "Host"));
+    const char *path = path_of(url, x->c->scheme_bytes, http_header(x, "Host"));
     if (!path) {
         http_error(x, 400, NULL, "bad_request", "the first line asks another host than the header Host names; expected the same");
         return false;
     }
-    snprintf(x->path, sizeof(x->path), "%.*s", (int)MIN(strcspn(path, "?"), sizeof(x->path) - 1), path);
+    snprintf(x->path, sizeof(x->path), "%s", path);
     if (strlen(path) >= sizeof(x->path)) {
         http_error(x, 414, NULL, "bad_request", "the path has %zu bytes; expected at most %zu", strlen(path), sizeof(x->path) - 1);
         return false;
@@ -141,7 +146,10 @@ static enum MHD_Result begin_exchange(struct MHD_Connection *mhd, const char *ur
     *con_cls = x;
     if (!begin(x, url, method, version) && x->close)
         return http_send(x);
-    x->close = http_header(x, "Transfer-Encoding") != NULL; /* how libmicrohttpd reads chunks and trailers cannot be looked at */
+    /* How libmicrohttpd reads chunks and trailers cannot be looked at. And before 1.0 a line of a colon alone ends a head (the
+     * colon is overwritten, so it cannot be seen): what is a header to another reader is the body here, and its end may be a
+     * request. */
+    x->close = http_header(x, "Transfer-Encoding") || (!http_library_is_strict() && http_header(x, "Content-Length"));
     return MHD_YES;
 }
 
@@ -223,11 +231,12 @@ enum MHD_Result http_on_request(void *cls, struct MHD_Connection *mhd, const cha
 void http_on_completed(void *cls, struct MHD_Connection *mhd, void **con_cls, enum MHD_RequestTerminationCode how)
 {
     struct http *h = cls;
+    static const char *const methods[] = {[HTTP_GET] = "GET", [HTTP_POST] = "POST", [HTTP_OTHER] = "another method for"};
     struct http_exchange *x = *con_cls;
     (void)mhd;
     if (!x)
         return;
-    log_debug("http", "%s %s: %u%s", x->method == HTTP_POST ? "POST" : "GET", x->path, x->status,
+    log_debug("http", "%s %s: %u%s", methods[x->method], x->path, x->status,
               how == MHD_REQUEST_TERMINATED_COMPLETED_OK ? "" : ", cut off");
     *con_cls = NULL;
     x->c->x = NULL;

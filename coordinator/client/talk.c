@@ -45,8 +45,9 @@ struct talk {
     struct config *config;
     struct remote *remote;
     int signal_fd, signal; /* 0: none came */
-    bool terminal;
-    struct line *line; /* NULL: `lines` */
+    bool terminal;         /* both sides: a conversation */
+    bool on_terminal;      /* what is printed */
+    struct line *line;     /* NULL: `lines` */
     struct lines lines;
     struct conversation said;
     char model[128];
@@ -135,7 +136,7 @@ static int add_text(struct talk *t, const char *text, struct err *err)
     a->n += n;
     if (!shown)
         return err_set(err, -ENOMEM, "answer: out of memory");
-    n = t->terminal ? harmless(shown, n) : n;
+    n = t->on_terminal ? harmless(shown, n) : n;
     if (fwrite(shown, 1, n, stdout) != n || fflush(stdout) == EOF)
         return err_set_errno(err, errno ? -errno : -EIO, "standard output: cannot be written");
     return 0;
@@ -509,7 +510,8 @@ static int find_model(struct talk *t, struct err *err)
 int talk_run(const struct options *o, int *ret_signal, struct err *err)
 {
     struct talk t = {.o = o, .signal_fd = -1};
-    t.terminal = !o->prompt && isatty(STDIN_FILENO) && isatty(STDOUT_FILENO);
+    t.on_terminal = isatty(STDOUT_FILENO);
+    t.terminal = !o->prompt && isatty(STDIN_FILENO) && t.on_terminal;
     int r = config_load(o->config, o->sets, o->n_sets, &t.config, err);
     if (r < 0)
         return r;

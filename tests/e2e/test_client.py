@@ -377,11 +377,15 @@ def test_what_a_server_may_say():
             check(len(lines) == 1 and lines[0].isprintable() and all(w in lines[0] for w in words), words, r.stderr)
     # no control character reaches a terminal; a file gets what was said
     nasty = "a\x1b]0;title\x07b\u009bc\td\x7fe"
-    with Fake((200, {}, events(nasty)), (200, {}, events(nasty))) as s:
+    with Fake(*[(200, {}, events(nasty))] * 3) as s:
         with Chat(s.url) as t:
             shown = t.ask("say it")
             check("".join(shown.split()) == "a]0;titlebcde", repr(shown))
             t.quit()
+        with Terminal(command=tandem.command("coordinator", "client", "--url", s.url, "--prompt", "a")) as t:
+            shown = t.read_until(r"e\n")
+            check(shown == "a]0;titlebc\tde\n", repr(shown))
+            t.leave(0)
         check(client("--url", s.url, "--prompt", "a").stdout == nasty + "\n", "not what was said")
 
 

@@ -220,6 +220,8 @@ def test_folded_heads():
         b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\n .example\r\n\r\n",
         b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\nOrigin: http://example.org\r\n\r\n",
         b"GET /v1/models\0x HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        *(method + b" /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
+          for method in (b"G\x01T", b"GET\tX", b"G\x7f\xff", b"X:", b"GET:", b"X\rGET", b"\r\rGET")),
         *(post("/tokenize", body, length, line) for line in ("X: y\rTransfer-Encoding: chunked", "X: y\r", "X: \x01", "X: \x7f")),
         *(b"GET " + target + b" HTTP/1.1\r\nHost: localhost\r\n\r\n"
           for target in (b"/v1/models%00x", b"/v1/models?a=%00", b"/health\r", b"/health\x7f", b"/he\x0balth", b"/health\t")),
@@ -230,13 +232,33 @@ def test_folded_heads():
                 is_refused(c, data, 400, 411)
         for data in (post("/tokenize", body, length, "X:y", "Y: \t z \t", "Z:", "Cookie: a=b; c"), hidden.replace(b"/v1", b"/%76%31"),
                      hidden.replace(b"models", b"models?a=b&c=%20&d"), b"\r\n" + hidden):
-            with Raw(s, data * 3) as c:
-                check([c.response()[0] for _ in range(3)] == [200] * 3, data)
+            times = 1 if data.startswith(b"POST") and not library_is_strict() else 3  # there a body ends the connection
+            with Raw(s, data * times) as c:
+                check([c.response()[0] for _ in range(times)] == [200] * times, data)
         large = hidden.replace(b"Host", b"X: %s\r\nHost" % (b"x" * 24000))
         with Raw(s) as c:  # wherever the pieces end, and the buffer is moved
             for piece in [bytes([b]) for b in hidden * 2] + [large, hidden + large[:99], large[99:20000], large[20000:] + hidden]:
                 c.send(piece)
             check([c.response()[0] for _ in range(6)] == [200] * 6, "in pieces")
+        alive(s)
+
+
+def test_heads_that_end_early():
+    """libmicrohttpd before 1.0 takes a line of a colon for the end of a head, and overwrites it, so that nobody can see it. Whatever
+    another reader takes for the rest of the head, or for the body behind it, is no request here."""
+    ends = (b"\r\n:\n", b"\n:\r\n", b"\n:A\n", b"\0\r\n\n", b"\0A\n\n", b"\n\0\r\n", b"\n\0A\n", b"\0\n:\n")
+    hidden = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    body = b"a" * 99 + b"\r\n" + hidden
+    with Server() as s:
+        for end in ends:
+            rest = end + b"X: " + b"a" * 60 + b"\r\n\r\n"
+            heads = [b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d" % n + rest + body
+                     for n in (len(body), 100 + len(rest) - len(end))]
+            heads.append(b"GET /health HTTP/1.1\r\nHost: localhost" + end + b"X: /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n" + hidden)
+            for data in heads:
+                with Raw(s, data) as c:
+                    c.response()
+                    check(c.ended() and b'"object":"list"' not in c.buffer, "what was hidden is answered:", data, c.buffer)
         alive(s)
 
 
@@ -286,7 +308,9 @@ def test_absolute_form():
                                      ("http://evil.example/health", "localhost", 400), ("http://localhost/health", "localhost:80", 400),
                                      ("http://localhost.evil.example/health", "localhost", 400), ("http:///health", "localhost", 400),
                                      ("http://x@localhost/health", "localhost", 400), ("http://evil.example/health", "evil.example", 403),
-                                     ("ftp://localhost/health", "localhost", 404), ("/http://localhost/health", "localhost", 404)):
+                                     ("ftp://localhost/health", "localhost", 404), ("/http://localhost/health", "localhost", 404),
+                                     ("%68ttp://localhost/health", "localhost", 404), ("http:%2F%2Flocalhost/health", "localhost", 404),
+                                     ("http://localhost%2Fhealth", "localhost", 400), ("http://localhost/health%0a", "localhost", 400)):
             with Raw(s, f"GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()) as c:
                 answer = c.response()
                 check(answer and answer[0] == status, target, host, status, answer)
@@ -298,9 +322,13 @@ def test_pipelining():
     one = post("/v1/completions", body, f"Content-Length: {len(body)}")
     get = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with Server() as s:
-        with Raw(s, get + one + get + one + get) as c:
-            kinds = [json.loads(c.response()[2])["object"] for _ in range(5)]
-            check(kinds == ["list", "text_completion"] * 2 + ["list"], kinds)
+        with Raw(s, get + get + one + get) as c:
+            kinds = [json.loads(c.response()[2])["object"] for _ in range(3)]
+            check(kinds == ["list", "list", "text_completion"], kinds)
+            if library_is_strict():
+                check(c.response()[0] == 200, "behind a body")
+            else:  # where the library thinks that a body ends need not be where another reader does
+                check(c.ended() and c.buffer == b"", c.buffer)
         with Raw(s, (b"GET /health HTTP/1.0\r\n\r\n")) as c:
             check(c.response()[0] == 200 and c.ended(), "HTTP/1.0")
         streamed = json.dumps({"prompt": "Once", "max_tokens": 3, "stream": True}).encode()
