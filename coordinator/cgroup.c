@@ -18,6 +18,8 @@
 #include "proto/util.h"
 
 #define CHILDREN_MAX 8
+#define CHARGE_MAX \
+    (UINT64_C(1) << 20) /* the kernel asks for less at once; what does not fit leaves a group so far below its limit */
 #define STALE_TRIES 100 /* a stage whose coordinator was killed a moment ago is still ending */
 #define STALE_WAIT_US 10000
 
@@ -252,17 +254,140 @@ static bool is_ours(const char *path)
            base[8 + strspn(base + 8, "0123456789")] == '\0';
 }
 
-bool cgroup_stale_kill(const char *path, const char *name, uint64_t *ret_cap, uint64_t *ret_peak)
+/* ---- kills ---- */
+
+/* How often a group's limit was reached. v2 counts when nothing could be taken back for it (before Linux 5.12 with groups below),
+ * v1 every time. */
+static uint64_t times_full(const char *dir, bool v2)
+{
+    uint64_t n = 0;
+    if (v2)
+        return read_event(dir, has_word(dir, "memory.events.local", "oom") ? "memory.events.local" : "memory.events", "oom");
+    read_u64(dir, "memory.failcnt", &n);
+    return n;
+}
+
+/* v1: memory and swap together have a limit of their own, which comes first where it is the same, and is not counted (Linux 6.18);
+ * its peak tells, for as long as the group is there. */
+static bool both_full(const char *dir)
+{
+    uint64_t peak, limit;
+    return read_u64(dir, "memory.memsw.max_usage_in_bytes", &peak) == 0 &&
+           read_u64(dir, "memory.memsw.limit_in_bytes", &limit) == 0 && peak + CHARGE_MAX >= limit;
+}
+
+static bool was_full(const char *dir, bool v2, uint64_t before)
+{
+    return times_full(dir, v2) > before || (!v2 && both_full(dir));
+}
+
+static uint64_t times_killed(const char *dir, bool v2)
+{
+    return read_event(dir, v2 ? "memory.events" : "memory.oom_control", "oom_kill");
+}
+
+/* A group of a process, and those above it up to the mount. */
+struct place {
+    bool v2, capped;
+    char own[PATH_MAX + 128], above[PATH_MAX + 128]; /* not capped: the same */
+    size_t mount;                                    /* length of the mount's path */
+};
+
+static bool find_place(const struct cgroup *g, const char *proc, const char *name, struct place *ret)
+{
+    char mount[1024], self[2048];
+    *ret = (struct place){.v2 = g && g->v2, .capped = g != NULL};
+    if (g) {
+        snprintf(ret->own, sizeof(ret->own), "%s/%s", g->path, name);
+        snprintf(ret->above, sizeof(ret->above), "%s", g->parent);
+        ret->mount = strlen(g->root);
+        return true;
+    }
+    bool v1 = find_mount(proc, false, mount, sizeof(mount)) && find_self(proc, false, self, sizeof(self));
+    if (!v1 && (!find_mount(proc, true, mount, sizeof(mount)) || !find_self(proc, true, self, sizeof(self))))
+        return false;
+    ret->v2 = !v1;
+    ret->mount = strlen(mount);
+    snprintf(ret->own, sizeof(ret->own), "%s%s", mount, self);
+    snprintf(ret->above, sizeof(ret->above), "%s", ret->own);
+    return true;
+}
+
+/* From a group to the one above it; false: that was the mount. */
+static bool go_up(char *dir, size_t mount)
+{
+    char *slash = strrchr(dir, '/');
+    if (!slash || slash < dir + mount)
+        return false;
+    *slash = '\0';
+    return true;
+}
+
+static void count(const struct place *p, struct cgroup_counts *ret)
 {
     char dir[PATH_MAX + 128];
-    if (!is_ours(path) || (size_t)snprintf(dir, sizeof(dir), "%s/%s", path, name) >= sizeof(dir))
+    *ret = (struct cgroup_counts){.kills = times_killed(p->own, p->v2), .full = p->capped ? times_full(p->own, p->v2) : 0};
+    snprintf(dir, sizeof(dir), "%s", p->above);
+    for (int i = 0; i < CGROUP_ABOVE_MAX; i++) {
+        ret->above[i] = times_full(dir, p->v2);
+        if (!go_up(dir, p->mount))
+            return;
+    }
+}
+
+/* The nearest group whose limit was reached since `before`. */
+static void find_cause(const struct place *p, const struct cgroup_counts *before, struct cgroup_kill *ret)
+{
+    char dir[PATH_MAX + 128];
+    bool cap = p->capped && was_full(p->own, p->v2, before->full);
+    *ret = (struct cgroup_kill){.cause = cap ? CGROUP_CAP : CGROUP_MACHINE, .capped = p->capped};
+    if (p->capped && read_u64(p->own, p->v2 ? "memory.peak" : "memory.max_usage_in_bytes", &ret->peak) < 0)
+        ret->peak = 0; /* before Linux 5.19 */
+    snprintf(dir, sizeof(dir), "%s", p->above);
+    for (int i = 0; ret->cause == CGROUP_MACHINE && i < CGROUP_ABOVE_MAX; i++) {
+        if (was_full(dir, p->v2, before->above[i]) &&
+            read_u64(dir, p->v2 ? "memory.max" : "memory.limit_in_bytes", &ret->limit) == 0) {
+            ret->cause = CGROUP_LIMIT;
+            snprintf(ret->group, sizeof(ret->group), "%.*s", (int)sizeof(ret->group) - 1, dir);
+        }
+        if (!go_up(dir, p->mount))
+            return;
+    }
+}
+
+void cgroup_count(const struct cgroup *g, const char *proc, const char *name, struct cgroup_counts *ret)
+{
+    struct place p;
+    *ret = (struct cgroup_counts){0};
+    if (find_place(g, proc, name, &p))
+        count(&p, ret);
+}
+
+bool cgroup_killed(const struct cgroup *g, const char *proc, const char *name, const struct cgroup_counts *before,
+                   struct cgroup_kill *ret)
+{
+    struct place p;
+    if (!find_place(g, proc, name, &p) || times_killed(p.own, p.v2) <= before->kills)
         return false;
-    bool v2 = read_u64(dir, "memory.limit_in_bytes", ret_cap) < 0;
-    if (v2 && read_u64(dir, "memory.max", ret_cap) < 0)
+    find_cause(&p, before, ret);
+    return true;
+}
+
+bool cgroup_stale_kill(const char *path, const char *name, uint64_t *ret_cap, struct cgroup_kill *ret)
+{
+    char mount[1024];
+    struct place p = {.capped = true};
+    if (!is_ours(path) || (size_t)snprintf(p.own, sizeof(p.own), "%s/%s", path, name) >= sizeof(p.own))
         return false;
-    if (read_u64(dir, v2 ? "memory.peak" : "memory.max_usage_in_bytes", ret_peak) < 0)
-        *ret_peak = 0; /* before Linux 5.19 */
-    return read_event(dir, v2 ? "memory.events" : "memory.oom_control", "oom_kill") > 0;
+    p.v2 = read_u64(p.own, "memory.limit_in_bytes", ret_cap) < 0;
+    if ((p.v2 && read_u64(p.own, "memory.max", ret_cap) < 0) || times_killed(p.own, p.v2) == 0 ||
+        !find_mount(NULL, p.v2, mount, sizeof(mount)))
+        return false;
+    p.mount = strlen(mount);
+    snprintf(p.above, sizeof(p.above), "%s", path);
+    go_up(p.above, p.mount);
+    find_cause(&p, &(struct cgroup_counts){0}, ret);
+    return true;
 }
 
 void cgroup_remove_stale(const char *path)
@@ -417,7 +542,7 @@ uint64_t cgroup_kills(const struct cgroup *g, const char *name)
 {
     char dir[PATH_MAX + 128];
     snprintf(dir, sizeof(dir), "%s/%s", g->path, name);
-    return read_event(dir, g->v2 ? "memory.events" : "memory.oom_control", "oom_kill");
+    return times_killed(dir, g->v2);
 }
 
 void cgroup_close(struct cgroup *g)

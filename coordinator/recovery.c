@@ -13,6 +13,7 @@
 #include "coordinator/cgroup.h"
 #include "coordinator/child.h"
 #include "coordinator/configure.h"
+#include "coordinator/oom.h"
 #include "coordinator/plan.h"
 #include "coordinator/rings.h"
 #include "coordinator/segments.h"
@@ -31,19 +32,20 @@ static void fail(struct supervise *s, const struct err *why, const char *then)
     supervise_fail(s, &err);
 }
 
-/* A kill by the kernel for memory is told apart from any other. */
+/* A kill by the kernel for memory is told apart from any other. True: its own cap was too small, and will be again. */
 static bool passed_cap(struct stage *st, struct err *why)
 {
     const struct supervise *s = st->owner;
     const char *name = msg_role_name(st->role);
-    uint64_t kills = s->o.cgroup ? cgroup_kills(s->o.cgroup, name) : 0;
-    char cap[32];
-    bool more = kills > st->cap_kills;
-    st->cap_kills = kills;
-    if (more)
-        err_set(why, -ECHILD, "%s (pid %d) was killed by the kernel: it needed more than its cap of %s; raise 'memory.%s'", name,
-                st->pid, util_format_bytes(cap, sizeof(cap), s->o.plan->process[configure_process(st->role)].cap), name);
-    return more;
+    struct cgroup_kill kill;
+    char who[64], remedy[64], text[sizeof(why->text)];
+    if (!cgroup_killed(s->o.cgroup, NULL, name, &st->counts, &kill))
+        return false;
+    snprintf(who, sizeof(who), "%s (pid %d)", name, st->pid);
+    snprintf(remedy, sizeof(remedy), "raise 'memory.%s'", name);
+    oom_describe(&kill, who, s->o.plan->process[configure_process(st->role)].cap, remedy, text, sizeof(text));
+    err_set(why, -ECHILD, "%s", text);
+    return kill.cause == CGROUP_CAP;
 }
 
 /* What a loader filled and did not come to say. What it did not fill is asked for again when its successor comes; the segments of a

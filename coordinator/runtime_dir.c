@@ -17,6 +17,7 @@
 #include <sys/stat.h>
 
 #include "coordinator/cgroup.h"
+#include "coordinator/oom.h"
 #include "proto/err.h"
 #include "proto/log.h"
 #include "proto/stage_connect.h"
@@ -62,21 +63,15 @@ static void keep_requests(int base, const char *name)
 /* Who is killed for memory cannot say so; its group still can. */
 static void tell_kill(const char *cgroup, const char *name)
 {
-    uint64_t cap = 0, peak = 0;
-    char allowed[32], used[32];
-    if (!cgroup_stale_kill(cgroup, "coordinator", &cap, &peak))
+    uint64_t cap = 0;
+    struct cgroup_kill kill;
+    char who[64], text[sizeof(kill.group) + 512];
+    if (!cgroup_stale_kill(cgroup, "coordinator", &cap, &kill))
         return;
-    util_format_bytes(allowed, sizeof(allowed), cap);
-    util_format_bytes(used, sizeof(used), peak);
-    if (peak && peak < cap - cap / 32)
-        log_warn("memory",
-                 "coordinator %s was killed by the kernel for want of memory around it: it used at most %s of its cap of %s", name,
-                 used, allowed);
-    else
-        log_warn("memory",
-                 "coordinator %s was killed by the kernel: it needed more than its cap of %s; raise 'memory.coordinator', or lower "
-                 "'http.max_body', 'http.max_queue' or 'sequences'",
-                 name, allowed);
+    snprintf(who, sizeof(who), "coordinator %.20s", name);
+    oom_describe(&kill, who, cap, "raise 'memory.coordinator', or lower 'http.max_body', 'http.max_queue' or 'sequences'", text,
+                 sizeof(text));
+    log_warn("memory", "%s", text);
 }
 
 static void remove_stale(int base, const char *name)

@@ -92,6 +92,7 @@ int supervise_start_stage(struct stage *st, struct err *err)
 {
     const struct supervise *s = st->owner;
     const char *name = msg_role_name(st->role);
+    cgroup_count(s->o.cgroup, NULL, name, &st->counts);
     int r = child_start(st->child, err);
     if (!child_spawned(st->child)) {
         log_info("supervise", "waiting for %s to connect at '%s'", name, s->o.stage_socket);

@@ -7,6 +7,7 @@
 #include <stdbool.h>
 #include <uv.h>
 
+#include "coordinator/cgroup.h"
 #include "coordinator/restart.h"
 #include "coordinator/supervise.h"
 #include "proto/err.h"
@@ -32,17 +33,17 @@ struct stage {
     bool segments_known;
     char backend[64];
     struct status *page;
-    uint64_t pinged_ns;    /* the oldest ping after which nothing was heard; 0: none */
-    uint64_t moved_ns;     /* when it was configured, or announced or was given a segment last */
-    uint64_t asked_ns;     /* its last PAUSE or START, or the start of the process */
-    uint64_t cap_kills;    /* of this stage by the kernel, so far */
-    uint64_t silent_ns;    /* it hung: how long already when that was noticed */
-    uint64_t owes_ns;      /* since when it has taken more chunks than it passed on; 0: it has not */
-    uint32_t bad_input;    /* what it said of its last error: 1 + the number of an input that makes no sense; 0: another */
-    uint32_t bad_output;   /* likewise: of an output of which its reader says what cannot be */
-    uint64_t idle_ns;      /* since when it waits for what is there; 0: it does not */
-    uint32_t taken, given; /* by its books when they were looked at last */
-    uv_timer_t delay;      /* until it is started again, or missed */
+    uint64_t pinged_ns;          /* the oldest ping after which nothing was heard; 0: none */
+    uint64_t moved_ns;           /* when it was configured, or announced or was given a segment last */
+    uint64_t asked_ns;           /* its last PAUSE or START, or the start of the process */
+    struct cgroup_counts counts; /* of kills and limits, when it was started */
+    uint64_t silent_ns;          /* it hung: how long already when that was noticed */
+    uint64_t owes_ns;            /* since when it has taken more chunks than it passed on; 0: it has not */
+    uint32_t bad_input;          /* what it said of its last error: 1 + the number of an input that makes no sense; 0: another */
+    uint32_t bad_output;         /* likewise: of an output of which its reader says what cannot be */
+    uint64_t idle_ns;            /* since when it waits for what is there; 0: it does not */
+    uint32_t taken, given;       /* by its books when they were looked at last */
+    uv_timer_t delay;            /* until it is started again, or missed */
     bool delay_open;
     struct restart restart;
     struct supervise_stage_stats stats;

@@ -201,6 +201,46 @@ def test_kill_for_a_cap():
     check(not left_behind(), left_behind())
 
 
+def test_kill_for_others():
+    """A group around everything has less than the caps allow: the error names it and its limit, and no cap to raise."""
+    if tandem.SANITIZE:
+        tandem.skip("sanitizers take memory of their own")
+    with open("/proc/self/cgroup", encoding="utf-8") as f:
+        own = [line.strip().split(":", 2)[2] for line in f if line.split(":")[1] == "memory"]
+    around = f"/sys/fs/cgroup/memory{own[0].rstrip('/')}/around-{os.getpid()}" if own else None
+    try:
+        os.mkdir(around or "")
+    except OSError:
+        tandem.skip("no cgroup of v1 that groups can be made in")
+    try:
+        with open(f"{around}/memory.limit_in_bytes", "w", encoding="utf-8") as f:
+            f.write(str(300 << 20))
+
+        def enter():
+            with open(f"{around}/cgroup.procs", "w", encoding="utf-8") as f:
+                f.write(str(os.getpid()))
+
+        for caps in (None, "watched"):
+            process = start("coordinator", "--config", config(model("demo", "q8_0"), memory__gpu_worker="2GiB", restarts=0), *LONG,
+                            "--fault", "gpu_worker:oom@20", env={"TANDEM_CAPS": caps}, preexec_fn=enter)
+            _, err = finish(process, 120)
+            check(process.returncode == 1, "status", process.returncode, err)
+            check("gpu_worker (pid " in err and "for want of memory around it" in err, caps, err)
+            check(f"group '{around}' was at its limit of 300.0 MiB" in err and "raise 'memory" not in err, caps, err)
+            check("of its cap of 2.0 GiB" in err or caps, err)
+            check(not left_behind(), left_behind())
+    finally:
+        wait_until(lambda: not os.path.exists(around) or remove(around), 10, "the group is not empty")
+
+
+def remove(folder):
+    try:
+        os.rmdir(folder)
+        return True
+    except OSError:
+        return False
+
+
 def test_end_of_input():
     """One prompt per line from a pipe; the end of input is a clean end."""
     r = tandem.run("coordinator", "--config", config(model("demo", "bf16")), "--temperature", "0",

@@ -206,6 +206,66 @@ static void test_left_around(void **state)
     assert_int_equal(left, 0);
 }
 
+/* Who was too small when the kernel killed: the cap itself, the nearest group above that reached its limit since, or none of them.
+ */
+static void test_why_killed(void **state)
+{
+    (void)state;
+    int pid = (int)getpid();
+    char proc[300], expected[400];
+    struct err err = {0};
+    struct cgroup_counts before;
+    struct cgroup_kill kill;
+    make_tree("f/g", "memory");
+    put("8000000\n", "cg/f/memory.max");
+    put("low 0\noom 5\noom_kill 5\n", "cg/f/memory.events");
+    put("low 0\noom 1\n", "cg/f/memory.events.local"); /* what happened to groups below is not its own */
+    put("max\n", "cg/f/g/memory.max");
+    put("low 0\noom 3\noom_kill 3\n", "cg/f/g/memory.events");
+    struct cgroup *g = open_tree();
+    assert_int_equal(cgroup_add(g, "npu_worker", 4242, 1 << 20, &err), 0);
+    cgroup_count(g, NULL, "npu_worker", &before);
+    assert_false(cgroup_killed(g, NULL, "npu_worker", &before, &kill)); /* what was killed earlier is told no more */
+    put("oom 2\noom_kill 2\n", "cg/f/g/tandem-%d/npu_worker/memory.events", pid);
+    put("low 0\noom 6\n", "cg/f/memory.events");
+    assert_true(cgroup_killed(g, NULL, "npu_worker", &before, &kill));
+    assert_int_equal(kill.cause, CGROUP_MACHINE);
+    assert_true(kill.capped && kill.peak == 123456);
+    put("oom 2\n", "cg/f/memory.events.local");
+    assert_true(cgroup_killed(g, NULL, "npu_worker", &before, &kill));
+    assert_int_equal(kill.cause, CGROUP_LIMIT);
+    assert_int_equal(kill.limit, 8000000);
+    snprintf(expected, sizeof(expected), "%s/cg/f", root);
+    assert_string_equal(kill.group, expected);
+    put("oom 3\noom_kill 2\n", "cg/f/g/tandem-%d/npu_worker/memory.events", pid);
+    assert_true(cgroup_killed(g, NULL, "npu_worker", &before, &kill));
+    assert_int_equal(kill.cause, CGROUP_CAP);
+    cgroup_close(g);
+
+    snprintf(proc, sizeof(proc), "%s/proc", root); /* without groups of ours, and v1: in the one that all are in */
+    snprintf(expected, sizeof(expected), "cgroup %s/w1 cgroup rw,memory 0 0\n", root);
+    put(expected, "proc/mounts");
+    put("4:memory:/box/job\n", "proc/cgroup");
+    put("oom_kill_disable 0\nunder_oom 0\noom_kill 1\n", "w1/box/job/memory.oom_control");
+    put("9223372036854771712\n", "w1/box/job/memory.limit_in_bytes");
+    put("3\n", "w1/box/memory.failcnt");
+    put("6000000\n", "w1/box/memory.limit_in_bytes");
+    cgroup_count(NULL, proc, "npu_worker", &before);
+    put("4\n", "w1/box/memory.failcnt");
+    assert_false(cgroup_killed(NULL, proc, "npu_worker", &before, &kill)); /* taken back from files, perhaps */
+    put("oom_kill_disable 0\nunder_oom 0\noom_kill 2\n", "w1/box/job/memory.oom_control");
+    assert_true(cgroup_killed(NULL, proc, "npu_worker", &before, &kill));
+    assert_true(kill.cause == CGROUP_LIMIT && kill.limit == 6000000 && !kill.capped && kill.peak == 0);
+    snprintf(expected, sizeof(expected), "%s/w1/box", root);
+    assert_string_equal(kill.group, expected);
+    put("3\n", "w1/box/memory.failcnt"); /* a limit of memory and swap together */
+    put("4951424\n", "w1/box/memory.memsw.max_usage_in_bytes");
+    put("6000000\n", "w1/box/memory.memsw.limit_in_bytes");
+    assert_true(cgroup_killed(NULL, proc, "npu_worker", &before, &kill) && kill.cause == CGROUP_LIMIT);
+    put("4951423\n", "w1/box/memory.memsw.max_usage_in_bytes");
+    assert_true(cgroup_killed(NULL, proc, "npu_worker", &before, &kill) && kill.cause == CGROUP_MACHINE);
+}
+
 static void test_no_controller(void **state)
 {
     (void)state;
@@ -236,8 +296,8 @@ static int tear_down(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_caps), cmocka_unit_test(test_device),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_caps),          cmocka_unit_test(test_device),
                                        cmocka_unit_test(test_limits_around), cmocka_unit_test(test_left_around),
-                                       cmocka_unit_test(test_no_controller)};
+                                       cmocka_unit_test(test_why_killed),    cmocka_unit_test(test_no_controller)};
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
