@@ -380,6 +380,15 @@ static int check_faults(const struct config *c, uint32_t n_layers, struct err *e
     return r;
 }
 
+/* Not refused: what others hold may be given back in time. */
+static void warn_of_memory(const struct plan *p)
+{
+    char have[32], need[32];
+    if (plan_lacks_memory(p))
+        log_warn("memory", "%s of memory free; the processes need %s: close other programs first, or set 'memory.total' to less",
+                 util_format_bytes(have, sizeof(have), p->machine.available), util_format_bytes(need, sizeof(need), plan_bytes(p)));
+}
+
 int engine_open(const struct config *c, const struct gguf *g, const struct engine_options *o, struct engine **ret, struct err *err)
 {
     struct engine *e = calloc(1, sizeof(*e));
@@ -401,6 +410,8 @@ int engine_open(const struct config *c, const struct gguf *g, const struct engin
     if (r == 0)
         r = check_faults(c, e->plan.hparams.n_layers, err);
     note_model(&e->plan, c->model);
+    if (r == 0)
+        warn_of_memory(&e->plan);
     if (r == 0 && e->plan.npu.reason[0]) /* the config names a manifest: somebody wants the NPU */
         log_warn("engine", "npu_worker computes on the processor: %s", e->plan.npu.reason);
     if (r == 0 && e->plan.gpu.reason[0]) /* that there is none is no news; that one cannot be used is worth a warning */

@@ -31,6 +31,19 @@ const char *plan_process_name(enum config_process p)
     return names[p];
 }
 
+uint64_t plan_bytes(const struct plan *p)
+{
+    uint64_t bytes = 0;
+    for (int i = 0; i < CONFIG_PROCESSES; i++)
+        bytes += p->process[i].total;
+    return bytes;
+}
+
+bool plan_lacks_memory(const struct plan *p)
+{
+    return p->machine.total && plan_bytes(p) > p->machine.available;
+}
+
 bool plan_streams(const struct plan *p)
 {
     return p->residency[CONFIG_NPU].n_streamed || p->residency[CONFIG_GPU].n_streamed;

@@ -85,6 +85,10 @@ int plan_make(const struct config *c, const struct gguf *g, const struct plan_ma
 void plan_print(const struct plan *p, FILE *f);
 int plan_print_json(const struct plan *p, FILE *f, struct err *err);
 const char *plan_process_name(enum config_process p);
+uint64_t plan_bytes(const struct plan *p); /* of all processes; weights that are streamed are in it with their slots */
+/* More than the machine, or a group around us, has free now, page cache that can be taken back counted as free: it may start, and
+ * memory of others has to make way. False: or not known. */
+bool plan_lacks_memory(const struct plan *p);
 bool plan_streams(const struct plan *p); /* weights of some layers are read for every pass */
 
 #endif

@@ -107,7 +107,7 @@ static void print_machine(const struct plan *p, uint64_t total, FILE *f)
     if (p->machine.total)
         fprintf(f, "machine     %s of memory, %s of it free; the processes need %s%s\n",
                 util_format_bytes(a, sizeof(a), p->machine.total), util_format_bytes(b, sizeof(b), p->machine.available),
-                util_format_bytes(c, sizeof(c), total), total > p->machine.available ? ": close other programs first" : "");
+                util_format_bytes(c, sizeof(c), total), plan_lacks_memory(p) ? ": close other programs first" : "");
     if (p->machine.total)
         machine_print(f);
     if (memory_tokens(p) > 0)

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MIT
 """What is left after an exit, a signal, or a kill: nothing, or what the next start removes."""
+import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
 
 import tandem
@@ -201,25 +203,40 @@ def test_kill_for_a_cap():
     check(not left_behind(), left_behind())
 
 
+@contextlib.contextmanager
+def group_around(limit):
+    """A cgroup of v1 with a limit: its path, and what a process does to begin in it."""
+    with open("/proc/self/cgroup", encoding="utf-8") as f:
+        own = [line.strip().split(":", 2)[2] for line in f if line.split(":")[1] == "memory"]
+    around = f"/sys/fs/cgroup/memory{own[0].rstrip('/')}/around-{os.getpid()}" if own else ""
+    try:
+        os.mkdir(around)
+    except OSError:
+        tandem.skip("no cgroup of v1 that groups can be made in")
+
+    def write(name, value):
+        with open(f"{around}/{name}", "w", encoding="utf-8") as f:
+            f.write(str(value))
+
+    def removed():
+        try:
+            os.rmdir(around)
+            return True
+        except OSError:  # processes are ending in it
+            return False
+
+    try:
+        write("memory.limit_in_bytes", limit)
+        yield around, lambda: write("cgroup.procs", os.getpid())
+    finally:
+        wait_until(removed, 10, "the group is not empty")
+
+
 def test_kill_for_others():
     """A group around everything has less than the caps allow: the error names it and its limit, and no cap to raise."""
     if tandem.SANITIZE:
         tandem.skip("sanitizers take memory of their own")
-    with open("/proc/self/cgroup", encoding="utf-8") as f:
-        own = [line.strip().split(":", 2)[2] for line in f if line.split(":")[1] == "memory"]
-    around = f"/sys/fs/cgroup/memory{own[0].rstrip('/')}/around-{os.getpid()}" if own else None
-    try:
-        os.mkdir(around or "")
-    except OSError:
-        tandem.skip("no cgroup of v1 that groups can be made in")
-    try:
-        with open(f"{around}/memory.limit_in_bytes", "w", encoding="utf-8") as f:
-            f.write(str(300 << 20))
-
-        def enter():
-            with open(f"{around}/cgroup.procs", "w", encoding="utf-8") as f:
-                f.write(str(os.getpid()))
-
+    with group_around(300 << 20) as (around, enter):
         for caps in (None, "watched"):
             process = start("coordinator", "--config", config(model("demo", "q8_0"), memory__gpu_worker="2GiB", restarts=0), *LONG,
                             "--fault", "gpu_worker:oom@20", env={"TANDEM_CAPS": caps}, preexec_fn=enter)
@@ -229,16 +246,23 @@ def test_kill_for_others():
             check(f"group '{around}' was at its limit of 300.0 MiB" in err and "raise 'memory" not in err, caps, err)
             check("of its cap of 2.0 GiB" in err or caps, err)
             check(not left_behind(), left_behind())
-    finally:
-        wait_until(lambda: not os.path.exists(around) or remove(around), 10, "the group is not empty")
 
 
-def remove(folder):
-    try:
-        os.rmdir(folder)
-        return True
-    except OSError:
-        return False
+def test_little_is_free():
+    """A start where the plan fits the machine, but not what others leave of it, says so with the figures, as `plan` does."""
+    cfg = config(model("demo", "q8_0"))
+    need = sum(p["total"] for p in tandem.run_json("coordinator", "--config", cfg, "plan", "--json")["processes"].values())
+    with group_around(2 * need) as (_, enter):
+        hog = f"b = bytearray({need + need // 2}); print(flush=True); input()"
+        other = subprocess.Popen([sys.executable, "-c", hog], stdin=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=enter)
+        try:
+            other.stdout.readline()
+            _, err = finish(start("coordinator", "--config", cfg, "generate", "--prompt", "a", "--max-tokens", "1", preexec_fn=enter))
+            check(f"of memory free; the processes need {need / 2**20:.1f} MiB" in err and "close other programs first" in err, err)
+        finally:
+            other.communicate(b"\n")
+    _, err = finish(start("coordinator", "--config", cfg, "generate", "--prompt", "a", "--max-tokens", "1"))
+    check("of memory free" not in err, err)
 
 
 def test_end_of_input():
