@@ -12,17 +12,20 @@
 #include "coordinator/child.h"
 #include "proto/config.h"
 #include "proto/err.h"
+#include "proto/memlock.h"
 #include "proto/util.h"
 
 /* "products\tscratch\tmoved\tkept\tfixed\tM:BYTES,M:BYTES\n" and "npu\tflavour\tversion\tname\n" */
 static bool parse(const struct device_ask *a, struct npu_device *d)
 {
     const char *products = device_ask_line(a, "products"), *npu = device_ask_line(a, "npu");
+    char flavour[32];
     int at = 0, n = 0;
-    if (!products || !npu || sscanf(npu, "%*[^\t]\t%*[^\t]\t%255[^\n]", d->name) != 1 ||
+    if (!products || !npu || sscanf(npu, "%31[^\t]\t%*[^\t]\t%255[^\n]", flavour, d->name) != 2 ||
         sscanf(products, "%" SCNu64 "\t%" SCNu64 "\t%" SCNu64 "\t%" SCNu64 "\t%n", &d->scratch, &d->moved, &d->kept, &d->fixed,
                &at) != 4)
         return false;
+    d->heap = strcmp(flavour, "hw_context") == 0 ? MEMLOCK_NPU_HEAP : 0;
     for (int i = 0; i < NPU_DEVICE_GROUPS; i++, at += n) {
         n = 0;
         if (sscanf(products + at, "%" SCNu32 ":%" SCNu64 "%n", &d->groups[i].tokens, &d->groups[i].bytes, &n) != 2 || !n ||

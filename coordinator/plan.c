@@ -219,6 +219,7 @@ static void fixed(struct plan *p)
     p->process[CONFIG_COORDINATOR].fixed = (uint64_t)(3 * MIB) + vocab * 250;
     p->process[CONFIG_LOADER].fixed = (uint64_t)(3 * MIB) + vocab * 24;
     p->process[CONFIG_NPU].fixed = (uint64_t)(5 * MIB) + (p->npu.xrt ? (uint64_t)(8 * MIB) : 0); /* XRT: 4 measured */
+    p->process[CONFIG_NPU].fixed += p->npu.heap; /* locked, and so in memory as a whole; as stated, no hardware was measured */
     p->process[CONFIG_GPU].fixed = (uint64_t)(3 * MIB);
     if (p->gpu
             .vulkan) /* driver and compiler, measured: lavapipe 55 to 70 MiB with one type and 9 for each further one; NVIDIA 40 */

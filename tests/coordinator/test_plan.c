@@ -121,6 +121,27 @@ static void test_default_pool(void **state)
     assert_non_null(strstr(p.npu.reason, "'npu.memory' is 2.0 GiB"));
 }
 
+/* What AMD's driver locks for itself is npu_worker's, outside of npu.memory. */
+static void test_driver_heap(void **state)
+{
+    (void)state;
+    static struct plan without, with;
+    static const struct gpu_device none = {.vulkan = false};
+    struct npu_device npu = {.xrt = true, .name = "Simulated"};
+    const struct plan_machine m = {.gpu = &none, .npu = &npu};
+    struct config c = *config;
+    struct err err = {0};
+    strcpy(c.gpu.backend, "cpu");
+    assert_int_equal(plan_make(&c, gguf, &m, 0, &without, &err), 0);
+    npu.heap = UINT64_C(64) << 20;
+    assert_int_equal(plan_make(&c, gguf, &m, 0, &with, &err), 0);
+    assert_int_equal(with.process[CONFIG_NPU].fixed - without.process[CONFIG_NPU].fixed, npu.heap);
+    assert_true(with.process[CONFIG_NPU].cap >= without.process[CONFIG_NPU].cap + npu.heap);
+    c.npu.memory = (without.process[CONFIG_NPU].total - without.process[CONFIG_NPU].fixed + 4) / 4 * 5;
+    assert_int_equal(plan_make(&c, gguf, &m, 0, &with, &err), 0);
+    assert_true(with.npu.xrt);
+}
+
 static int plan_kv(int kv_type, uint32_t context, struct plan *ret, struct err *err)
 {
     static const struct gpu_device none = {.vulkan = false};
@@ -284,6 +305,6 @@ int main(void)
                                        cmocka_unit_test(test_device_demanded),  cmocka_unit_test(test_kv_types),
                                        cmocka_unit_test(test_machine),          cmocka_unit_test(test_machine_shrinks),
                                        cmocka_unit_test(test_device_streams),   cmocka_unit_test(test_caps_within_machine),
-                                       cmocka_unit_test(test_default_pool)};
+                                       cmocka_unit_test(test_default_pool),     cmocka_unit_test(test_driver_heap)};
     return cmocka_run_group_tests(tests, open_model, close_model);
 }
