@@ -70,6 +70,7 @@ int npu_device_find(const struct config *c, const char *stage_dir, struct npu_de
     if (device_ask(words, &a)) {
         if (parse(&a, ret)) {
             ret->xrt = true;
+            ret->lockable = c->spawn[CONFIG_NPU] ? memlock_limit() : MEMLOCK_UNLIMITED; /* what others start has its own */
             return 0;
         }
         *ret = (struct npu_device){0};

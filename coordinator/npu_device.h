@@ -23,6 +23,7 @@ struct npu_device {
     uint64_t moved;              /* bytes of weights that go to the NPU for a chunk, of one layer, where they do not stay there */
     uint64_t kept;               /* bytes of NPU memory of a layer whose weights stay */
     uint64_t heap;               /* bytes that the driver locks for itself in npu_worker; 0: this flavour's locks nothing */
+    uint64_t lockable;           /* of it and of NPU memory together, at most: the limit of locked memory, where that counts */
     char name[256];
     char reason[768]; /* why not, where the config has a manifest; "" else */
 };

@@ -280,6 +280,11 @@ static uint64_t npu_pool(const struct plan *p)
     return p->process[CONFIG_NPU].total - p->process[CONFIG_NPU].fixed;
 }
 
+uint64_t plan_locked(const struct plan *p)
+{
+    return p->npu.heap + p->process[CONFIG_NPU].bytes[BUDGET_DEVICE];
+}
+
 enum plan_limit plan_passes(const struct plan_inputs *in, const struct plan *p, enum config_process *ret_process)
 {
     const struct config *c = in->config;
@@ -291,12 +296,13 @@ enum plan_limit plan_passes(const struct plan_inputs *in, const struct plan *p, 
         least += p->process[i].total + (c->caps[i] ? 0 : MARGIN);
         caps += c->caps[i] ? c->caps[i] : p->process[i].total + MARGIN;
     }
-    return p->npu_pool && npu_pool(p) > p->npu_pool       ? PLAN_NPU_POOL
-           : c->gpu.memory && gpu_pool(p) > c->gpu.memory ? PLAN_GPU_POOL
-           : c->total && caps > c->total                  ? PLAN_TOTAL
-           : p->device_bytes > p->gpu.room                ? PLAN_DEVICE
-           : p->machine.total && least > machine_limit(p) ? PLAN_MACHINE
-                                                          : PLAN_FITS;
+    return p->npu.heap && plan_locked(p) > p->npu.lockable ? PLAN_LOCKED
+           : p->npu_pool && npu_pool(p) > p->npu_pool      ? PLAN_NPU_POOL
+           : c->gpu.memory && gpu_pool(p) > c->gpu.memory  ? PLAN_GPU_POOL
+           : c->total && caps > c->total                   ? PLAN_TOTAL
+           : p->device_bytes > p->gpu.room                 ? PLAN_DEVICE
+           : p->machine.total && least > machine_limit(p)  ? PLAN_MACHINE
+                                                           : PLAN_FITS;
 }
 
 void plan_compose(const struct plan_inputs *in, const struct plan_choice *ch, struct plan *p)

@@ -12,6 +12,8 @@
 
 #include "coordinator/plan_impl.h"
 #include "model/work_plan.h"
+#include "proto/err.h"
+#include "proto/memlock.h"
 #include "proto/util.h"
 
 #define DEFAULT_CHUNK 128
@@ -410,6 +412,7 @@ static void describe_need(const struct plan_inputs *in, const struct plan *p, ch
                  util_format_bytes(need, sizeof(need), sum), util_format_bytes(have, sizeof(have), p->machine.total));
         break;
     case PLAN_TOTAL:
+    case PLAN_LOCKED: /* has its own sentence */
     case PLAN_FITS:
     default:
         snprintf(text, size, "all processes together need %s, and 8 MiB of margin each",
@@ -426,6 +429,12 @@ void plan_refuse(const struct plan_inputs *in, struct plan *p)
     memset(r, 0, sizeof(*r));
     describe_need(in, p, need, sizeof(need));
     enum plan_limit limit = plan_passes(in, p, &process);
+    if (limit == PLAN_LOCKED) { /* no key of the configuration raises it */
+        struct err said;
+        memlock_check(p->npu.lockable, plan_locked(p), "the NPU's buffers and its driver's heap", &said);
+        snprintf(r->text, sizeof(r->text), "%s", said.text);
+        return;
+    }
     if (limit == PLAN_DEVICE) {
         snprintf(r->text, sizeof(r->text), "%s", need);
         return;

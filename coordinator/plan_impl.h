@@ -28,6 +28,7 @@ enum plan_limit {
     PLAN_FITS,
     PLAN_CAP, /* of one process, */
     PLAN_TOTAL,
+    PLAN_LOCKED, /* memory, by an NPU's driver */
     PLAN_NPU_POOL,
     PLAN_GPU_POOL,
     PLAN_DEVICE,
@@ -36,6 +37,7 @@ enum plan_limit {
 
 uint32_t plan_stream_slots(const struct config *c, uint32_t n_layers);          /* as the config says; at most half of the layers */
 uint64_t plan_npu_memory(const struct config *c, const struct npu_device *npu); /* or its default; 0: no pool */
+uint64_t plan_locked(const struct plan *p);                                     /* bytes, by an NPU's driver: buffers and heap */
 /* The whole plan for a choice, whether it fits or not. */
 void plan_compose(const struct plan_inputs *in, const struct plan_choice *ch, struct plan *ret);
 /* The first limit that a plan passes; *ret_process: of PLAN_CAP. */

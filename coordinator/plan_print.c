@@ -6,9 +6,11 @@
 #include <jansson.h>
 
 #include "coordinator/plan.h"
+#include "coordinator/plan_impl.h"
 #include "kernels/quant.h"
 #include "model/work_plan.h"
 #include "proto/err.h"
+#include "proto/memlock.h"
 #include "proto/util.h"
 
 #define MIB (1024.0 * 1024.0)
@@ -57,6 +59,9 @@ static void print_xrt(const struct plan *p, FILE *f)
                 p->chunk_tokens);
     else if (p->npu.reason[0])
         fprintf(f, "NPU         not used: %s\n", p->npu.reason);
+    if (p->npu.heap && p->npu.lockable != MEMLOCK_UNLIMITED)
+        fprintf(f, "locked      %s for the NPU, its driver's heap included, of %s that may be (ulimit -l)\n",
+                util_format_bytes(few, sizeof(few), plan_locked(p)), util_format_bytes(many, sizeof(many), p->npu.lockable));
 }
 
 /* The most that decode can reach where the processor reads all weights, and K and V of a full context, for every token. */

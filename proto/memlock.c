@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
- * Reads RLIMIT_MEMLOCK and the one capability that lifts it, and words the refusal. Owns nothing. Called by the plan, by npu_worker
- * before it allocates, and by the module of XRT when an allocation has failed; it changes no limit. */
+ * Reads RLIMIT_MEMLOCK and the one capability that lifts it, and words the refusal. Owns nothing. Called by the coordinator,
+ * whose plan keeps to the limit, by npu_worker before it allocates, and by the module of XRT before and after; it changes no limit.
+ */
 #include "proto/memlock.h"
 
 #include <errno.h>

@@ -43,7 +43,10 @@ static void test_answer(void **state)
     assert_true(d.heap == 0); /* that flavour's driver locks nothing */
     assert_ok(npu_device_find(c, answers("hw_context\\t2.25\\tNPU Strix"), &d, err));
     assert_string_equal(d.name, "NPU Strix");
-    assert_true(d.heap == MEMLOCK_NPU_HEAP);
+    assert_true(d.heap == MEMLOCK_NPU_HEAP && d.lockable == memlock_limit());
+    c->spawn[CONFIG_NPU] = false;
+    assert_ok(npu_device_find(c, answers("hw_context\\t2.25\\tNPU Strix"), &d, err));
+    assert_true(d.lockable == MEMLOCK_UNLIMITED); /* not known: others start npu_worker */
     config_free(c);
 }
 

@@ -134,12 +134,55 @@ static void test_driver_heap(void **state)
     strcpy(c.gpu.backend, "cpu");
     assert_int_equal(plan_make(&c, gguf, &m, 0, &without, &err), 0);
     npu.heap = UINT64_C(64) << 20;
+    npu.lockable = UINT64_MAX;
     assert_int_equal(plan_make(&c, gguf, &m, 0, &with, &err), 0);
     assert_int_equal(with.process[CONFIG_NPU].fixed - without.process[CONFIG_NPU].fixed, npu.heap);
     assert_true(with.process[CONFIG_NPU].cap >= without.process[CONFIG_NPU].cap + npu.heap);
     c.npu.memory = (without.process[CONFIG_NPU].total - without.process[CONFIG_NPU].fixed + 4) / 4 * 5;
     assert_int_equal(plan_make(&c, gguf, &m, 0, &with, &err), 0);
     assert_true(with.npu.xrt);
+}
+
+/* Where the limit of locked memory is below heap and buffers: fewer buffers, then no NPU, or the sentence that names limit and
+ * need. */
+static void test_locked_memory(void **state)
+{
+    (void)state;
+    static struct plan p;
+    static const struct gpu_device none = {.vulkan = false};
+    const uint64_t mib = 1 << 20, heap = 64 * mib;
+    struct npu_device npu = {
+        .xrt = true, .name = "Simulated", .fixed = 3 * mib, .kept = mib, .heap = heap, .lockable = heap + 3 * mib};
+    const struct plan_machine m = {.gpu = &none, .npu = &npu};
+    struct config c = *config;
+    struct err err = {0};
+    strcpy(c.gpu.backend, "cpu");
+    strcpy(c.npu.backend, "xrt");
+    assert_int_equal(plan_make(&c, gguf, &m, 0, &p, &err), 0);
+    assert_int_equal(p.npu_resident, 0);
+    npu.lockable += 2 * mib;
+    assert_int_equal(plan_make(&c, gguf, &m, 0, &p, &err), 0);
+    assert_int_equal(p.npu_resident, 2);
+    char *text = NULL;
+    size_t size = 0;
+    FILE *f = open_memstream(&text, &size);
+    assert_non_null(f);
+    plan_print(&p, f);
+    fclose(f);
+    assert_non_null(strstr(text, "\nlocked      69.0 MiB for the NPU, its driver's heap included, of 69.0 MiB that may be"));
+    free(text);
+    npu.lockable = heap + 3 * mib - 1;
+    assert_int_equal(plan_make(&c, gguf, &m, 0, &p, &err), -ENOMEM);
+    assert_non_null(strstr(err.text,
+                           "the NPU's buffers and its driver's heap: 68608 KiB have to be locked in memory, but the limit "
+                           "(ulimit -l) is 68607 KiB; raise it with 'ulimit -l 68608'"));
+    strcpy(c.npu.backend, "auto");
+    assert_int_equal(plan_make(&c, gguf, &m, 0, &p, &err), 0);
+    assert_false(p.npu.xrt);
+    assert_non_null(strstr(p.npu.reason, "(ulimit -l) is 68607 KiB"));
+    npu.heap = 0; /* a flavour whose driver locks nothing */
+    assert_int_equal(plan_make(&c, gguf, &m, 0, &p, &err), 0);
+    assert_true(p.npu.xrt);
 }
 
 static int plan_kv(int kv_type, uint32_t context, struct plan *ret, struct err *err)
@@ -305,6 +348,7 @@ int main(void)
                                        cmocka_unit_test(test_device_demanded),  cmocka_unit_test(test_kv_types),
                                        cmocka_unit_test(test_machine),          cmocka_unit_test(test_machine_shrinks),
                                        cmocka_unit_test(test_device_streams),   cmocka_unit_test(test_caps_within_machine),
-                                       cmocka_unit_test(test_default_pool),     cmocka_unit_test(test_driver_heap)};
+                                       cmocka_unit_test(test_default_pool),     cmocka_unit_test(test_driver_heap),
+                                       cmocka_unit_test(test_locked_memory)};
     return cmocka_run_group_tests(tests, open_model, close_model);
 }
