@@ -38,8 +38,10 @@ int gpu_device_find(const struct config *c, const char *stage_dir, struct gpu_de
     snprintf(allow, sizeof(allow), "gpu.allow_cpu_device=%s", o->allow_cpu ? "true" : "false");
     snprintf(subgroup, sizeof(subgroup), o->subgroup ? "gpu.subgroup=%u" : "gpu.subgroup=auto", o->subgroup);
     snprintf(buffer, sizeof(buffer), o->max_buffer ? "gpu.max_buffer=%" PRIu64 : "gpu.max_buffer=auto", o->max_buffer);
-    const char *const words[] = {path,  "--choose-device", "--set",  device,  "--set", without, "--set",
-                                 allow, "--set",           subgroup, "--set", buffer,  NULL};
+    const char *const words[] = {
+        path,  "--choose-device", "--set",  device,  "--set", without, "--set",
+        allow, "--set",           subgroup, "--set", buffer,  "--set", c->sandbox ? "sandbox=auto" : "sandbox=off",
+        NULL};
     if (device_ask(words, &a)) {
         ret->vulkan = parse(&a, ret);
         if (ret->vulkan)

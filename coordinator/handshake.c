@@ -17,6 +17,7 @@
 #include "coordinator/tracer.h"
 #include "model/segment.h"
 #include "proto/log.h"
+#include "proto/sandbox.h"
 #include "proto/shm.h"
 #include "proto/status.h"
 #include "proto/trace.h"
@@ -358,6 +359,9 @@ static int on_ready(struct stage *st, const struct msg_ready *m, struct err *err
         return 0; /* it was, of an epoch that is over */
     if (!st->started || st->ready)
         return err_set(err, -EPROTO, "%s: unexpected READY", msg_role_name(st->role));
+    if (s->o.config->sandbox && !st->lived && sandbox_text_lacks(m->sandbox))
+        log_warn("supervise", "%s (pid %d) is not held as 'sandbox: auto' means: %s", msg_role_name(st->role), child_pid(st->child),
+                 m->sandbox);
     st->ready = st->lived = true;
     if (st->backend[0] && strncmp(st->backend, m->backend, strcspn(st->backend, " ")) != 0) {
         log_warn("supervise", "%s goes on with backend %s instead of %s; results may differ in their last bits",

@@ -8,6 +8,7 @@
 #include "kernels/cpu.h"
 #include "model/npy.h"
 #include "proto/err.h"
+#include "proto/sandbox.h"
 #include "proto/util.h"
 #include "stage/single.h"
 
@@ -177,6 +178,9 @@ static int list(struct single *s, enum single_list what, struct err *err)
 {
 #ifdef TANDEM_HAVE_VULKAN
     const struct ffn_device_options o = device_options(&s->config->device, 0);
+    struct sandbox box = {.profile = SANDBOX_DRIVER, .off = !s->config->sandbox};
+    if (what == SINGLE_LIST_CHOOSE) /* as the stage will find it */
+        sandbox_begin(&box, "");
     return what == SINGLE_LIST_CHOOSE ? ffn_vulkan_choose(&o, stdout, err) : ffn_vulkan_list(&o, stdout, err);
 #else
     (void)s;

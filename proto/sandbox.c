@@ -200,10 +200,11 @@ void sandbox_begin(struct sandbox *s, const char *reads)
 
 #define CALL(name) SCMP_SYS(name)
 
-/* Later than libseccomp 2.5 of Debian 12: Linux 6.6, 6.13, 6.17. The numbers are the same on every processor. */
+/* Later than libseccomp 2.5 of Debian 12: Linux 6.6, 6.13, 6.15, 6.17. The numbers are the same on every processor. */
 #define FCHMODAT2 452
 #define SETXATTRAT 463
 #define REMOVEXATTRAT 466
+#define OPEN_TREE_ATTR 467
 #define FILE_SETATTR 469
 
 /* Without conditions. */
@@ -237,25 +238,29 @@ static const int driver_refused[] = {
     CALL(process_madvise), CALL(kcmp), CALL(pidfd_getfd), CALL(pidfd_send_signal), CALL(socket), CALL(bind), CALL(listen),
     CALL(accept), CALL(accept4), CALL(connect), CALL(socketpair), CALL(sendto), CALL(sendmmsg),
     /* the machine */
-    CALL(mount), CALL(umount2), CALL(move_mount), CALL(open_tree), CALL(fsopen), CALL(fsmount), CALL(fsconfig), CALL(fspick),
-    CALL(mount_setattr), CALL(pivot_root), CALL(chroot), CALL(unshare), CALL(setns), CALL(init_module), CALL(finit_module),
-    CALL(delete_module), CALL(kexec_load), CALL(kexec_file_load), CALL(reboot), CALL(swapon), CALL(swapoff), CALL(acct),
-    CALL(quotactl), CALL(quotactl_fd), CALL(settimeofday), CALL(clock_settime), CALL(adjtimex), CALL(clock_adjtime),
+    CALL(mount), CALL(umount2), CALL(move_mount), CALL(open_tree), OPEN_TREE_ATTR, CALL(fsopen), CALL(fsmount), CALL(fsconfig),
+    CALL(fspick), CALL(mount_setattr), CALL(pivot_root), CALL(chroot), CALL(unshare), CALL(setns), CALL(init_module),
+    CALL(finit_module), CALL(delete_module), CALL(kexec_load), CALL(kexec_file_load), CALL(reboot), CALL(swapon), CALL(swapoff),
+    CALL(acct), CALL(quotactl), CALL(quotactl_fd), CALL(settimeofday), CALL(clock_settime), CALL(adjtimex), CALL(clock_adjtime),
     CALL(sethostname), CALL(setdomainname), CALL(syslog), CALL(iopl), CALL(ioperm), CALL(mknod), CALL(mknodat), CALL(nfsservctl),
     CALL(vhangup), CALL(personality), CALL(open_by_handle_at), CALL(name_to_handle_at),
     /* ways around a filter, and parts of the kernel that no driver needs */
     CALL(io_uring_setup), CALL(io_uring_enter), CALL(io_uring_register), CALL(bpf), CALL(perf_event_open), CALL(userfaultfd),
     CALL(add_key), CALL(request_key), CALL(keyctl), CALL(fanotify_init), CALL(lookup_dcookie), CALL(tkill), CALL(rt_sigqueueinfo),
-    CALL(rt_tgsigqueueinfo), CALL(shmget), CALL(msgget), CALL(semget), CALL(mq_open),
+    CALL(rt_tgsigqueueinfo),
+    /* what other processes share, by number or by name */
+    CALL(shmget), CALL(shmat), CALL(shmctl), CALL(semget), CALL(semop), CALL(semtimedop), CALL(semctl), CALL(msgget), CALL(msgsnd),
+    CALL(msgrcv), CALL(msgctl), CALL(mq_open), CALL(mq_unlink),
     /* other processes of the same user, by number */
     CALL(setpriority), CALL(sched_setaffinity), CALL(sched_setscheduler), CALL(sched_setparam), CALL(sched_setattr),
     CALL(ioprio_set), CALL(migrate_pages), CALL(move_pages), CALL(setpgid), CALL(setsid),
     /* other users */
     CALL(setuid), CALL(setgid), CALL(setreuid), CALL(setregid), CALL(setresuid), CALL(setresgid), CALL(setfsuid), CALL(setfsgid),
     CALL(setgroups), CALL(capset), CALL(chown), CALL(fchown), CALL(lchown), CALL(fchownat),
-    /* what Landlock does not see of files that are elsewhere */
-    CALL(chmod), CALL(fchmodat), CALL(utime), CALL(utimes), CALL(utimensat), CALL(futimesat), CALL(setxattr), CALL(lsetxattr),
-    CALL(removexattr), CALL(lremovexattr), FCHMODAT2, SETXATTRAT, REMOVEXATTRAT, FILE_SETATTR};
+    /* what Landlock does not see of files, or not in all its versions */
+    CALL(truncate), CALL(inotify_add_watch), CALL(chmod), CALL(fchmod), CALL(fchmodat), CALL(utime), CALL(utimes), CALL(utimensat),
+    CALL(futimesat), CALL(setxattr), CALL(lsetxattr), CALL(fsetxattr), CALL(removexattr), CALL(lremovexattr), CALL(fremovexattr),
+    FCHMODAT2, SETXATTRAT, REMOVEXATTRAT, FILE_SETATTR};
 
 const int *sandbox_calls(enum sandbox_list list, size_t *ret_n)
 {
@@ -383,8 +388,15 @@ void sandbox_describe(const struct sandbox *s, char text[SANDBOX_TEXT])
         snprintf(calls, sizeof(calls), "no seccomp (%.22s)", strerror(-s->seccomp));
     else if (ONLY_REPORTS)
         snprintf(calls, sizeof(calls), "seccomp only reports");
+    /* sandbox_text_lacks reads this */
     if (s->off)
         snprintf(text, SANDBOX_TEXT, "off");
     else
         snprintf(text, SANDBOX_TEXT, "%s: %s, %s", s->profile == SANDBOX_DRIVER ? "driver" : "strict", calls, files);
+}
+
+bool sandbox_text_lacks(const char *text)
+{
+    const char *files = strstr(text, "no Landlock (");
+    return strstr(text, "no seccomp (") || (files && strncmp(files + strlen("no Landlock ("), "sanitizer)", 10) != 0);
 }

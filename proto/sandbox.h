@@ -8,8 +8,8 @@
  *   system, use devices of its kind, and write below its cache folder; no program can be run, no process made or traced, no
  *   socket opened. A refused call fails with EPERM (EACCES from Landlock), because drivers try things and go on.
  *
- * Built with a sanitizer, seccomp reports to the kernel's log and refuses nothing, and Landlock is left out: sanitizers open
- * files when they have something to say. Main thread. */
+ * Built with a sanitizer, seccomp reports to the kernel's log and refuses nothing but rings, and Landlock is left out: sanitizers
+ * open files when they have something to say. Main thread. */
 #ifndef TANDEM_PROTO_SANDBOX_H
 #define TANDEM_PROTO_SANDBOX_H
 
@@ -38,6 +38,8 @@ void sandbox_begin(struct sandbox *s, const char *reads);
 void sandbox_seal(struct sandbox *s);
 /* "strict: seccomp, Landlock 7", or what is missing and why. */
 void sandbox_describe(const struct sandbox *s, char text[SANDBOX_TEXT]);
+/* Such a text: something is missing that was not left out on purpose. */
+bool sandbox_text_lacks(const char *text);
 /* What the filters name, whatever its arguments are, so that tests can try each: numbers of system calls; a negative one does not
  * exist on this processor. */
 enum sandbox_list { SANDBOX_STRICT_ALLOWS, SANDBOX_STRICT_REFUSES, SANDBOX_DRIVER_REFUSES };

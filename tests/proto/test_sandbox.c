@@ -347,7 +347,7 @@ static const struct trial trials[] = {
     {"read what is the user's", try_read_home, EACCES, EACCES},
     {"write where the system is", try_write_system, EACCES, EACCES},
     {"stat", try_stat, EACCES, PASSED},
-    {"truncate", try_truncate, KILLED, EACCES},
+    {"truncate", try_truncate, KILLED, EPERM},
     {"unlink", try_unlink, KILLED, ENOENT},
     {"mkdir", try_mkdir_away, KILLED, EACCES},
     {"socket inet", try_inet, KILLED, EPERM},
@@ -477,9 +477,18 @@ static const struct {
               CALL(rt_sigqueueinfo),
               CALL(rt_tgsigqueueinfo),
               CALL(shmget),
-              CALL(msgget),
+              CALL(shmat),
+              CALL(shmctl),
               CALL(semget),
+              CALL(semop),
+              CALL(semtimedop),
+              CALL(semctl),
+              CALL(msgget),
+              CALL(msgsnd),
+              CALL(msgrcv),
+              CALL(msgctl),
               CALL(mq_open),
+              CALL(mq_unlink),
               CALL(setpriority),
               CALL(sched_setaffinity),
               CALL(sched_setscheduler),
@@ -504,6 +513,11 @@ static const struct {
               CALL(fchown),
               CALL(lchown),
               CALL(fchownat),
+              CALL(truncate),
+              CALL(inotify_add_watch),
+              CALL(fchmod),
+              CALL(fsetxattr),
+              CALL(fremovexattr),
               CALL(chmod),
               CALL(fchmodat),
               CALL(utime),
@@ -517,6 +531,7 @@ static const struct {
               {"fchmodat2", 452},
               {"setxattrat", 463},
               {"removexattrat", 466},
+              {"open_tree_attr", 467},
               {"file_setattr", 469}};
 
 static int number; /* of the call that is tried */
@@ -865,12 +880,24 @@ static void test_says_what_is_in_force(void **state)
     (void)state;
     sandbox_describe(&(struct sandbox){.off = true}, text);
     assert_string_equal(text, "off");
+    assert_false(sandbox_text_lacks(text));
     struct sandbox s = {.profile = SANDBOX_DRIVER, .landlock = -EOPNOTSUPP, .seccomp = -EINVAL};
     sandbox_describe(&s, text);
     assert_string_equal(text, "driver: no seccomp (Invalid argument), no Landlock (Operation not supporte)");
+    assert_true(sandbox_text_lacks(text));
+    s.seccomp = 1;
+    sandbox_describe(&s, text);
+    assert_true(sandbox_text_lacks(text));
+    s = (struct sandbox){.landlock = 2, .seccomp = -EINVAL};
+    sandbox_describe(&s, text);
+    assert_true(sandbox_text_lacks(text));
+    s = (struct sandbox){.seccomp = 1}; /* as sanitizers leave it */
+    sandbox_describe(&s, text);
+    assert_false(sandbox_text_lacks(text));
     s = (struct sandbox){.landlock = 2, .seccomp = 1};
     sandbox_describe(&s, text);
     assert_string_equal(text, sandbox_only_reports() ? "strict: seccomp only reports, Landlock 2" : "strict: seccomp, Landlock 2");
+    assert_false(sandbox_text_lacks(text));
 }
 
 /* Off is off: no filter, no rules, not even no_new_privs. */
