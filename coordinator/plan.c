@@ -23,7 +23,6 @@
 #define DEFAULT_STREAM_SLOTS 2
 #define DEFAULT_NPU_POOL (UINT64_C(2) << 30) /* of an NPU; the processor has no pool of its own */
 #define LOGITS_BLOCK_BYTES (4u << 20)
-#define MARGIN (UINT64_C(8) << 20) /* between a plan and a cap that a total leaves no more room for */
 
 const char *plan_process_name(enum config_process p)
 {
@@ -251,11 +250,11 @@ static void totals(const struct config *c, struct plan *p)
     if (p->machine.total)
         limit = MIN(limit, machine_limit(p));
     for (int i = 0; i < CONFIG_PROCESSES; i++) {
-        uint64_t total = total_of(p, i), more = total / 10 + 2 * MARGIN;
+        uint64_t total = total_of(p, i), more = total / 10 + 2 * PLAN_MARGIN;
         p->process[i].total = total;
         p->process[i].cap = c->caps[i] ? c->caps[i] : total + more;
-        taken += c->caps[i] ? c->caps[i] : total + MARGIN;
-        wanted += c->caps[i] ? 0 : more - MARGIN;
+        taken += c->caps[i] ? c->caps[i] : total + PLAN_MARGIN;
+        wanted += c->caps[i] ? 0 : more - PLAN_MARGIN;
     }
     p->total_cap = c->total;
     uint64_t left = limit - MIN(limit, taken);
@@ -263,9 +262,9 @@ static void totals(const struct config *c, struct plan *p)
         return;
     double share = (double)left / (double)wanted;
     for (int i = 0; i < CONFIG_PROCESSES; i++) {
-        uint64_t total = p->process[i].total, more = total / 10 + MARGIN;
+        uint64_t total = p->process[i].total, more = total / 10 + PLAN_MARGIN;
         if (!c->caps[i])
-            p->process[i].cap = total + MARGIN + (uint64_t)((double)more * share);
+            p->process[i].cap = total + PLAN_MARGIN + (uint64_t)((double)more * share);
     }
 }
 
@@ -293,8 +292,8 @@ enum plan_limit plan_passes(const struct plan_inputs *in, const struct plan *p, 
         *ret_process = (enum config_process)i;
         if (c->caps[i] && p->process[i].total > c->caps[i])
             return PLAN_CAP;
-        least += p->process[i].total + (c->caps[i] ? 0 : MARGIN);
-        caps += c->caps[i] ? c->caps[i] : p->process[i].total + MARGIN;
+        least += p->process[i].total + (c->caps[i] ? 0 : PLAN_MARGIN);
+        caps += c->caps[i] ? c->caps[i] : p->process[i].total + PLAN_MARGIN;
     }
     return p->npu.heap && plan_locked(p) > p->npu.lockable ? PLAN_LOCKED
            : p->npu_pool && npu_pool(p) > p->npu_pool      ? PLAN_NPU_POOL

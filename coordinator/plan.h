@@ -31,11 +31,11 @@ struct plan_change {
     const char *key, *also; /* also: NULL, or gets the same value; static */
     char value[32];
 };
-#define PLAN_CHANGES 8
+#define PLAN_CHANGES 12
 
 /* Why the smallest plan does not fit, and with which changes one would. */
 struct plan_refusal {
-    char text[1408];                        /* "": it fits */
+    char text[1664];                        /* "": it fits */
     struct plan_change raise[PLAN_CHANGES]; /* limits, all of them; */
     struct plan_change other[PLAN_CHANGES]; /* or one of these, each of which is enough */
     int n_raise, n_other;

@@ -323,6 +323,68 @@ static void find_limits(const struct plan_inputs *in, struct plan_refusal *ret, 
     }
 }
 
+/* What all caps come to: those of the config, and of the others what they need with the margin. *ret_need: what the config's caps
+ * would be if they were as small. */
+static uint64_t caps_of(const struct plan_inputs *in, const struct plan *p, uint64_t *ret_need)
+{
+    uint64_t caps = 0;
+    *ret_need = 0;
+    for (int i = 0; i < CONFIG_PROCESSES; i++) {
+        uint64_t cap = in->config->caps[i];
+        caps += cap ? cap : p->process[i].total + PLAN_MARGIN;
+        *ret_need += p->process[i].total + (cap ? 0 : PLAN_MARGIN);
+    }
+    return caps;
+}
+
+/* The total would hold what is needed, and does not hold the caps that the config gives single processes. */
+static bool caps_exceed_total(const struct plan_inputs *in, const struct plan *p)
+{
+    uint64_t need, caps = caps_of(in, p, &need);
+    return in->config->total && caps > in->config->total && need <= in->config->total;
+}
+
+/* Then each of them that may be so much lower. */
+static void find_lower_caps(const struct plan_inputs *in, const struct plan *p, struct plan_refusal *ret)
+{
+    struct config c = *in->config;
+    struct knob k[KNOBS];
+    uint64_t need, over = caps_of(in, p, &need) - c.total;
+    knobs_of(&c, k);
+    for (int i = 0; i < CONFIG_PROCESSES; i++) {
+        uint64_t cap = c.caps[i], lower = cap > over ? (cap - over) / MIB : 0;
+        char text[24];
+        if (!lower)
+            continue;
+        c.caps[i] = lower * MIB;
+        snprintf(text, sizeof(text), "%" PRIu64 "MiB", lower);
+        if (chooses(in, &c))
+            change(ret->other, &ret->n_other, k[i].key, NULL, text);
+        c.caps[i] = cap;
+    }
+}
+
+static void describe_caps(const struct plan_inputs *in, const struct plan *p, char *text, size_t size)
+{
+    struct config c = *in->config;
+    struct knob k[KNOBS];
+    char bytes[32], list[256] = "";
+    size_t used = 0;
+    uint64_t need, caps = caps_of(in, p, &need);
+    bool others = false;
+    knobs_of(&c, k);
+    for (int i = 0; i < CONFIG_PROCESSES; i++) {
+        others |= !c.caps[i];
+        if (!c.caps[i])
+            continue;
+        int w = snprintf(list + used, sizeof(list) - used, "%s'%s' %s", used ? ", " : "", k[i].key,
+                         util_format_bytes(bytes, sizeof(bytes), c.caps[i]));
+        used = MIN(used + (size_t)MAX(w, 0), sizeof(list) - 1);
+    }
+    snprintf(text, size, "the caps add up to %s (%s%s)", util_format_bytes(bytes, sizeof(bytes), caps), list,
+             others ? ", and of each other process what it needs and 8 MiB of margin" : "");
+}
+
 /* Other ways, each of which is enough: a shorter context, a smaller KV type, what the config insists on. */
 static void find_others(const struct plan_inputs *in, struct plan_refusal *ret)
 {
@@ -368,7 +430,7 @@ static void describe_others(const struct plan_refusal *r, char *text, size_t siz
     text[0] = '\0';
     for (int i = 0; i < r->n_other; i++) {
         const struct plan_change *c = &r->other[i];
-        bool lower = strcmp(c->key, "context") == 0 || strcmp(c->key, "sequences") == 0;
+        bool lower = strncmp(c->key, "memory.", 7) == 0 || strcmp(c->key, "context") == 0 || strcmp(c->key, "sequences") == 0;
         int w = snprintf(text + used, size - used, "%s%s '%s'%s%s%s to %s%s", used ? ", or " : "", lower ? "lower" : "set", c->key,
                          c->also ? " and '" : "", c->also ? c->also : "", c->also ? "'" : "", lower ? "at most " : "", c->value);
         used = MIN(used + (size_t)MAX(w, 0), size - 1);
@@ -424,10 +486,9 @@ static void describe_need(const struct plan_inputs *in, const struct plan *p, ch
 void plan_refuse(const struct plan_inputs *in, struct plan *p)
 {
     struct plan_refusal *r = &p->refusal;
-    char need[384], limits[640] = "", others[256], cap[96] = "", text[32];
+    char need[384], limits[640] = "", others[512], cap[96] = "", text[32];
     enum config_process process;
     memset(r, 0, sizeof(*r));
-    describe_need(in, p, need, sizeof(need));
     enum plan_limit limit = plan_passes(in, p, &process);
     if (limit == PLAN_LOCKED) { /* no key of the configuration raises it */
         struct err said;
@@ -435,6 +496,11 @@ void plan_refuse(const struct plan_inputs *in, struct plan *p)
         snprintf(r->text, sizeof(r->text), "%s", said.text);
         return;
     }
+    bool caps = limit == PLAN_TOTAL && caps_exceed_total(in, p);
+    if (caps)
+        describe_caps(in, p, need, sizeof(need));
+    else
+        describe_need(in, p, need, sizeof(need));
     if (limit == PLAN_DEVICE) {
         snprintf(r->text, sizeof(r->text), "%s", need);
         return;
@@ -443,6 +509,8 @@ void plan_refuse(const struct plan_inputs *in, struct plan *p)
         snprintf(cap, sizeof(cap), ", and 'memory.%s' is %s", plan_process_name(process),
                  util_format_bytes(text, sizeof(text), in->config->caps[process]));
     find_limits(in, r, limits, sizeof(limits));
+    if (caps)
+        find_lower_caps(in, p, r);
     find_others(in, r);
     describe_others(r, others, sizeof(others));
     if (r->n_raise == 0)

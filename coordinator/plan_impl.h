@@ -6,6 +6,8 @@
 
 #include "coordinator/plan.h"
 
+#define PLAN_MARGIN (UINT64_C(8) << 20) /* between a plan and a cap that a total leaves no more room for */
+
 struct plan_inputs {
     const struct config *config;
     const struct plan_machine *machine;

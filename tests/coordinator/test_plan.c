@@ -15,6 +15,7 @@
 #include "kernels/quant.h"
 #include "model/gguf.h"
 #include "proto/err.h"
+#include "proto/util.h"
 
 static struct gguf *gguf;
 static struct config *config;
@@ -320,6 +321,45 @@ static void test_caps_within_machine(void **state)
     }
 }
 
+/* Caps that together are more than a total which would do: that is said, and each way out of it is one, and no more than needed. */
+static void test_caps_above_total(void **state)
+{
+    (void)state;
+    static struct plan p;
+    static const struct gpu_device none = {.vulkan = false};
+    struct config c = *config;
+    struct err err = {0};
+    unsigned total, npu, gpu;
+    strcpy(c.gpu.backend, "cpu");
+    c.total = UINT64_C(1) << 30;
+    c.caps[CONFIG_NPU] = c.caps[CONFIG_GPU] = UINT64_C(900) << 20;
+    assert_int_equal(plan_make(&c, gguf, with(&none), 0, &p, &err), -ENOMEM);
+    assert_non_null(
+        strstr(err.text, "the caps add up to 1.8 GiB ('memory.npu_worker' 900.0 MiB, 'memory.gpu_worker' 900.0 MiB, and"));
+    const char *said = strstr(err.text, "but 'memory.total' is 1.0 GiB;");
+    if (!said ||
+        sscanf(said,
+               "but 'memory.total' is 1.0 GiB; raise it to at least %u MiB; or lower 'memory.npu_worker' to at most %uMiB, or "
+               "lower 'memory.gpu_worker' to at most %uMiB",
+               &total, &npu, &gpu) != 3)
+        fail_msg("%s", err.text);
+    assert_int_equal(p.refusal.n_raise, 1);
+    assert_true(p.refusal.n_other >= 2);
+    const struct {
+        uint64_t *value;
+        unsigned mib;
+        int worse; /* in MiB */
+    } ways[] = {{&c.total, total, -1}, {&c.caps[CONFIG_NPU], npu, 1}, {&c.caps[CONFIG_GPU], gpu, 1}};
+    for (size_t i = 0; i < ARRAY_LEN(ways); i++) { /* each is enough, and the smallest change that is */
+        uint64_t old = *ways[i].value;
+        *ways[i].value = (uint64_t)ways[i].mib << 20;
+        assert_int_equal(plan_make(&c, gguf, with(&none), 0, &p, &err), 0);
+        *ways[i].value = (uint64_t)((int64_t)ways[i].mib + ways[i].worse) << 20;
+        assert_int_equal(plan_make(&c, gguf, with(&none), 0, &p, &err), -ENOMEM);
+        *ways[i].value = old;
+    }
+}
+
 /* A device that has no room for all layers gets those that are streamed, where the config insists on it. */
 static void test_device_streams(void **state)
 {
@@ -349,6 +389,6 @@ int main(void)
                                        cmocka_unit_test(test_machine),          cmocka_unit_test(test_machine_shrinks),
                                        cmocka_unit_test(test_device_streams),   cmocka_unit_test(test_caps_within_machine),
                                        cmocka_unit_test(test_default_pool),     cmocka_unit_test(test_driver_heap),
-                                       cmocka_unit_test(test_locked_memory)};
+                                       cmocka_unit_test(test_locked_memory),    cmocka_unit_test(test_caps_above_total)};
     return cmocka_run_group_tests(tests, open_model, close_model);
 }
