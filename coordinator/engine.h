@@ -124,6 +124,7 @@ int engine_collect(struct engine *e, double *ret_area[2], struct err *err);
 struct engine_pool { /* npu_worker's, in bytes: of npu.memory; the most in use at once, the largest free part; in use for each use
                       */
     uint64_t bytes, peak, largest, weights, kv, scratch, tiles, instructions;
+    bool limited; /* false: npu.memory sets no limit, and bytes and largest are those of the machine's memory */
 };
 
 struct engine_process_stats {

@@ -54,7 +54,8 @@ uint64_t monitor_pool_used(const struct engine_pool *p)
 double monitor_pool_fragmentation(const struct engine_pool *p)
 {
     uint64_t used = monitor_pool_used(p);
-    return p->bytes > used && p->largest < p->bytes - used ? 1.0 - (double)p->largest / (double)(p->bytes - used) : 0.0;
+    return p->limited && p->bytes > used && p->largest < p->bytes - used ? 1.0 - (double)p->largest / (double)(p->bytes - used)
+                                                                         : 0.0;
 }
 
 static void from_stage(struct engine_process_stats *s, const struct msg_stats *m)
@@ -83,8 +84,14 @@ static void from_stage(struct engine_process_stats *s, const struct msg_stats *m
     memcpy(s->stream_layer_us, m->stream_layers, s->n_stream_layers * sizeof(s->stream_layer_us[0]));
     s->products = m->products;
     s->offloaded = m->offloaded;
-    s->pool = (struct engine_pool){m->pool,    m->pool_peak,    m->pool_largest, m->pool_weights,
-                                   m->pool_kv, m->pool_scratch, m->pool_tiles,   m->pool_instructions};
+    s->pool = (struct engine_pool){.bytes = m->pool,
+                                   .peak = m->pool_peak,
+                                   .largest = m->pool_largest,
+                                   .weights = m->pool_weights,
+                                   .kv = m->pool_kv,
+                                   .scratch = m->pool_scratch,
+                                   .tiles = m->pool_tiles,
+                                   .instructions = m->pool_instructions};
 }
 
 static void look_at_process(struct monitor *m, int process, bool pss, struct engine_process_stats *s)
@@ -137,6 +144,7 @@ static void take_process(struct monitor *m, int i, bool pss, struct engine_proce
         s->budget[BUDGET_RING] = s->peak[BUDGET_RING] = s->total_peak = p->process[i].bytes[BUDGET_RING];
     else
         from_stage(s, &m->last[role]);
+    s->pool.limited = i == CONFIG_NPU && p->npu_pool;
     look_at_process(m, i, pss, s);
 }
 

@@ -84,13 +84,14 @@ static const struct field process_fields[] = {
 };
 #undef PROCESS
 
-#define POOL(key, member)                                   \
-    {                                                       \
-        key, KIND_U64, offsetof(struct engine_pool, member) \
+#define POOL(key, kind, member)                         \
+    {                                                   \
+        key, kind, offsetof(struct engine_pool, member) \
     }
 static const struct field pool_fields[] = {
-    POOL("bytes", bytes), POOL("peak", peak),       POOL("largest_free", largest), POOL("weights", weights),
-    POOL("kv", kv),       POOL("scratch", scratch), POOL("tiles", tiles),          POOL("instructions", instructions),
+    POOL("bytes", KIND_U64, bytes),          POOL("limited", KIND_BOOL, limited), POOL("peak", KIND_U64, peak),
+    POOL("largest_free", KIND_U64, largest), POOL("weights", KIND_U64, weights),  POOL("kv", KIND_U64, kv),
+    POOL("scratch", KIND_U64, scratch),      POOL("tiles", KIND_U64, tiles),      POOL("instructions", KIND_U64, instructions),
 };
 #undef POOL
 

@@ -36,10 +36,14 @@ static void print_pool(const char *process, const struct engine_pool *p, FILE *f
                 {"NPU tiles", p->tiles},
                 {"NPU instructions", p->instructions}};
     char of[24], used[24], peak[24], largest[24];
-    fprintf(f, "%-12s %s of %s in use (%s at most), largest free part %s, %.0f%% fragmented:", process,
-            util_format_bytes(used, sizeof(used), monitor_pool_used(p)), util_format_bytes(of, sizeof(of), p->bytes),
-            util_format_bytes(peak, sizeof(peak), p->peak), util_format_bytes(largest, sizeof(largest), p->largest),
-            100 * monitor_pool_fragmentation(p));
+    util_format_bytes(used, sizeof(used), monitor_pool_used(p));
+    util_format_bytes(peak, sizeof(peak), p->peak);
+    if (p->limited)
+        fprintf(f, "%-12s %s of %s in use (%s at most), largest free part %s, %.0f%% fragmented:", process, used,
+                util_format_bytes(of, sizeof(of), p->bytes), peak, util_format_bytes(largest, sizeof(largest), p->largest),
+                100 * monitor_pool_fragmentation(p));
+    else /* what the machine has is nothing that it may take */
+        fprintf(f, "%-12s %s in use (%s at most; 'npu.memory' sets no limit):", process, used, peak);
     bool more = false;
     for (size_t i = 0; i < ARRAY_LEN(uses); i++) {
         char bytes[24];

@@ -255,6 +255,17 @@ def test_long_runtime_folder():
     check(process.returncode == 0 and not os.listdir(deep), process.returncode, err, os.listdir(deep))
 
 
+def test_pool_without_a_limit():
+    """Where npu.memory is not set, nothing is said to be left of the machine's memory, of which a cap gives less."""
+    for keys, limited in (({}, False), ({"npu__memory": "64MiB"}, True)):
+        cfg = config(model("demo", "q8_0"), **keys)
+        pool = next(p for p in tandem.generate(cfg, "--prompt", "a", "--max-tokens", 1)["processes"] if p["name"] == "npu_worker")["pool"]
+        check(pool["limited"] == limited and pool["fragmentation"] < 1, pool)
+        report = tandem.run("coordinator", "--config", cfg, "generate", "--prompt", "a", "--max-tokens", "1", "--report").stdout
+        line = next(x for x in report.splitlines() if x.startswith("npu_worker") and " in use" in x)
+        check(("'npu.memory' sets no limit" in line) != limited and ("largest free part" in line) == limited, line)
+
+
 def test_pool_before_the_first_request():
     with running(config(model("demo", "q8_0"), npu__memory="64MiB")) as process:
         worker = next(p for p in ask(process)["processes"] if p["name"] == "npu_worker")
