@@ -20,6 +20,7 @@
 #include "proto/util.h"
 
 #define XRT_HOME "/opt/xilinx/xrt"
+#define XRT_CORE "libxrt_coreutil.so.2"
 #define DEVICES_MAX 16u
 
 static int check_table(const char *path, const struct xrt_device_ops *t, struct err *err)
@@ -30,6 +31,19 @@ static int check_table(const char *path, const struct xrt_device_ops *t, struct 
         return err_set(err, -ENOSYS, "'%s': '%s' is not in it; it is not a module of Tandem", path, XRT_DEVICE_TABLE);
     return err_set(err, -ENOSYS, "'%s' is of another version (table %u of %u bytes; expected %u of %zu); build or install it again",
                    path, t->abi, t->bytes, XRT_DEVICE_ABI, sizeof(*t));
+}
+
+/* XRT looks for its driver's library where XILINX_XRT says, but libxrt_coreutil itself comes from where the module was linked. The
+ * one that lies in that folder is loaded first, so that both are of one XRT: the module then gets it by its name. */
+static int load_core(struct err *err)
+{
+    char path[PATH_MAX];
+    const char *home = getenv("XILINX_XRT"); /* XRT's variable, not ours */
+    if (!home || (size_t)snprintf(path, sizeof(path), "%s/lib/" XRT_CORE, home) >= sizeof(path) || access(path, F_OK) < 0)
+        return 0;
+    if (dlopen(path, RTLD_NOW | RTLD_LOCAL))
+        return 0;
+    return err_set(err, -ENOSYS, "XRT cannot be loaded: %s; expected a whole XRT in the folder that XILINX_XRT names", dlerror());
 }
 
 int xrt_load(const char *path, const struct xrt_device_ops **ret, struct err *err)
@@ -49,6 +63,9 @@ int xrt_load(const char *path, const struct xrt_device_ops **ret, struct err *er
                        why.text);
     if (access(XRT_HOME, F_OK) == 0)
         setenv("XILINX_XRT", XRT_HOME, 0);
+    r = load_core(err);
+    if (r < 0)
+        return r;
     void *module = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (!module)
         return err_set(err, -ENOSYS, "XRT cannot be loaded: %s; install it (/opt/xilinx/xrt, or Debian's libxrt1)", dlerror());

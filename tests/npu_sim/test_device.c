@@ -2,8 +2,11 @@
  * Buffers, slices, syncs, kernels and runs through the module of XRT on the simulated NPU, and that what the module counts is what
  * reached the device through libxrt. */
 #include <errno.h>
+#include <limits.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "proto/util.h"
@@ -33,6 +36,50 @@ static int table(const char *folder)
     CHECK(!r.ops->lost(r.device));
     rig_close(&r);
     CHECK(rig_report(folder, "opens") == 1 && rig_report(folder, "bytes") == 0);
+    return 0;
+}
+
+static bool is_mapped(const char *path)
+{
+    char line[4400], real[PATH_MAX];
+    bool found = false;
+    if (!realpath(path, real))
+        return false;
+    FILE *f = fopen("/proc/self/maps", "r");
+    while (f && !found && fgets(line, sizeof(line), f))
+        found = strstr(line, real) != NULL;
+    if (f)
+        fclose(f);
+    return found;
+}
+
+/* A folder that XILINX_XRT names gives libxrt_coreutil, too, where it has one. */
+static int whole_xrt(const char *folder)
+{
+    struct rig r;
+    char path[4096];
+    snprintf(path, sizeof(path), "%.4000s/lib", folder);
+    CHECK(mkdir(path, 0700) == 0);
+    snprintf(path, sizeof(path), "%.4000s/lib/libxrt_core.so.2", folder);
+    CHECK(symlink(TANDEM_SIM_ROOT "/lib/libxrt_core.so.2", path) == 0);
+    snprintf(path, sizeof(path), "%.4000s/lib/libxrt_coreutil.so.2", folder);
+    unit_copy(TANDEM_XRT_LIBRARY, path);
+    setenv("XILINX_XRT", folder, 1);
+    CHECK_OK(rig_open(&r, folder, norm, 1, err));
+    CHECK(is_mapped(path) && !is_mapped(TANDEM_XRT_LIBRARY));
+    rig_close(&r);
+    return 0;
+}
+
+/* One that is damaged is told, and not passed over for the system's. */
+static int damaged_xrt(const char *folder)
+{
+    struct rig r;
+    char path[4096];
+    snprintf(path, sizeof(path), "%.4000s/lib/libxrt_coreutil.so.2", folder);
+    unit_write(path, "not a library", 13);
+    setenv("XILINX_XRT", folder, 1);
+    CHECK_ERR(rig_open(&r, folder, norm, 1, err), -ENOSYS, "a whole XRT in the folder that XILINX_XRT names");
     return 0;
 }
 
@@ -280,6 +327,12 @@ static int flat(const char *folder)
         rig_case(name, "");               \
     }
 CASE(table)
+static void test_whole_xrt(void **state)
+{
+    (void)state;
+    rig_case(whole_xrt, "");
+    rig_case(damaged_xrt, "");
+}
 CASE(buffers)
 CASE(forgotten_sync)
 CASE(double_buffer)
@@ -290,8 +343,8 @@ CASE(flat)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {UNIT_TEST(test_table),         UNIT_TEST(test_buffers), UNIT_TEST(test_forgotten_sync),
-                                       UNIT_TEST(test_double_buffer), UNIT_TEST(test_runs),    UNIT_TEST(test_kernels),
-                                       UNIT_TEST(test_counters),      UNIT_TEST(test_flat)};
+    const struct CMUnitTest tests[] = {UNIT_TEST(test_table),          UNIT_TEST(test_whole_xrt),     UNIT_TEST(test_buffers),
+                                       UNIT_TEST(test_forgotten_sync), UNIT_TEST(test_double_buffer), UNIT_TEST(test_runs),
+                                       UNIT_TEST(test_kernels),        UNIT_TEST(test_counters),      UNIT_TEST(test_flat)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
