@@ -265,6 +265,21 @@ def test_little_is_free():
     check("of memory free" not in err, err)
 
 
+def test_text_that_does_not_fit():
+    """A text too large for what is free, or for anybody, is refused before it is read."""
+    cfg, text = config(model("demo", "q8_0")), tandem.scratch("text")
+    with open(text, "wb") as f:
+        f.truncate(256 << 20)
+    ask = ("--config", cfg, "perplexity", "--file", text)
+    r = tandem.run("coordinator", *ask, status=1)
+    tandem.one_line_error(r, f"file '{text}' has 256.0 MiB; expected less than 256.0 MiB of text")
+    os.truncate(text, 20 << 20)
+    with group_around(64 << 20) as (_, enter):
+        process = start("coordinator", *ask, preexec_fn=enter)
+        _, err = finish(process)
+    check(process.returncode == 1 and f"file '{text}' has 20.0 MiB, for which up to 80.0 MiB of memory are taken" in err, err)
+
+
 def test_end_of_input():
     """One prompt per line from a pipe; the end of input is a clean end."""
     r = tandem.run("coordinator", "--config", config(model("demo", "bf16")), "--temperature", "0",

@@ -26,7 +26,8 @@ def bytes_of(mib):
 def proposals(text):
     """{key: MiB} of limits that must be raised, all of them; and a list of single changes, each of which is enough."""
     raise_all = {k: int(n) for k, n in re.findall(r"'([a-z_.]+)' is [0-9.]+ \w+; raise it to at least (\d+) MiB", text)}
-    others = [f"context={n}" for n in re.findall(r"lower 'context' to at most (\d+)", text)]
+    others = [f"{k}={n}" for k, n in re.findall(r"lower '(memory\.[a-z_]+)' to at most (\d+MiB)", text)]
+    others += [f"context={n}" for n in re.findall(r"lower 'context' to at most (\d+)", text)]
     others += ["kv_type=q8_0"] if "set 'kv_type' to q8_0" in text else []
     others += ["chunk_tokens=auto"] if "set 'chunk_tokens' to auto" in text else []
     others += ["sequences=1"] if "lower 'sequences' to at most 1" in text else []
@@ -99,6 +100,7 @@ def test_refusals():
                  ["memory.coordinator=3MiB"], ["npu.memory=2MiB"], ["gpu.memory=1MiB"], ["memory.total=50MiB"],
                  ["memory.loader=4MiB", "memory.npu_worker=6MiB", "memory.total=40MiB"], ["memory.npu_worker=9MiB", "kv_type=f32"],
                  ["memory.npu_worker=15MiB", "chunk_tokens=512", "npu.streamed=0"],
+                 ["memory.npu_worker=900MiB", "memory.gpu_worker=900MiB", "memory.total=1GiB"],
                  ["memory.total=60MiB", "npu.streamed=0", "gpu.streamed=0", "chunk_tokens=256"],
                  ["gpu.memory=4MiB", "sequences=1", "stream_slots=6"],
                  ["memory.npu_worker=2MiB", "memory.gpu_worker=2MiB", "memory.coordinator=2MiB", "memory.loader=2MiB",
@@ -142,6 +144,22 @@ def test_caps():
         layers = {w: p["processes"][w]["layers"] for w in (worker, other)}
         check(layers[worker]["streamed"] > 0 and layers[other]["streamed"] == 0, less, layers)
         check(layers[worker]["pinned"] + layers[worker]["streamed"] == 12, layers)
+
+
+def test_keys_are_documented():
+    """Every key of `plan --json` is in the tables of docs/OPERATIONS.md, and they name no other."""
+    with open(os.path.join(tandem.SOURCE, "docs", "OPERATIONS.md"), encoding="utf-8") as f:
+        section = f.read().partition("### What plan --json says")[2].partition("\n## ")[0]
+    tables = [set(re.findall(r"`([a-z_]+)`", "".join(re.findall(r"^\| ([^|]*) \|", part, re.M))))
+              for part in section.split("Of a process")]
+    cfg = config(model("demo", "q8_0"))
+    keys, of_process = set(), set()
+    for sets in ([], ["memory.total=50MiB"]):
+        j = json.loads(plan(cfg, *sets).stdout)
+        keys |= set(j)
+        for p in j["processes"].values():
+            of_process |= set(p) | set(p.get("layers", ()))
+    check(tables == [keys, of_process], tables[0] ^ keys, tables[1] ^ of_process)
 
 
 def test_what_is_printed():
