@@ -5,7 +5,7 @@
 //
 // Two flavours by the headers that are found. hw_context: current XRT, which Ryzen AI NPUs need (register_xclbin, then a
 // context for each xclbin). load_xclbin: Debian 12's 2.13, where a device holds one xclbin at a time. The hw_context branch has
-// been compiled, against a stand-in, but has not met hardware (docs/NPU.md).
+// been compiled, against a stand-in and XRT 2.25, but has not met hardware (docs/NPU.md).
 extern "C" {
 #include "npu_worker/xrt_device.h"
 #include "proto/err.h"
@@ -183,8 +183,8 @@ int device_open(unsigned index, xrt_device **ret, struct err *err) noexcept
     if (r < 0)
         return err_set(
             err, r,
-            "%s; needed are an NPU, its driver (amdxdna) and XRT's plug-in for it, and XILINX_XRT=FOLDER where XRT is not in "
-            "/opt/xilinx/xrt",
+            "%s; needed are an NPU, its driver (amdxdna) and XRT's plug-in for it (AMD's, or Debian's libxrt-npu2), and "
+            "XILINX_XRT=FOLDER where XRT is neither the system's nor in /opt/xilinx/xrt",
             said.text);
     call(nullptr, 0, {what, -ENODEV, nullptr}, [&] { d->name = d->device.get_info<xrt::info::device::name>(); });
     *ret = d.release();
