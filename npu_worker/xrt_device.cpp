@@ -7,6 +7,7 @@
 // context for each xclbin). load_xclbin: Debian 12's 2.13, where a device holds one xclbin at a time. The hw_context branch has
 // been compiled, against a stand-in and XRT 2.25, but has not met hardware (docs/NPU.md).
 extern "C" {
+#include "npu_worker/xclbin.h"
 #include "npu_worker/xrt_device.h"
 #include "proto/err.h"
 #include "proto/memlock.h"
@@ -181,11 +182,10 @@ int device_open(unsigned index, xrt_device **ret, struct err *err) noexcept
     if (r == -EAGAIN)
         return err_set(err, r, "%s; the NPU's buffers come on top of that ('coordinator plan' says how many bytes)", said.text);
     if (r < 0)
-        return err_set(
-            err, r,
-            "%s; needed are an NPU, its driver (amdxdna) and XRT's plug-in for it (AMD's, or Debian's libxrt-npu2), and "
-            "XILINX_XRT=FOLDER where XRT is neither the system's nor in /opt/xilinx/xrt",
-            said.text);
+        return err_set(err, r,
+                       "%s; needed are an NPU, its driver (amdxdna) and XRT's plug-in for it (AMD's, or Debian's libxrt-npu2), and "
+                       "XILINX_XRT=FOLDER where XRT is neither the system's nor in /opt/xilinx/xrt",
+                       said.text);
     call(nullptr, 0, {what, -ENODEV, nullptr}, [&] { d->name = d->device.get_info<xrt::info::device::name>(); });
     *ret = d.release();
     return 0;
@@ -219,6 +219,11 @@ void device_close(xrt_device *d) noexcept
         release(d, d);
 }
 
+// What needs no word more, as XRT's own sentences about a file that it does not understand do.
+struct told : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
 std::string kernel_name(const xrt::xclbin &x, const char *file, const char *prefix)
 {
     std::string known;
@@ -228,8 +233,9 @@ std::string kernel_name(const xrt::xclbin &x, const char *file, const char *pref
             return name;
         known += (known.empty() ? "" : ", ") + name;
     }
-    throw std::runtime_error(std::string("no kernel whose name begins with '") + prefix + "'; '" + file + "' holds " +
-                             (known.empty() ? "none" : known));
+    if (known.empty())
+        throw std::runtime_error("it holds no kernel");
+    throw told(std::string("no kernel whose name begins with '") + prefix + "'; '" + file + "' holds " + known);
 }
 
 std::shared_ptr<loaded> find_loaded(xrt_device *d, const char *file, const char *prefix)
@@ -267,14 +273,29 @@ int load_kernel(xrt_device *d, const char *xclbin, const char *prefix, xrt_kerne
     std::snprintf(what, sizeof(what), "xclbin '%.140s'", xclbin);
     if (d->lost)
         return refuse_lost(d, what, err);
-    return call(d, 0, {what, -ENOEXEC, err, true}, [&] {
+    auto held = find_loaded(d, xclbin, prefix);
+    int r = held ? 0 : xclbin_check(xclbin, err);
+    if (r < 0)
+        return r;
+    bool whole = false; // the sentence is
+    struct err said = {0, ""};
+    r = call(d, 0, {what, -ENOEXEC, &said, true}, [&] {
         auto k = std::make_unique<xrt_kernel>();
         k->device = d;
-        k->held = find_loaded(d, xclbin, prefix);
-        if (!k->held)
-            k->held = load(d, xclbin, prefix);
+        try {
+            k->held = held ? held : load(d, xclbin, prefix);
+        } catch (const told &) {
+            whole = true;
+            throw;
+        }
         *ret = k.release();
     });
+    if (r == -ENOEXEC && !whole)
+        return err_set(err, r,
+                       "%s; it is damaged, or of another device, or the device has no room for one more: expected a whole xclbin "
+                       "that was built for '%s'; build it again, or fewer",
+                       said.text, d->name.c_str());
+    return r < 0 ? err_set(err, r, "%s", said.text) : 0;
 }
 
 void free_kernel(xrt_kernel *k) noexcept

@@ -33,9 +33,9 @@ static int check_table(const char *path, const struct xrt_device_ops *t, struct 
                    path, t->abi, t->bytes, XRT_DEVICE_ABI, sizeof(*t));
 }
 
-/* libxrt_coreutil would come from where the module was linked, whatever XILINX_XRT says: XRT 2.13 then takes its driver's library from
- * that folder all the same, 2.25 from beside libxrt_coreutil. The one in the folder is loaded first, so that all is of one XRT: the
- * module gets it by its name. */
+/* libxrt_coreutil would come from where the module was linked, whatever XILINX_XRT says: XRT 2.13 then takes its driver's library
+ * from that folder all the same, 2.25 from beside libxrt_coreutil. The one in the folder is loaded first, so that all is of one
+ * XRT: the module gets it by its name. */
 static int load_core(struct err *err)
 {
     char path[PATH_MAX];
@@ -69,7 +69,9 @@ int xrt_load(const char *path, const struct xrt_device_ops **ret, struct err *er
         return r;
     void *module = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (!module)
-        return err_set(err, -ENOSYS, "XRT cannot be loaded: %s; install it (AMD's, in /opt/xilinx/xrt; Debian: libxrt2, libxrt1 in Debian 12)", dlerror());
+        return err_set(err, -ENOSYS,
+                       "XRT cannot be loaded: %s; install it (AMD's, in /opt/xilinx/xrt; Debian: libxrt2, libxrt1 in Debian 12)",
+                       dlerror());
     const struct xrt_device_ops *t = dlsym(module, XRT_DEVICE_TABLE);
     r = check_table(path, t, err);
     if (r < 0)

@@ -9,6 +9,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <xclbin.h>
+
 #include "proto/util.h"
 #include "tests/npu_sim/rig.h"
 #include "tests/npu_sim/sim.h"
@@ -223,6 +225,41 @@ static int runs(const char *folder)
     return 0;
 }
 
+static int patch(const char *path, long at, uint64_t value, size_t bytes)
+{
+    FILE *f = fopen(path, "r+");
+    CHECK(f && fseek(f, at, SEEK_SET) == 0 && fwrite(&value, bytes, 1, f) == 1);
+    return fclose(f);
+}
+
+/* What XRT would read beyond the end of, or refuse in words of its own. */
+static int damaged_xclbin(const char *folder)
+{
+    struct rig r;
+    struct xrt_kernel *k = NULL;
+    struct stat st;
+    char path[4096];
+    CHECK_OK(rig_open(&r, folder, norm, 1, err));
+    snprintf(path, sizeof(path), "%.4000s/part.xclbin", folder);
+    CHECK(sim_xclbin_write(path, "MLIR_AIE", "a part of one") == 0 && stat(path, &st) == 0);
+    CHECK(patch(path, offsetof(struct axlf, m_sections[1].m_sectionSize), (uint64_t)st.st_size, 8) == 0);
+    CHECK_ERR(r.ops->load_kernel(r.device, path, "MLIR_AIE", &k, err), -ENOEXEC, "damaged: section 1 does not lie in its");
+    CHECK(patch(path, offsetof(struct axlf, m_sections[0].m_sectionOffset), UINT64_MAX, 8) == 0);
+    CHECK_ERR(r.ops->load_kernel(r.device, path, "MLIR_AIE", &k, err), -ENOEXEC, "damaged: section 0 does not lie in its");
+    CHECK(patch(path, offsetof(struct axlf, m_header.m_numSections), UINT32_MAX, 4) == 0);
+    CHECK_ERR(r.ops->load_kernel(r.device, path, "MLIR_AIE", &k, err), -ENOEXEC, "damaged: 4294967295 sections");
+    CHECK(patch(path, offsetof(struct axlf, m_header.m_numSections), 0, 4) == 0); /* whole, but XRT finds nothing in it */
+    CHECK_ERR(r.ops->load_kernel(r.device, path, "MLIR_AIE", &k, err), -ENOEXEC, "that was built for '" SIM_XCLBIN_PLATFORM "'");
+    for (off_t bytes = st.st_size - 1; bytes > 0; bytes /= 2) {
+        CHECK(truncate(path, bytes) == 0);
+        CHECK_ERR(r.ops->load_kernel(r.device, path, "MLIR_AIE", &k, err), -ENOEXEC,
+                  bytes >= 8 ? "it was cut off: " : "it does not begin with 'xclbin2'");
+    }
+    CHECK(!k);
+    rig_close(&r);
+    return 0;
+}
+
 static int kernels(const char *folder)
 {
     struct rig r;
@@ -234,11 +271,13 @@ static int kernels(const char *folder)
     r.ops->free_kernel(k);
     CHECK_ERR(r.ops->load_kernel(r.device, path, "DPU", &second, err), -ENOEXEC, "holds MLIR_AIE");
     snprintf(path, sizeof(path), "%.4000s/absent.xclbin", folder);
-    CHECK_ERR(r.ops->load_kernel(r.device, path, "MLIR_AIE", &second, err), -ENOEXEC, "absent.xclbin");
+    CHECK_ERR(r.ops->load_kernel(r.device, path, "MLIR_AIE", &second, err), -ENOEXEC,
+              "absent.xclbin': it cannot be read: No such file");
     FILE *f = fopen(path, "w");
     fputs("this is no xclbin, though it is long enough to be read as one", f);
     fclose(f);
     CHECK_ERR(r.ops->load_kernel(r.device, path, "MLIR_AIE", &second, err), -ENOEXEC, "absent.xclbin");
+    CHECK_ERR(r.ops->load_kernel(r.device, path, "MLIR_AIE", &second, err), -ENOEXEC, "it does not begin with 'xclbin2'");
     /* Another xclbin: the kernel of the first still runs. */
     snprintf(path, sizeof(path), "%.4000s/second.xclbin", folder);
     CHECK(sim_xclbin_write(path, "MLIR_AIE_2", "another") == 0);
@@ -338,13 +377,15 @@ CASE(forgotten_sync)
 CASE(double_buffer)
 CASE(runs)
 CASE(kernels)
+CASE(damaged_xclbin)
 CASE(counters)
 CASE(flat)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {UNIT_TEST(test_table),          UNIT_TEST(test_whole_xrt),     UNIT_TEST(test_buffers),
-                                       UNIT_TEST(test_forgotten_sync), UNIT_TEST(test_double_buffer), UNIT_TEST(test_runs),
-                                       UNIT_TEST(test_kernels),        UNIT_TEST(test_counters),      UNIT_TEST(test_flat)};
+    const struct CMUnitTest tests[] = {
+        UNIT_TEST(test_table),         UNIT_TEST(test_whole_xrt), UNIT_TEST(test_buffers), UNIT_TEST(test_forgotten_sync),
+        UNIT_TEST(test_double_buffer), UNIT_TEST(test_runs),      UNIT_TEST(test_kernels), UNIT_TEST(test_damaged_xclbin),
+        UNIT_TEST(test_counters),      UNIT_TEST(test_flat)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

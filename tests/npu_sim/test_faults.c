@@ -46,7 +46,10 @@ static int second_device(const char *folder)
 static int load_fails(const char *folder)
 {
     struct rig r;
-    CHECK_ERR(rig_open(&r, folder, norm, 1, err), -ENOEXEC, "npu.xclbin");
+    CHECK_ERR(
+        rig_open(&r, folder, norm, 1, err), -ENOEXEC,
+        "; it is damaged, or of another device, or the device has no room for one more: expected a whole xclbin that was built "
+        "for 'npu_sim'");
     r.ops->close(r.device);
     return 0;
 }
