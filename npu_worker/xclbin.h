@@ -5,8 +5,8 @@
 
 struct err;
 
-/* -ENOEXEC with what was found and the remedy: it cannot be read, is none, was cut off, or its sections do not lie in it. What is in
- * the sections is XRT's to judge. */
+/* -ENOEXEC with what was found and the remedy: it cannot be read, is none, was cut off, or its sections do not lie in it. What is
+ * in the sections is XRT's to judge. */
 int xclbin_check(const char *path, struct err *err);
 
 #endif

@@ -12,8 +12,8 @@ struct xrt_device_ops;
 #define XRT_LOAD_MODULE "tandem_xrt.so" /* in the folder of modules (proto/place.h) */
 
 /* The module's table; it stays loaded. path: the module, NULL: XRT_LOAD_MODULE. XILINX_XRT, by which XRT finds its drivers, is set
- * to /opt/xilinx/xrt where it is unset and that folder exists; libxrt_coreutil is that folder's, where it has one. -ENOSYS with the reason: no module, or no XRT. A driver is first
- * touched by open. */
+ * to /opt/xilinx/xrt where it is unset and that folder exists; libxrt_coreutil is that folder's, where it has one. -ENOSYS with the
+ * reason: no module, or no XRT. A driver is first touched by open. */
 int xrt_load(const char *path, const struct xrt_device_ops **ret, struct err *err);
 
 /* For npu_worker --list-devices and --choose-device; opens every device, or that one. An error where there is none. */
