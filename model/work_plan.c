@@ -37,7 +37,9 @@ void work_plan_attn_shape(const struct hparams *h, int global, int kv_type, stru
                                .kv_type = kv_type};
 }
 
-/* A local layer holds the window below the oldest position that may come again, and everything in flight above it. */
+/* A local layer holds the window below the oldest position that may come again, and everything in flight above it. Only ring_slots
+ * chunks are in flight at a time, but every sequence has room for all of them: one whose turn has passed keeps what its last chunk
+ * needed, committed meanwhile or not, until its next one, and others may have as many in flight before that comes. */
 static uint32_t local_pages(const struct hparams *h, uint32_t positions, uint32_t chunk_tokens, uint32_t ring_slots)
 {
     uint64_t span = (uint64_t)h->window + (uint64_t)ring_slots * chunk_tokens + chunk_tokens;
