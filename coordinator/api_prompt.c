@@ -9,6 +9,13 @@
 #include "coordinator/tokenizer.h"
 #include "proto/util.h"
 
+/* Of the tokenizer. */
+static int refuse_text(int r, const char *param, const struct err *err, struct api_refusal *why)
+{
+    return api_refuse(why, r == -ENOMEM ? 500 : 400, param, r == -E2BIG ? "context_length_exceeded" : "invalid_value", "%s",
+                      err->text);
+}
+
 static int out_of_memory(struct api_refusal *why)
 {
     api_refuse(why, 500, NULL, "out_of_memory", "out of memory");
@@ -99,7 +106,7 @@ static int from_messages(const struct api *a, const json_t *list, struct api_pro
         struct err err = {0};
         r = tokenizer_chat(a->tokenizer, m, n, &ret->ids, &n_ids, &err);
         if (r < 0)
-            api_refuse(why, r == -ENOMEM ? 500 : 400, "messages", "invalid_value", "%s", err.text);
+            refuse_text(r, "messages", &err, why);
         ret->n = (uint32_t)n_ids;
     }
     for (i = 0; owned && i < n; i++)
@@ -116,7 +123,7 @@ static int from_text(const struct api *a, const char *text, size_t n, bool bos, 
     struct err err = {0};
     int r = tokenizer_encode(a->tokenizer, text, n, true, &ids, &n_ids, &err);
     if (r < 0)
-        return api_refuse(why, r == -ENOMEM ? 500 : 400, "prompt", "invalid_value", "%s", err.text);
+        return refuse_text(r, "prompt", &err, why);
     ret->ids = malloc((n_ids + 1) * sizeof(*ret->ids));
     if (!ret->ids)
         return out_of_memory(why);

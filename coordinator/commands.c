@@ -12,6 +12,7 @@
 
 #include "coordinator/engine.h"
 #include "coordinator/line.h"
+#include "coordinator/lines.h"
 #include "coordinator/machine.h"
 #include "coordinator/plan.h"
 #include "coordinator/report.h"
@@ -245,8 +246,10 @@ int commands_run(const struct options *o, const struct config *config, const str
         c.ids = ids;
         bytes = command_bytes(&c);
     }
-    if (o->command == OPTIONS_CHAT && !o->resume && line_possible())
-        bytes = LINE_MEMORY_BYTES;
+    if (o->command == OPTIONS_CHAT && !o->resume)
+        bytes = line_possible() ? LINE_MEMORY_BYTES : 2 * LINES_MAX_BYTES; /* a line, and the turn that it becomes */
+    if (r == 0 && c.tokenizer && starts_stages(o->command))
+        tokenizer_bound(c.tokenizer, &(struct tokenizer_bounds){.tokens = config->context});
     struct engine_options eo = {.command_bytes = bytes, .trace = o->trace, .ret_signal = ret_signal};
     if (r == 0 && o->command == OPTIONS_SERVE)
         r = cmd_serve_prepare(&c, &eo, err);

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "coordinator/plan_impl.h"
+#include "coordinator/tokenizer.h"
 #include "kernels/cpu.h"
 #include "kernels/quant.h"
 #include "model/gguf.h"
@@ -206,7 +207,8 @@ static uint32_t matrix_types(const struct plan *p)
 
 /* What a process holds beside its budget: program, private pages of libraries, heap, stacks. Measured on Debian 12 as peak less
  * budget, with demo, 1B-, 4B- and 27B-shaped models (e2e_plan_true holds them to it). The coordinator's grows with the vocabulary:
- * tokenizer and file metadata take 3 MiB with 4096 pieces, 10 with 32768, 18 with 65536; without a tokenizer (eval, bench) less. */
+ * tokenizer and file metadata take 3 MiB with 4096 pieces, 10 with 32768, 18 with 65536, and what a text takes while it
+ * becomes tokens; without a tokenizer (eval, bench) less. */
 static void fixed(struct plan *p)
 {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -215,7 +217,7 @@ static void fixed(struct plan *p)
     const uint64_t sanitizer = 0;
 #endif
     uint64_t vocab = p->hparams.vocab;
-    p->process[CONFIG_COORDINATOR].fixed = (uint64_t)(3 * MIB) + vocab * 250;
+    p->process[CONFIG_COORDINATOR].fixed = (uint64_t)(3 * MIB) + vocab * 254 + tokenizer_encode_bytes(p->context);
     p->process[CONFIG_LOADER].fixed = (uint64_t)(3 * MIB) + vocab * 24;
     p->process[CONFIG_NPU].fixed = (uint64_t)(5 * MIB) + (p->npu.xrt ? (uint64_t)(8 * MIB) : 0); /* XRT: 4 measured */
     p->process[CONFIG_NPU].fixed += p->npu.heap; /* locked, and so in memory as a whole; as stated, no hardware was measured */

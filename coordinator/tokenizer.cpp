@@ -9,19 +9,20 @@
  * are encoded. This gives what sentencepiece gives when they are user-defined symbols, since those are matched in the same way
  * before anything else and nothing merges across them; and it spares a second copy of the vocabulary.
  *
- * Long texts. sentencepiece takes some forty times a text's size, so a long one is cut where no piece holds the two characters on
- * both sides of the cut: nothing could have merged across it, and the ids are the same.
+ * Long texts. sentencepiece takes up to 252 bytes for a byte of text as it sees it (measured with 0.1.97, TOKENIZER_STRETCH), so
+ * a text is encoded in parts, cut where nothing could have merged across (neighbours.h): the ids are the same. Once there are more
+ * of them than the bound the rest is not looked at.
  *
  * ModelProto in protobuf's wire format: sentencepiece_model.proto of sentencepiece 0.1.97 (field numbers below). */
 #include "coordinator/tokenizer.h"
 
 #include <algorithm>
 #include <array>
-#include <bitset>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <memory>
 #include <new>
 #include <string>
 #include <string_view>
@@ -30,6 +31,8 @@
 #include <vector>
 
 #include <sentencepiece_processor.h>
+
+#include "coordinator/neighbours.h"
 
 extern "C" {
 #include "model/gguf.h"
@@ -42,8 +45,8 @@ namespace
 enum piece_type : uint8_t { NORMAL = 1, UNKNOWN = 2, CONTROL = 3, USER_DEFINED = 4, UNUSED = 5, BYTE = 6 };
 
 constexpr uint32_t VOCAB_MAX = 4194304;
-constexpr size_t PIECE_MAX = 1024;     /* bytes; sentencepiece's trie recurses once per byte */
-constexpr size_t CUT_BYTES = 32 << 10; /* a part of a long text, about */
+constexpr size_t PIECE_MAX = 1024; /* bytes; sentencepiece's trie recurses once per byte */
+constexpr size_t PART = 4 << 10;   /* bytes of a text that are encoded at once, about */
 constexpr size_t TEXT_MAX = size_t(256) << 20;
 constexpr char SPACE_MARK[] = "\xe2\x96\x81";  /* U+2581 stands for a space in pieces */
 constexpr char REPLACEMENT[] = "\xef\xbf\xbd"; /* U+FFFD */
@@ -114,7 +117,10 @@ struct tokenizer {
     std::vector<bool> marker;                               /* of those, the ones that become ids in cutting */
     std::vector<size_t> symbol_lengths;                     /* that occur, longest first */
     std::array<bool, 256> symbol_start{};
-    std::bitset<128 * 128> neighbours; /* [a * 128 + b]: ASCII characters a, b side by side in some piece; a space is ' ' */
+    std::unique_ptr<neighbours, decltype(&neighbours_close)> pairs{nullptr, neighbours_close};
+    size_t longest = 1; /* bytes of text that one id can stand for */
+    neighbours_bounds cuts{PART, TOKENIZER_STRETCH, false};
+    size_t tokens_max = SIZE_MAX; /* of one text */
 
     std::string_view piece(uint32_t id) const
     {
@@ -152,6 +158,9 @@ bool is_silent_name(std::string_view s)
 int read_pieces(tokenizer *t, const struct gguf *g, uint64_t n, struct err *err)
 {
     static const char key[] = "tokenizer.ggml.tokens";
+    t->pairs.reset(neighbours_open(uint32_t(n)));
+    if (!t->pairs)
+        return err_set(err, -ENOMEM, "tokenizer: out of memory");
     for (uint64_t i = 0; i < n; i++) {
         const char *s;
         size_t length;
@@ -163,11 +172,9 @@ int read_pieces(tokenizer *t, const struct gguf *g, uint64_t n, struct err *err)
             return bad(err, key, i, piece.empty() ? "an empty piece" : "a piece of more than 1024 bytes", "1 to 1024 bytes");
         if (piece.find('\0') != std::string::npos || !utf8_valid(piece.data(), piece.size()))
             return bad(err, key, i, "a NUL byte or invalid UTF-8", "a piece in UTF-8");
-        std::string plain = with_spaces(piece);
-        for (size_t k = 1; k < plain.size(); k++) {
-            auto a = static_cast<unsigned char>(plain[k - 1]), b = static_cast<unsigned char>(plain[k]);
-            if (a < 128 && b < 128)
-                t->neighbours.set(a * 128u + b);
+        if (t->type[i] != BYTE) { /* their names are not text */
+            neighbours_add(t->pairs.get(), piece.data(), piece.size());
+            t->longest = std::max(t->longest, piece.size());
         }
         t->offset.push_back(uint32_t(t->text.size()));
         t->text += piece;
@@ -402,27 +409,36 @@ template <typename F> int guarded(struct err *err, F f)
     }
 }
 
-/* Bytes of s to encode by themselves: all, or up to a place where no piece could span. */
-size_t cut_length(const tokenizer *t, std::string_view s)
+int too_many(const tokenizer *t, size_t at_least, struct err *err)
 {
-    for (size_t i = CUT_BYTES; i < s.size(); i++) {
-        auto a = static_cast<unsigned char>(s[i - 1]), b = static_cast<unsigned char>(s[i]);
-        if (a < 128 && b < 128 && !t->neighbours.test(a * 128u + b))
-            return i;
-    }
-    return s.size();
+    return err_set(err, -E2BIG, "the prompt has at least %zu tokens; the context has %zu ('context' in the config)", at_least,
+                   t->tokens_max);
+}
+
+/* A text that is too long whatever it says, before there are copies of it. */
+int check_bytes_of_text(const tokenizer *t, size_t n, struct err *err)
+{
+    size_t least = (n + t->longest - 1) / t->longest;
+    return least > t->tokens_max ? too_many(t, least, err) : 0;
 }
 
 int encode_plain(const tokenizer *t, std::string_view s, std::vector<uint32_t> *ids, struct err *err)
 {
     std::vector<int> part;
     while (!s.empty()) {
-        size_t n = cut_length(t, s);
+        size_t n = neighbours_cut(t->pairs.get(), &t->cuts, s.data(), s.size());
+        if (n == 0)
+            return err_set(err, -E2BIG,
+                           "the prompt has more than %zu bytes in a row, from U+%04X on, that can only be tokenized as a whole (a "
+                           "space counts as three); expected at most so many: shorten the row, or break it up",
+                           t->cuts.stretch, neighbours_first(s.data(), s.size()));
         auto status = t->processor.Encode(s.substr(0, n), &part);
         if (!status.ok())
             return err_set(err, -EINVAL, "tokenizer: sentencepiece cannot encode the text: %s", status.ToString().c_str());
         ids->insert(ids->end(), part.begin(), part.end());
         s.remove_prefix(n);
+        if (!s.empty() && ids->size() > t->tokens_max)
+            return too_many(t, ids->size(), err);
     }
     return 0;
 }
@@ -446,6 +462,8 @@ int encode_markers(const tokenizer *t, std::string_view s, std::vector<uint32_t>
     for (size_t i = 0; i < s.size();) {
         int64_t id = t->symbol_start[static_cast<unsigned char>(s[i])] ? match_symbol(t, s.substr(i)) : -1;
         size_t length = id < 0 ? 1 : t->piece(uint32_t(id)).size();
+        if (ids->size() > t->tokens_max)
+            return too_many(t, ids->size(), err);
         if (id >= 0 && t->marker[size_t(id)]) {
             int r = encode_plain(t, s.substr(start, i - start), ids, err);
             if (r < 0)
@@ -512,6 +530,12 @@ int encode_chat(const tokenizer *t, const struct tokenizer_message *m, size_t n,
     if (t->turn_start == UINT32_MAX || t->turn_end == UINT32_MAX)
         return err_set(err, -EINVAL,
                        "tokenizer: the model has no <start_of_turn> and <end_of_turn>; expected a chat model, or use no --chat");
+    size_t bytes = 0;
+    for (size_t i = 0; i < n; i++)
+        bytes += trim(m[i].content).size();
+    int r = check_bytes_of_text(t, bytes, err);
+    if (r < 0)
+        return r;
     if (n && strcmp(m[0].role, "system") == 0) {
         system = std::string(m[0].content) + "\n\n";
         first = 1;
@@ -521,6 +545,8 @@ int encode_chat(const tokenizer *t, const struct tokenizer_message *m, size_t n,
     ids->push_back(t->bos);
     for (size_t i = first; i < n; i++) {
         const char *expected = (i - first) % 2 ? "assistant" : "user";
+        if (ids->size() > t->tokens_max)
+            return too_many(t, ids->size(), err);
         if (strcmp(m[i].role, expected) != 0)
             return err_set(err, -EINVAL, "chat: message %zu has role '%.40s'; expected '%s': user and assistant take turns", i,
                            m[i].role, expected);
@@ -529,7 +555,7 @@ int encode_chat(const tokenizer *t, const struct tokenizer_message *m, size_t n,
             turn += system;
         turn += trim(m[i].content);
         ids->push_back(t->turn_start);
-        int r = encode_plain(t, turn, ids, err);
+        r = encode_plain(t, turn, ids, err);
         if (r == 0) {
             ids->push_back(t->turn_end);
             r = encode_plain(t, "\n", ids, err);
@@ -592,6 +618,17 @@ void tokenizer_close(struct tokenizer *t)
     delete t;
 }
 
+void tokenizer_bound(struct tokenizer *t, const struct tokenizer_bounds *b)
+{
+    t->tokens_max = b->tokens;
+    t->cuts = {b->part ? b->part : PART, b->stretch ? b->stretch : TOKENIZER_STRETCH, true};
+}
+
+uint64_t tokenizer_encode_bytes(uint32_t tokens)
+{
+    return TOKENIZER_STRETCH * UINT64_C(256) + tokens * UINT64_C(16); /* ids: twice where they grow, and copies */
+}
+
 uint32_t tokenizer_vocab(const struct tokenizer *t)
 {
     return t->size();
@@ -620,7 +657,9 @@ int tokenizer_encode(const struct tokenizer *t, const char *text, size_t n, bool
     return guarded(err, [&] {
         std::vector<uint32_t> ids;
         std::string_view s(text, n);
-        int r = markers ? encode_markers(t, s, &ids, err) : encode_plain(t, s, &ids, err);
+        int r = check_bytes_of_text(t, n, err);
+        if (r == 0)
+            r = markers ? encode_markers(t, s, &ids, err) : encode_plain(t, s, &ids, err);
         return r < 0 ? r : give(ids, ret, ret_n, err);
     });
 }

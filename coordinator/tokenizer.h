@@ -2,7 +2,7 @@
  * Gemma's SentencePiece tokenizer, rebuilt from a GGUF's tokenizer.ggml.* into a ModelProto (BPE, byte fallback, identity
  * normalizer, no dummy prefix) and run by libsentencepiece. Control pieces are never produced from text; turn markers in user
  * content stay text (tokenizer_encode with markers = false), only the chat template and raw prompts may produce them.
- * Threads: immutable after open. C++ is behind this header; no exception crosses it. */
+ * Threads: immutable after open and bound. C++ is behind this header; no exception crosses it. */
 #ifndef TANDEM_COORDINATOR_TOKENIZER_H
 #define TANDEM_COORDINATOR_TOKENIZER_H
 
@@ -20,6 +20,23 @@ struct tokenizer;
 
 int tokenizer_open(const struct gguf *g, struct tokenizer **ret, struct err *err);
 void tokenizer_close(struct tokenizer *t);
+
+/* Bytes, as sentencepiece sees them (neighbours.h), that may follow each other without a place to cut at. The most that its Encode
+ * had allocated at once, measured with 0.1.97, is 252 bytes for each of them, where each becomes a token; where letters merge by
+ * two 140. So it is 4 MiB in all, which the plan has for the coordinator. */
+#define TOKENIZER_STRETCH ((size_t)16 << 10)
+
+/* From here on a text is refused with -E2BIG, its memory bounded, where it goes on after more tokens than `tokens`, or has more
+ * bytes than `stretch` without a place to cut at. Without a call there is no bound: a long stretch takes the memory that it takes.
+ */
+struct tokenizer_bounds {
+    size_t tokens;        /* the context */
+    size_t stretch, part; /* 0: TOKENIZER_STRETCH, and what is encoded at once of a text that can be cut */
+};
+void tokenizer_bound(struct tokenizer *t, const struct tokenizer_bounds *b);
+/* What encoding takes at most for a moment, under the bound of so many tokens. */
+uint64_t tokenizer_encode_bytes(uint32_t tokens);
+
 uint32_t tokenizer_vocab(const struct tokenizer *t);
 uint32_t tokenizer_bos(const struct tokenizer *t);
 /* True for <eos>, <end_of_turn> (tokenizer.ggml.eos_token_id, eot_token_id, and the piece "<end_of_turn>"). */

@@ -43,6 +43,7 @@ static int setup(void **state)
     vocab_write(&v, vocab_path);
     vocab_free(&v);
     config.model = vocab_path;
+    config.context = 2048;
     assert_int_equal(gguf_open(vocab_path, false, &gguf, NULL), 0);
     assert_int_equal(tokenizer_open(gguf, &tok, NULL), 0);
     return 0;

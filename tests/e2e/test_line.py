@@ -125,7 +125,7 @@ def test_long_paste():
         check(t.heard("short") == "short", lines(t.state))
         # one that just fits is one prompt; it does not fit into the context
         with written(t, b"\x1b[200~" + b"a line\r" * 9300 + b"\x1b[201~\n"):
-            t.read_until(r"has \d+ tokens.*\n.*/reset begins a new conversation\)\n> ")
+            t.read_until(r"has (at least )?\d+ tokens.*\n.*/reset begins a new conversation\)\n> ")
         # without brackets a line ceases to grow
         with written(t, b"x" * 66000 + b"\x15short again\n"):
             t.read_until(r"short again\n(.*\n)*> ")
