@@ -69,8 +69,10 @@ static void tell_kill(const char *cgroup, const char *name)
     if (!cgroup_stale_kill(cgroup, "coordinator", &cap, &kill))
         return;
     snprintf(who, sizeof(who), "coordinator %.20s", name);
-    oom_describe(&kill, who, cap, "raise 'memory.coordinator', or lower 'http.max_body', 'http.max_queue' or 'sequences'", text,
-                 sizeof(text));
+    oom_describe(
+        &kill, who, cap,
+        "raise 'memory.coordinator', or lower what `serve` holds for clients: 'http.max_body', 'http.max_queue', 'sequences'", text,
+        sizeof(text));
     log_warn("memory", "%s", text);
 }
 
