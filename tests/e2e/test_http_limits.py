@@ -294,7 +294,7 @@ def test_chunks_are_the_last():
             for version in (b"1.0", b"1.1"):
                 with Raw(s, data.replace(b"HTTP/1.1", b"HTTP/" + version) + hidden) as c:
                     status, headers, text = c.response()
-                    refused = status == 400 and library_is_strict() and end != b"\r\n0\r\n\r\n"
+                    refused = status == 400 and library_is_strict() and (end != b"\r\n0\r\n\r\n" or version == b"1.0")
                     check(refused or status == 200 and json.loads(text)["count"] == 2, version, end, status, text)
                     check(headers["connection"] == "close" and c.ended() and c.buffer == b"", version, end, headers, c.buffer)
 
