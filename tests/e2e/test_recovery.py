@@ -158,8 +158,22 @@ def test_each_stage():
                 check(False, f"{victim} was never hit in time")
 
 
+def test_chunks_in_flight():
+    """gpu_worker dies with three chunks of a prompt or more under way, each as long as the window, so that its border lies among them."""
+    cfg = config(model("demo", "f32"), chunk_tokens=128)  # the window of the model
+    args = ("generate", "--ids", tandem.ids_text(long_prompt(1800)), "--temperature", "0", "--max-tokens", "40", "--json")
+    want, _ = answers(Run(cfg, *args).end())
+    for n in (30, 60, 90, 140):
+        out = tandem.scratch(f"in-flight-{n}.json")
+        got, stats = answers(Run(cfg, *args, "--fault", f"gpu_worker:segv@{n}", "--trace", out).end())
+        check(got == want and stats["gpu_worker"]["restarts"] == 1, n, "another text")
+        with open(out, encoding="utf-8") as f:
+            dropped = [e["args"] for e in json.load(f) if e.get("name") == "dropped"]
+        check(len(dropped) >= 3 and all(d["kind"] == "prefill" and d["tokens"] == 128 for d in dropped), n, dropped)
+
+
 def test_long_prompt():
-    """Four chunks in flight, across the border of the window: the prompt is a multiple of both."""
+    """Killed at any moment of a prompt that is a multiple of chunk and window."""
     ids = tandem.ids_text(long_prompt(1800))
     args = ("generate", "--ids", ids, "--temperature", "0", "--max-tokens", "60", "--json")
     for keys in ({"chunk_tokens": 16}, {"chunk_tokens": 128, "kv_type": "q8_0"}):
