@@ -163,7 +163,7 @@ def test_chunks_in_flight():
     cfg = config(model("demo", "f32"), chunk_tokens=128)  # the window of the model
     args = ("generate", "--ids", tandem.ids_text(long_prompt(1800)), "--temperature", "0", "--max-tokens", "40", "--json")
     want, _ = answers(Run(cfg, *args).end())
-    for n in (30, 60, 90, 140):
+    for n in (30, 140):
         out = tandem.scratch(f"in-flight-{n}.json")
         got, stats = answers(Run(cfg, *args, "--fault", f"gpu_worker:segv@{n}", "--trace", out).end())
         check(got == want and stats["gpu_worker"]["restarts"] == 1, n, "another text")
