@@ -78,6 +78,7 @@ struct schedule {
     uint64_t n_asked, n_cached;              /* prompt tokens of requests that may reuse, and those that did */
     struct meter prompt_meter, output_meter; /* tokens */
     uint32_t suspect;  /* slot whose request runs alone, to see whether stages die of it; or SCHEDULE_NOBODY */
+    bool gave_up;      /* a request, since the last restart: chunks of it that were in flight are not to be sent again */
     uint64_t progress; /* how often a request got further than ever before */
     struct sampler *sampler;
     struct chunk chunk; /* scratch, of what comes back */

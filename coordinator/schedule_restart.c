@@ -71,6 +71,7 @@ uint32_t schedule_give_up(struct schedule *s, const char *limit, const struct er
         schedule_slot_finish(s, &s->slots[i], ENGINE_FINISH_ERROR, &err);
         n++;
     }
+    s->gave_up = s->gave_up || n > 0;
     return n;
 }
 
@@ -146,8 +147,9 @@ void schedule_restart(struct schedule *s, struct ring *tokens, struct ring *outp
     schedule_note_dropped(s); /* of the epoch that ends: every stage is paused or gone by now, and has said all it will */
     schedule_attach(s, tokens, output, epoch);
     schedule_next_suspect(s);
-    if (kv_lost || s->suspect != SCHEDULE_NOBODY)
+    if (kv_lost || s->suspect != SCHEDULE_NOBODY || s->gave_up) /* what was given up is not sent once more */
         drop_all(s, kv_lost);
     else
         issue_again(s);
+    s->gave_up = false;
 }

@@ -276,6 +276,50 @@ static void test_who_kills_is_given_up(void **state)
     }
 }
 
+/* What killed the pipeline is not sent once more when its request has been given up. */
+static void test_nothing_of_it_is_sent_again(void **state)
+{
+    (void)state;
+    const struct err why = {.code = -ECHILD, .text = "gpu_worker (pid 7) was killed"};
+    for (int kv_lost = 0; kv_lost < 2; kv_lost++) {
+        struct world w;
+        struct client c = {0};
+        uint32_t ids[200], n = prompt_of(2, ids), done;
+        world_open(&w, 4, 64, 256);
+        struct request_params p = client_params(&c, ids, n, 20);
+        assert_int_equal(schedule_submit(w.s, &p, NULL, NULL), 0);
+        w.deadly_seq = 0;
+        w.deadly_pos = n + 6;
+        schedule_pump(w.s);
+        for (int deaths = 0; deaths < 2;) {
+            assert_true(world_step(&w));
+            if (!w.dead) {
+                world_drain(&w);
+                continue;
+            }
+            schedule_pause(w.s, true);
+            if (++deaths == 2)
+                assert_int_equal(schedule_give_up(w.s, "1 restart", &why), 1);
+            world_restart(&w, false, kv_lost);
+        }
+        assert_int_equal(c.finish, ENGINE_FINISH_ERROR);
+        assert_int_equal(schedule_in_flight(w.s, &done), 0);
+        assert_false(schedule_active(w.s));
+        struct client next = {0}; /* and the slot is good for another */
+        w.deadly_pos = UINT32_MAX;
+        p = client_params(&next, ids, n, 20);
+        assert_int_equal(schedule_submit(w.s, &p, NULL, NULL), 0);
+        schedule_pump(w.s);
+        while (schedule_active(w.s)) {
+            assert_true(world_step(&w));
+            world_drain(&w);
+        }
+        client_check(&next, ids, n);
+        assert_int_equal(next.n, 20);
+        world_close(&w);
+    }
+}
+
 static void test_numerics_are_marked(void **state)
 {
     (void)state;
@@ -304,6 +348,7 @@ int main(void)
         cmocka_unit_test(test_cancelled_in_flight),
         cmocka_unit_test(test_pages_are_freed),
         cmocka_unit_test(test_who_kills_is_given_up),
+        cmocka_unit_test(test_nothing_of_it_is_sent_again),
         cmocka_unit_test(test_numerics_are_marked),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
