@@ -11,16 +11,13 @@
 #include <cmocka.h>
 
 #include "coordinator/child.h"
-#include "coordinator/plan.h"
-#include "coordinator/rings.h"
 #include "coordinator/segments.h"
 #include "coordinator/slots.h"
 #include "coordinator/supervise_impl.h"
 #include "proto/config.h"
-#include "proto/ring.h"
 #include "proto/status.h"
+#include "tests/engine/ring_world.h"
 
-#define EPOCH 3
 #define TICK UINT64_C(250000000)
 #define SECOND UINT64_C(1000000000)
 
@@ -46,10 +43,6 @@ int child_send(struct child *c, const struct msg *m, const int *fds, int n_fds, 
     return 0;
 }
 
-struct side {
-    struct ring *input[2], *output[2];
-};
-
 struct world {
     struct supervise s;
     struct child children[MSG_ROLES];
@@ -58,8 +51,6 @@ struct world {
     uint64_t now;
 };
 
-static struct plan plan = {
-    .ring_slots = 2, .token_slots = 4, .logits_slots = 4, .worker_slot_bytes = 64, .token_slot_bytes = 64, .out_slot_bytes = 64};
 static struct config config = {.heartbeat_s = 5, .deadlines = true};
 
 static uint32_t count(void *ctx, uint32_t *ret_done)
@@ -69,28 +60,15 @@ static uint32_t count(void *ctx, uint32_t *ret_done)
     return w->in_flight;
 }
 
-static void attach(struct world *w, enum msg_role role)
-{
-    struct ring_end ends[RINGS_OF_STAGE_MAX];
-    struct bell *bell = rings_bell(w->s.rings);
-    uint32_t n = rings_of(w->s.rings, role, ends);
-    for (uint32_t k = 0; k < n; k++) {
-        bool out = ends[k].direction;
-        struct ring **to = out ? &w->sides[role].output[ends[k].index] : &w->sides[role].input[ends[k].index];
-        assert_int_equal(ring_attach(ends[k].fds[0], out ? RING_PRODUCER : RING_CONSUMER, EPOCH, bell, bell, to, NULL), 0);
-    }
-}
-
 static void world_open(struct world *w)
 {
     memset(w, 0, sizeof(*w));
     w->now = 1000 * SECOND;
-    w->s.o = (struct supervise_options){.config = &config, .plan = &plan, .in_flight = count, .ctx = w};
+    w->s.o = (struct supervise_options){.config = &config, .plan = &ring_world_plan, .in_flight = count, .ctx = w};
     w->s.watched_ns = w->now;
     w->s.segments = segments_open();
     w->s.slots = slots_open();
-    assert_int_equal(rings_open(&plan, &w->s.rings, NULL), 0);
-    assert_int_equal(rings_make(w->s.rings, EPOCH, NULL), 0);
+    w->s.rings = ring_world_open(w->sides);
     for (int i = 0; i < MSG_ROLES; i++) {
         struct stage *st = &w->s.stages[i];
         int fd = status_make(NULL);
@@ -103,20 +81,14 @@ static void world_open(struct world *w)
                              .segments_known = true};
         assert_int_equal(status_map(fd, &st->page, NULL), 0);
         close(fd);
-        attach(w, (enum msg_role)i);
     }
 }
 
 static void world_close(struct world *w)
 {
-    for (int i = 0; i < MSG_ROLES; i++) {
-        for (int k = 0; k < 2; k++) {
-            ring_detach(w->sides[i].input[k]);
-            ring_detach(w->sides[i].output[k]);
-        }
+    for (int i = 0; i < MSG_ROLES; i++)
         status_unmap(w->s.stages[i].page);
-    }
-    rings_close(w->s.rings);
+    ring_world_close(w->s.rings, w->sides);
     segments_close(w->s.segments);
     slots_close(w->s.slots);
 }
@@ -125,18 +97,6 @@ static void look(struct world *w, uint64_t seconds)
 {
     for (uint64_t end = w->now + seconds * SECOND; w->now < end; w->now += TICK)
         liveness_look(&w->s, w->now);
-}
-
-static void put(struct ring *r)
-{
-    assert_non_null(ring_reserve(r));
-    ring_commit(r);
-}
-
-static void take(struct ring *r)
-{
-    assert_non_null(ring_peek(r));
-    ring_release(r);
 }
 
 static void expect_all_live(const struct world *w)
@@ -149,16 +109,16 @@ static void expect_all_live(const struct world *w)
 static void begin_chunk(struct world *w)
 {
     w->in_flight = 1;
-    put(w->sides[MSG_ROLE_LOADER].output[0]);
+    ring_put(w->sides[MSG_ROLE_LOADER].output[0]);
 }
 
 /* It was taken. */
 static void pass_on(struct world *w)
 {
-    put(w->sides[MSG_ROLE_NPU].output[0]);
-    take(w->sides[MSG_ROLE_GPU].input[0]);
-    put(w->sides[MSG_ROLE_GPU].output[1]);
-    take(rings_output(w->s.rings));
+    ring_put(w->sides[MSG_ROLE_NPU].output[0]);
+    ring_take(w->sides[MSG_ROLE_GPU].input[0]);
+    ring_put(w->sides[MSG_ROLE_GPU].output[1]);
+    ring_take(rings_output(w->s.rings));
     w->in_flight = 0;
     w->done++;
 }
@@ -184,7 +144,7 @@ static void test_lost(void **state)
     (void)state;
     world_open(&w);
     begin_chunk(&w);
-    take(w.sides[MSG_ROLE_NPU].input[1]);
+    ring_take(w.sides[MSG_ROLE_NPU].input[1]);
     look(&w, 2);
     expect_all_live(&w);
     look(&w, 1);
@@ -203,7 +163,7 @@ static void test_pause_between_chunks(void **state)
         begin_chunk(&w);
         if (late)
             look(&w, 1);
-        take(w.sides[MSG_ROLE_NPU].input[1]);
+        ring_take(w.sides[MSG_ROLE_NPU].input[1]);
         if (!late)
             look(&w, 1);
         pass_on(&w);
@@ -223,7 +183,7 @@ static void test_always_one_waiting(void **state)
     for (int i = 0; i < 100; i++) {
         begin_chunk(&w);
         look(&w, 1);
-        take(w.sides[MSG_ROLE_NPU].input[1]);
+        ring_take(w.sides[MSG_ROLE_NPU].input[1]);
         pass_on(&w);
         w.in_flight = 1;
     }
