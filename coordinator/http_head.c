@@ -6,11 +6,11 @@
  *
  * Older ones (Debian 12: 0.9.75) do not refuse what they do not understand: of a header that goes on in the next line they keep the
  * beginning, of a value with a NUL what stands before it, of several spaces in the first line one. But they hand out all parts of
- * a head where they lie in their buffer, so one rule finds whatever was left out: each part begins where the one before it ended,
+ * a head where they lie in their buffer, so one rule finds what was left out: each part begins where the one before it ended,
  * but for the characters that separate them, and the last one ends where the head ends. Only addresses are compared; should one
- * of them keep its parts elsewhere, nothing passes. What it cannot find is a line that ends with NUL LF: libmicrohttpd has
- * written NULs over CR LF by then. Their MHD_OPTION_STRICT_FOR_CLIENT stays off: it finds less, and its answers are HTML with two
- * heads (no Host), or none (spaces). */
+ * of them keep its parts elsewhere, nothing passes. What it cannot find is what libmicrohttpd overwrites: a line that ends with
+ * NUL LF, and a line of a colon alone, which ends the head; so a request with a body ends the connection (http_request.c). Their
+ * MHD_OPTION_STRICT_FOR_CLIENT stays off: it finds less, and its answers are HTML with two heads (no Host), or none (spaces). */
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>

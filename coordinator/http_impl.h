@@ -81,8 +81,9 @@ bool http_full(const struct http *h); /* more connections have a request that is
 void *http_on_target(void *cls, const char *target, struct MHD_Connection *mhd);
 /* Refuses heads and chunks that can be read in two ways, with HTML of its own. */
 bool http_library_is_strict(void);
-#define HTTP_TOKEN "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ" /* RFC 9110, 5.6.2 */
-const char *http_header(const struct http_exchange *x, const char *name);                          /* NULL: there is none */
+/* What names and methods are made of: RFC 9110, 5.6.2. */
+#define HTTP_TOKEN "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+const char *http_header(const struct http_exchange *x, const char *name); /* NULL: there is none */
 /* False: it was answered, and nothing behind it on the connection may be taken for a request. ret_length: of the body, 0 where it
  * comes in chunks. */
 bool http_head_check(struct http_exchange *x, const char *url, const char *method, const char *version, uint64_t *ret_length);
