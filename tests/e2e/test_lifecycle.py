@@ -253,6 +253,8 @@ def test_kill_for_others():
 
 def test_little_is_free():
     """A start where the plan fits the machine, but not what others leave of it, says so with the figures, as `plan` does."""
+    if tandem.SANITIZE:
+        tandem.skip("sanitizers need gigabytes more, and here as much again is taken")
     cfg = config(model("demo", "q8_0"))
     need = sum(p["total"] for p in tandem.run_json("coordinator", "--config", cfg, "plan", "--json")["processes"].values())
     with group_around(2 * need) as (_, enter):
