@@ -163,7 +163,7 @@ static int open_device(struct attn_xrt *a, const struct attn_backend_options *o,
     if (r == 0)
         r = a->ops->open(o->device.index, &a->device, err);
     for (uint32_t i = 0; r == 0 && i < a->products.n_ops; i++) {
-        const struct xrt_gemm_options g = {.ops = a->ops,
+        const struct xrt_operator_options g = {.ops = a->ops,
                                            .device = a->device,
                                            .op = a->products.ops[i],
                                            .pool = a->pool,

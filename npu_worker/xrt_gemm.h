@@ -9,31 +9,16 @@
 #include <stdint.h>
 
 #include "kernels/gemm.h"
-#include "npu_worker/manifest.h"
-#include "npu_worker/xrt_device.h"
+#include "npu_worker/xrt_operator.h"
 
-struct arena;
 struct err;
-struct pool;
-struct trace;
 struct xrt_gemm;
 struct xrt_weights;
 
-struct xrt_gemm_options {
-    const struct xrt_device_ops *ops;
-    struct xrt_device *device;
-    const struct manifest_operator *op; /* that xrt_gemm_usable allows */
-    struct pool *pool;                  /* unpacks weights */
-    struct arena *arena;                /* where its buffers have a block */
-    void *scratch;                      /* xrt_gemm_scratch_bytes, 64-aligned; may serve several; all six borrowed */
-    uint32_t n_tokens;                  /* at once, at most */
-    unsigned timeout_ms;                /* of a run */
-    struct trace *trace;                /* where to record runs; NULL: nowhere; borrowed */
-};
-
 /* Whether this operator can multiply: a gemm with bf16 for a and b, bf16 or f32 for c, n in whole tiles of rows. -ENOTSUP. */
 int xrt_gemm_usable(const struct manifest_operator *op, struct err *err);
-int xrt_gemm_open(const struct xrt_gemm_options *o, struct xrt_gemm **ret, struct err *err);
+/* o->scratch: of xrt_gemm_scratch_bytes */
+int xrt_gemm_open(const struct xrt_operator_options *o, struct xrt_gemm **ret, struct err *err);
 void xrt_gemm_close(struct xrt_gemm *g); /* NULL is fine */
 /* Bytes of NPU memory that open takes, instructions included, each buffer rounded up to XRT_DEVICE_ALIGN; -errno: the instruction
  * file cannot be read. */

@@ -102,7 +102,7 @@ static int open_bench(struct bench *b, const char *folder, const char *const *op
     CHECK_OK(manifest_find(b->rig.manifest, MANIFEST_GEMM, wish, xrt_gemm_usable, &op, NULL, err));
     b->op = op;
     b->scratch = aligned_alloc(REPACK_ALIGN, xrt_gemm_scratch_bytes(op, 2));
-    const struct xrt_gemm_options o = {.ops = b->rig.ops,
+    const struct xrt_operator_options o = {.ops = b->rig.ops,
                                        .device = b->rig.device,
                                        .op = op,
                                        .pool = b->pool,
@@ -247,7 +247,7 @@ static int no_memory(const char *folder)
     CHECK(pool_open(1, &pool) == 0);
     CHECK_OK(arena_open(POOL, 8, &arena, err));
     CHECK_OK(arena_open(40000, 8, &small, err));
-    struct xrt_gemm_options o = {.ops = r.ops,
+    struct xrt_operator_options o = {.ops = r.ops,
                                  .device = r.device,
                                  .op = manifest_get(r.manifest, 0),
                                  .pool = pool,
