@@ -30,6 +30,9 @@ struct attn_ops {
     const char *name;
     /* Store k, v ([n_kv_heads][head_dim] f32) at `slot` (0..63) of a page. */
     void (*store)(const struct attn_shape *s, void *page, uint32_t slot, const float *k, const float *v);
+    /* K and V of one head of a page as f32, in the page's order: [head_dim][64], [64][head_dim]. What was never stored is no value.
+     */
+    void (*load)(const struct attn_shape *s, const void *page, uint32_t kv_head, float *ret);
     /* n_queries queries of one sequence at consecutive positions pos0, pos0+1, ... for the one KV head `kv_head`
      * and the n_heads/n_kv_heads query heads that share it.
      * q, out: query i, head h at [i * stride + h * head_dim]. pages[p] covers positions 64p..64p+63 (pages wholly below

@@ -123,6 +123,16 @@ static void widen_q8(const int8_t *k, const uint16_t *ks, size_t d, float *ret)
     }
 }
 
+static void widen_head(const struct attn_shape *s, const void *head, float *ret)
+{
+    size_t half = (size_t)ATTN_PAGE * s->head_dim;
+    const uint16_t *halves = head;
+    if (s->kv_type == QUANT_F16)
+        widen(halves, 2 * half, ret);
+    else
+        widen_q8((const int8_t *)(halves + half / 16), halves, s->head_dim, ret);
+}
+
 /* Sixteen entries at index i of a tile, those of q8_0 without their scale. */
 INLINE v16 entries(int type, const void *p, size_t i)
 {
@@ -344,10 +354,7 @@ static void run_tile(const struct attn_shape *s, const struct row *r, uint32_t n
     if (s->kv_type == QUANT_F32) {
         tile_f32(s, r, n, base, &(struct tile){.k = head, .v = head + half * sizeof(float), .next = next});
     } else if (n > NARROW_ROWS) {
-        if (s->kv_type == QUANT_F16)
-            widen(halves, 2 * half, wide);
-        else
-            widen_q8(bytes, halves, s->head_dim, wide);
+        widen_head(s, head, wide);
         tile_f32(s, r, n, base, &(struct tile){.k = wide, .v = wide + half});
     } else if (s->kv_type == QUANT_F16) {
         tile_f16(s, r, n, base, &(struct tile){.k = halves, .v = halves + half, .next = next});
@@ -399,4 +406,14 @@ static void run(const struct attn_shape *s, uint32_t kv_head, const float *q, si
     }
 }
 
-const struct attn_ops LANES_VARIANT(attn) = {.name = LANES_NAME, .store = store, .run = run};
+static void load(const struct attn_shape *s, const void *page, uint32_t kv_head, float *ret)
+{
+    const uint8_t *head = page_head(s, page, kv_head);
+    size_t half = (size_t)ATTN_PAGE * s->head_dim;
+    if (s->kv_type == QUANT_F32)
+        memcpy(ret, head, 2 * half * sizeof(float));
+    else
+        widen_head(s, head, ret);
+}
+
+const struct attn_ops LANES_VARIANT(attn) = {.name = LANES_NAME, .store = store, .load = load, .run = run};

@@ -631,6 +631,24 @@ static void check_softmax(const struct cache *c, const float *out)
     }
 }
 
+/* What load gives is what was stored, as its type keeps it. */
+static void check_load(const struct cache *c, const struct attn_ops *ops)
+{
+    uint32_t d = c->s.head_dim, kv = c->s.n_kv_heads;
+    float *got = malloc((size_t)2 * 64 * d * sizeof(float));
+    for (uint32_t h = 0; h < kv; h++) {
+        for (uint32_t i = 0; i < c->n; i++) {
+            if (i % 64 == 0)
+                ops->load(&c->s, c->pages[i / 64], h, got);
+            for (uint32_t x = 0; x < d; x++) {
+                assert_true(got[x * 64 + i % 64] == c->stored_k[(i * kv + h) * d + x]);
+                assert_true(got[(64 + i % 64) * d + x] == c->stored_v[(i * kv + h) * d + x]);
+            }
+        }
+    }
+    free(got);
+}
+
 static void test_attention(void **state)
 {
     (void)state;
@@ -649,6 +667,7 @@ static void test_attention(void **state)
             float *want = malloc(bytes), *got = malloc(bytes);
             attend(&c, &attn_ref, 1, want);
             check_softmax(&c, want);
+            check_load(&c, &attn_ref);
             attend(&c, &attn_ref, 13, got);
             assert_memory_equal(got, want, bytes);
             for (size_t v = 0; v < LEN(names); v++) {
@@ -656,6 +675,7 @@ static void test_attention(void **state)
                 for (uint32_t step = 1; k && step <= 70; step += 23) {
                     struct cache other =
                         cache_new(cases[a].heads, cases[a].kv, cases[a].dim, cases[a].window, kv_types[t], cases[a].n, k->attn);
+                    check_load(&other, k->attn);
                     attend(&other, k->attn, step, got);
                     assert_memory_equal(got, want, bytes);
                     cache_free(&other);
