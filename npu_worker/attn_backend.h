@@ -22,7 +22,16 @@ struct gemm_matrix;
 struct pool;
 struct trace;
 
-/* Somebody else who multiplies, for the CPU backend. Both on the data thread; multiply allocates nothing. */
+/* Queries of one sequence at positions pos .. pos + n - 1, whose K and V the pages hold already (kernels/attn.h). q, out:
+ * [n][n_heads * head_dim] f32. */
+struct attn_queries {
+    uint32_t pos, n;
+    void *const *pages;
+    const float *q;
+    float *out;
+};
+
+/* Somebody else who computes a part, for the CPU backend. All on the data thread; multiply and attend allocate nothing. */
 struct attn_offload {
     void *ctx;
     bool (*wants)(void *ctx, uint32_t layer, enum attn_product which, uint32_t n_tokens);
@@ -30,6 +39,8 @@ struct attn_offload {
      * product is the processor's too. */
     int (*multiply)(void *ctx, uint32_t layer, enum attn_product which, const struct gemm_matrix *m, const float *x,
                     uint32_t n_tokens, float *y, struct err *err);
+    bool (*wants_attention)(void *ctx, uint32_t layer, uint32_t pos, uint32_t n);
+    int (*attend)(void *ctx, uint32_t layer, const struct attn_queries *x, struct err *err); /* ATTN_DECLINED, likewise */
 };
 #define ATTN_DECLINED 1
 
@@ -75,7 +86,8 @@ struct attn_backend {
     int (*run)(void *b, uint32_t layer, const struct chunk *c, const float *x, float *h, attn_dump_fn dump, void *dump_ctx,
                struct err *err);
     void (*close)(void *b); /* NULL is fine */
-    /* Products made so far, and how many of them by the device. Any thread. NULL: none by a device. */
+    /* Operations so far that a device has an operator for (products, attention of a sequence's part of a chunk), and how many of
+     * them it computed. Any thread. NULL: none by a device. */
     void (*count)(void *b, uint64_t *ret_products, uint64_t *ret_offloaded);
 };
 
@@ -93,5 +105,10 @@ int attn_open(const char *wanted, const struct attn_backend_options *o, struct a
  * offload. Before run is first called; main thread. */
 int attn_cpu_time(void *b, uint32_t layer, enum attn_product which, uint32_t n_tokens, bool offload, uint64_t *ret_ns,
                   struct err *err);
+/* The same of attention at positions pos .. pos + n_tokens - 1 over a cache of no meaning; the layer's weights are not needed.
+ * Takes pages of sequence 0, which must be empty, and gives them back. ATTN_DECLINED also where the cache has no room for so many.
+ */
+int attn_cpu_time_attention(void *b, uint32_t layer, uint32_t pos, uint32_t n_tokens, bool offload, uint64_t *ret_ns,
+                            struct err *err);
 
 #endif

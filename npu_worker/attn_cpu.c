@@ -39,6 +39,7 @@ struct weights {
 struct span { /* consecutive tokens of one sequence */
     uint32_t token, n, pos;
     void *const *pages;
+    bool away; /* attended by the offload */
 };
 
 struct block { /* queries of one span that share a pass over the keys */
@@ -210,13 +211,14 @@ static int find_spans(struct attn *a, uint32_t layer, const struct chunk *c, str
     return 0;
 }
 
-/* Blocks of queries; with few of them, the heads of a group are split further so that every thread gets a share. */
+/* Blocks of queries that are attended here; with few of them, the heads of a group are split further so that every thread gets a
+ * share. */
 static void find_blocks(struct attn *a)
 {
     a->n_blocks = 0;
     for (uint32_t i = 0; i < a->n_spans; i++) {
         const struct span *s = &a->spans[i];
-        for (uint32_t at = 0; at < s->n; at += a->plan.block_queries)
+        for (uint32_t at = 0; !s->away && at < s->n; at += a->plan.block_queries)
             a->blocks[a->n_blocks++] =
                 (struct block){.span = i, .token = s->token + at, .n = MIN(a->plan.block_queries, s->n - at)};
     }
@@ -490,6 +492,39 @@ static void multiply_out(struct attn *a)
     pool_run(a->pool, n, tile_grain(a, &a->w->o, n), do_out, a);
 }
 
+/* ---- attention, likewise ---- */
+
+static int attend_span(struct attn *a, struct span *s, struct err *err)
+{
+    size_t at = (size_t)s->token * a->shape->n_heads * a->shape->head_dim;
+    const struct attn_queries x = {
+        .pos = s->pos, .n = s->n, .pages = s->pages, .q = floats(a, a->plan.q) + at, .out = floats(a, a->plan.heads) + at};
+    int r = a->offload->attend(a->offload->ctx, a->layer, &x, err);
+    s->away = r == 0;
+    return r;
+}
+
+static int attend_away(struct attn *a, struct err *err)
+{
+    int r = 0;
+    for (uint32_t i = 0; r >= 0 && i < a->n_spans; i++) {
+        struct span *s = &a->spans[i];
+        s->away = false;
+        if (a->offload && a->offload->wants_attention(a->offload->ctx, a->layer, s->pos, s->n))
+            r = attend_span(a, s, err);
+    }
+    return r;
+}
+
+static void attend_here(struct attn *a)
+{
+    find_blocks(a);
+    if (a->n_blocks)
+        pool_run(a->pool, a->n_blocks * a->shape->n_kv_heads * a->split, 1, do_attention, a);
+}
+
+/* ---- how long it takes ---- */
+
 int attn_cpu_time(void *b, uint32_t layer, enum attn_product which, uint32_t n_tokens, bool offload, uint64_t *ret_ns,
                   struct err *err)
 {
@@ -519,6 +554,39 @@ int attn_cpu_time(void *b, uint32_t layer, enum attn_product which, uint32_t n_t
     }
     *ret_ns = util_now_ns() - begin;
     pool_end(a->pool);
+    return r;
+}
+
+int attn_cpu_time_attention(void *b, uint32_t layer, uint32_t pos, uint32_t n_tokens, bool offload, uint64_t *ret_ns,
+                            struct err *err)
+{
+    struct attn *a = b;
+    struct span *s = &a->spans[0];
+    struct err none = {0};
+    int r = 0;
+    *s = (struct span){.n = n_tokens, .pos = pos};
+    a->layer = layer;
+    a->shape = &a->shapes[hparams_is_global(&a->hparams, layer)];
+    a->n_tokens = n_tokens;
+    a->n_spans = 1;
+    for (uint32_t at = 0; r == 0 && at < pos; at += MIN(a->chunk_tokens, pos - at))
+        r = kv_prepare(a->kv, layer, 0, at, at, MIN(a->chunk_tokens, pos - at), &s->pages, &none);
+    if (r == 0)
+        r = kv_prepare(a->kv, layer, 0, pos, pos, n_tokens, &s->pages, &none);
+    if (r == 0) {
+        memset(floats(a, a->plan.q), 0, (size_t)n_tokens * a->shape->n_heads * a->shape->head_dim * sizeof(float));
+        pool_begin(a->pool);
+        uint64_t begin = util_now_ns();
+        if (offload)
+            r = attend_span(a, s, err);
+        else
+            attend_here(a);
+        *ret_ns = util_now_ns() - begin;
+        pool_end(a->pool);
+    } else {
+        r = ATTN_DECLINED;
+    }
+    kv_free(a->kv, 0);
     return r;
 }
 
@@ -579,7 +647,6 @@ static int cpu_run(void *b, uint32_t layer, const struct chunk *c, const float *
     a->x = x;
     a->h = h;
     a->norms_done = false;
-    find_blocks(a);
     find_rope(a, c);
 
     uint32_t hidden = a->hparams.hidden, width = a->hparams.n_heads * a->hparams.head_dim;
@@ -599,8 +666,11 @@ static int cpu_run(void *b, uint32_t layer, const struct chunk *c, const float *
     if (dump)
         dump_projections(a, dump, dump_ctx);
     each_token(a, width, do_store);
-    pool_run(a->pool, a->n_blocks * a->shape->n_kv_heads * a->split, 1, do_attention, a);
-    r = multiply_away(a, ATTN_O, ATTN_O, err);
+    r = attend_away(a, err);
+    if (r >= 0) {
+        attend_here(a);
+        r = multiply_away(a, ATTN_O, ATTN_O, err);
+    }
     if (r >= 0) {
         if (!a->away[ATTN_O])
             multiply_out(a);

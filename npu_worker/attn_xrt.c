@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT
- * Attention with the products q, k, v and o on an NPU, everything else on the processor: the CPU backend inside, whose large
- * products this one takes over (struct attn_offload). Owns device, manifest, one xrt_gemm per operator, and the thread pool that
- * both share. Chunks of fewer tokens than `many` stay on the processor, where weights are read quantized: a third of the bytes.
- * multiply runs on the data thread; it allocates nothing, and logs once, when a device that failed gives way to the processor. */
+ * Attention with the products q, k, v and o on an NPU, and attention itself where the manifest has an operator for it, everything
+ * else on the processor: the CPU backend inside, whose large parts this one takes over (struct attn_offload). Owns device,
+ * manifest, one xrt_gemm or xrt_attend per operator, and the thread pool that both share. Chunks of fewer tokens than `many` stay
+ * on the processor, where weights are read quantized: a third of the bytes. multiply and attend run on the data thread; they
+ * allocate nothing, and log once, when a device that failed gives way to the processor. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdatomic.h>
@@ -10,12 +11,16 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/attn.h"
+#include "kernels/cpu.h"
 #include "kernels/pool.h"
 #include "kernels/repack.h"
 #include "model/gemma3.h"
 #include "model/hparams.h"
+#include "model/work_plan.h"
 #include "npu_worker/arena.h"
 #include "npu_worker/attn_backend.h"
+#include "npu_worker/xrt_attend.h"
 #include "npu_worker/xrt_gemm.h"
 #include "npu_worker/xrt_load.h"
 #include "npu_worker/xrt_products.h"
@@ -26,6 +31,7 @@
 #include "proto/util.h"
 
 #define MEASURE_NS UINT64_C(2000000000) /* of the crossover, about, at most */
+#define MEASURE_KEYS 2048u              /* that the last query sees, at most */
 
 struct attn_xrt {
     struct attn_offload offload;
@@ -36,6 +42,8 @@ struct attn_xrt {
     struct manifest *manifest;
     struct xrt_products products;
     struct xrt_gemm *gemms[ATTN_PRODUCTS]; /* as products.ops */
+    struct xrt_attend *attends[2];         /* as products.attend */
+    struct hparams hparams;
     struct budget *budget;
     struct arena *arena;
     void *scratch;
@@ -44,6 +52,7 @@ struct attn_xrt {
     struct xrt_weights *(*kept)[ATTN_PRODUCTS]; /* [resident] */
     uint32_t resident, chunk_tokens;
     uint32_t many[2]; /* of layers whose weights move, and of those whose weights stay there; 0: not measured yet */
+    uint32_t many_attend[2];
     bool keep_going, given_up;
     char name[64];
     _Atomic uint64_t made, offloaded;
@@ -69,15 +78,19 @@ static bool wants(void *ctx, uint32_t layer, enum attn_product which, uint32_t n
     return there;
 }
 
-static int multiply(void *ctx, uint32_t layer, enum attn_product which, const struct gemm_matrix *m, const float *x,
-                    uint32_t n_tokens, float *y, struct err *err)
+static bool wants_attention(void *ctx, uint32_t layer, uint32_t pos, uint32_t n)
 {
     struct attn_xrt *a = ctx;
-    if (a->given_up) /* by an earlier product of this layer */
-        return ATTN_DECLINED;
-    struct xrt_gemm *g = a->gemms[xrt_products_index(&a->products, which)];
-    int r = layer < a->resident ? xrt_gemm_multiply_kept(g, a->kept[layer][which], x, n_tokens, y, err)
-                                : xrt_gemm_multiply(g, m, x, n_tokens, y, err);
+    int global = hparams_is_global(&a->hparams, layer);
+    if (!a->products.attend[global])
+        return false;
+    atomic_fetch_add_explicit(&a->made, 1, memory_order_relaxed);
+    return !a->given_up && n >= a->many_attend[global] && xrt_attend_fits(a->products.attend[global], pos, n);
+}
+
+/* What became of something that the device was asked for. */
+static int outcome(struct attn_xrt *a, int r, struct err *err)
+{
     if (r == 0) {
         atomic_fetch_add_explicit(&a->offloaded, 1, memory_order_relaxed);
         return 0;
@@ -86,6 +99,27 @@ static int multiply(void *ctx, uint32_t layer, enum attn_product which, const st
         return -ENODEV; /* it would not do better with the next chunk: the worker ends with this message */
     give_up(a, err);
     return ATTN_DECLINED;
+}
+
+static int multiply(void *ctx, uint32_t layer, enum attn_product which, const struct gemm_matrix *m, const float *x,
+                    uint32_t n_tokens, float *y, struct err *err)
+{
+    struct attn_xrt *a = ctx;
+    if (a->given_up) /* by an earlier product of this layer */
+        return ATTN_DECLINED;
+    struct xrt_gemm *g = a->gemms[xrt_products_index(&a->products, which)];
+    return outcome(a,
+                   layer < a->resident ? xrt_gemm_multiply_kept(g, a->kept[layer][which], x, n_tokens, y, err)
+                                       : xrt_gemm_multiply(g, m, x, n_tokens, y, err),
+                   err);
+}
+
+static int attend(void *ctx, uint32_t layer, const struct attn_queries *x, struct err *err)
+{
+    struct attn_xrt *a = ctx;
+    if (a->given_up) /* while it was measured */
+        return ATTN_DECLINED;
+    return outcome(a, xrt_attend_run(a->attends[hparams_is_global(&a->hparams, layer)], x, err), err);
 }
 
 static void xrt_count(void *b, uint64_t *ret_products, uint64_t *ret_offloaded)
@@ -115,12 +149,14 @@ static void xrt_close(void *b)
     free(a->kept);
     for (uint32_t i = 0; i < a->products.n_ops; i++)
         xrt_gemm_close(a->gemms[i]);
+    for (int global = 0; global < 2; global++)
+        xrt_attend_close(a->attends[global]);
     if (a->device) {
         struct xrt_device_stats s;
         a->ops->stats(a->device, &s);
         log_info("npu",
-                 "%s: %" PRIu64 " of %" PRIu64 " products, %" PRIu64 " runs, %" PRIu64 " bytes there and %" PRIu64 " back, %" PRIu64
-                 " bytes of NPU memory at most",
+                 "%s: %" PRIu64 " of %" PRIu64 " operations, %" PRIu64 " runs, %" PRIu64 " bytes there and %" PRIu64
+                 " back, %" PRIu64 " bytes of NPU memory at most",
                  a->name, a->offloaded, a->made, s.starts, s.bytes_to, s.bytes_from, s.peak_bytes);
         if (s.bytes && !a->ops->lost(a->device))
             log_warn("npu", "%" PRIu64 " bytes of NPU memory were not given back", s.bytes);
@@ -132,6 +168,33 @@ static void xrt_close(void *b)
     budget_give(a->budget, BUDGET_SCRATCH, a->scratch_bytes);
     budget_give(a->budget, BUDGET_DEVICE, a->device_bytes);
     free(a);
+}
+
+static int open_operators(struct attn_xrt *a, const struct attn_backend_options *o, struct err *err)
+{
+    const struct cpu_kernels *kernels = cpu_select(o->variant);
+    struct xrt_operator_options x = {.ops = a->ops,
+                                     .device = a->device,
+                                     .pool = a->pool,
+                                     .arena = a->arena,
+                                     .scratch = a->scratch,
+                                     .n_tokens = o->chunk_tokens,
+                                     .trace = o->trace,
+                                     .timeout_ms = o->device.timeout_ms ? o->device.timeout_ms : ATTN_TIMEOUT_MS};
+    int r =
+        kernels ? 0 : err_set(err, -ENOTSUP, "kernel variant '%s' is unknown; expected one of: %s", o->variant, cpu_available());
+    for (uint32_t i = 0; r == 0 && i < a->products.n_ops; i++) {
+        x.op = a->products.ops[i];
+        r = xrt_gemm_open(&x, &a->gemms[i], err);
+    }
+    for (int global = 0; r == 0 && global < 2; global++) {
+        struct attn_shape s;
+        work_plan_attn_shape(o->hparams, global, o->kv_type, &s);
+        x.op = a->products.attend[global];
+        if (x.op)
+            r = xrt_attend_open(&x, &s, kernels->attn, &a->attends[global], err);
+    }
+    return r;
 }
 
 /* Everything of the device, as planned and no more. */
@@ -162,19 +225,95 @@ static int open_device(struct attn_xrt *a, const struct attn_backend_options *o,
         r = arena_take(a->arena, ARENA_SCRATCH, scratch, &a->scratch_block, &a->scratch, err);
     if (r == 0)
         r = a->ops->open(o->device.index, &a->device, err);
-    for (uint32_t i = 0; r == 0 && i < a->products.n_ops; i++) {
-        const struct xrt_operator_options g = {.ops = a->ops,
-                                           .device = a->device,
-                                           .op = a->products.ops[i],
-                                           .pool = a->pool,
-                                           .arena = a->arena,
-                                           .scratch = a->scratch,
-                                           .n_tokens = o->chunk_tokens,
-                                           .trace = o->trace,
-                                           .timeout_ms = o->device.timeout_ms ? o->device.timeout_ms : ATTN_TIMEOUT_MS};
-        r = xrt_gemm_open(&g, &a->gemms[i], err);
+    return r < 0 ? r : open_operators(a, o, err);
+}
+
+/* What is timed here and there, for n tokens. */
+struct trial {
+    uint32_t layer;
+    bool attention;
+    enum attn_product which;
+    uint32_t end; /* of the positions that attend */
+};
+
+static int try_once(struct attn_xrt *a, const struct trial *t, uint32_t n, bool offload, uint64_t *ret_ns, struct err *err)
+{
+    return t->attention ? attn_cpu_time_attention(a->cpu, t->layer, t->end - n, n, offload, ret_ns, err)
+                        : attn_cpu_time(a->cpu, t->layer, t->which, n, offload, ret_ns, err);
+}
+
+/* From how many tokens on the NPU is faster, at every power of two from there to most. *ret_ns: there, the processor's time and the
+ * NPU's. *ret_many UINT32_MAX: nowhere. ATTN_DECLINED: it could not be measured, and is nowhere. */
+static int crossover(struct attn_xrt *a, const struct trial *t, uint32_t most, uint32_t *ret_many, uint64_t ret_ns[2],
+                     struct err *err)
+{
+    uint64_t spent = 0;
+    int r = 0;
+    *ret_many = UINT32_MAX;
+    for (uint32_t n = most; n > 0; n /= 2) {
+        uint64_t best[2] = {UINT64_MAX, UINT64_MAX};
+        for (int i = 0; i < 4; i++) { /* one, the other, and once more */
+            uint64_t ns = 0;
+            r = try_once(a, t, n, i % 2, &ns, err);
+            if (r != 0)
+                return r;
+            best[i % 2] = MIN(best[i % 2], ns);
+            spent += ns;
+        }
+        if (best[1] >= best[0])
+            break;
+        *ret_many = n;
+        memcpy(ret_ns, best, sizeof(best));
+        if (spent > MEASURE_NS)
+            break;
     }
-    return r;
+    atomic_store_explicit(&a->offloaded, 0, memory_order_relaxed); /* these were nobody's */
+    return 0;
+}
+
+/* The first product that it has stands for all. */
+static int measure(struct attn_xrt *a, uint32_t layer, struct err *err)
+{
+    struct trial t = {.layer = layer, .which = ATTN_Q};
+    uint64_t ns[2];
+    while (!a->products.op[t.which])
+        t.which++;
+    uint32_t *many = &a->many[layer < a->resident];
+    const char *where = layer < a->resident ? "whose weights stay there" : "whose weights are sent";
+    int r = crossover(a, &t, a->chunk_tokens, many, ns, err);
+    if (r != 0)
+        return MIN(r, 0);
+    if (*many == UINT32_MAX)
+        log_info("npu",
+                 "product %s is faster on the processor at every number of tokens up to %u: the NPU is not used for layers %s",
+                 xrt_products_name(t.which), a->chunk_tokens, where);
+    else
+        log_info("npu",
+                 "the NPU multiplies for chunks of %u tokens and more in layers %s (product %s: %.2f ms, on the processor %.2f ms)",
+                 *many, where, xrt_products_name(t.which), (double)ns[1] / 1e6, (double)ns[0] / 1e6);
+    return 0;
+}
+
+/* Where a window is full, or the operator; in a short context, as far as that goes. */
+static int measure_attention(struct attn_xrt *a, bool global, struct err *err)
+{
+    const struct manifest_operator *op = a->products.attend[global];
+    const char *kind = global ? "global layers" : "layers with a window";
+    struct trial t = {
+        .layer = global ? a->hparams.global_every - 1 : 0, .attention = true, .end = MIN(op->dims[MANIFEST_KEYS], MEASURE_KEYS)};
+    uint32_t *many = &a->many_attend[global];
+    uint64_t ns[2];
+    int r = ATTN_DECLINED;
+    for (; r == ATTN_DECLINED && t.end > 0 && !a->given_up; t.end /= 2)
+        r = crossover(a, &t, MIN(a->chunk_tokens, t.end), many, ns, err);
+    if (r < 0)
+        return r;
+    if (*many == UINT32_MAX)
+        log_info("npu", "attention of %s is faster on the processor at every number of tokens up to %u", kind, a->chunk_tokens);
+    else
+        log_info("npu", "the NPU attends for %u tokens of a sequence and more in %s (%.2f ms, on the processor %.2f ms)", *many,
+                 kind, (double)ns[1] / 1e6, (double)ns[0] / 1e6);
+    return 0;
 }
 
 static int xrt_open(const struct attn_backend_options *o, void **ret, struct err *err)
@@ -186,7 +325,8 @@ static int xrt_open(const struct attn_backend_options *o, void **ret, struct err
     a->arena = o->arena;
     a->scratch_block = OFFSETS_NONE;
     a->chunk_tokens = o->chunk_tokens;
-    a->many[0] = a->many[1] = o->device.many;
+    a->hparams = *o->hparams;
+    a->many[0] = a->many[1] = a->many_attend[0] = a->many_attend[1] = o->device.many;
     a->resident = MIN(o->device.resident, o->hparams->n_layers);
     a->kept = calloc(MAX(a->resident, 1u), sizeof(*a->kept));
     if (!a->kept) {
@@ -194,7 +334,8 @@ static int xrt_open(const struct attn_backend_options *o, void **ret, struct err
         return err_set(err, -ENOMEM, "attention: out of memory");
     }
     a->keep_going = o->device.keep_going;
-    a->offload = (struct attn_offload){.ctx = a, .wants = wants, .multiply = multiply};
+    a->offload =
+        (struct attn_offload){.ctx = a, .wants = wants, .multiply = multiply, .wants_attention = wants_attention, .attend = attend};
     int r = pool_open((int)o->n_threads, &a->pool);
     if (r < 0)
         err_set_errno(err, r, "attention: %u threads", o->n_threads);
@@ -207,6 +348,10 @@ static int xrt_open(const struct attn_backend_options *o, void **ret, struct err
     inner.pool = a->pool;
     if (r == 0)
         r = attn_cpu.open(&inner, &a->cpu, err);
+    for (int global = 0; r == 0 && global < 2; global++) {
+        if (a->products.attend[global] && a->many_attend[global] == 0)
+            r = measure_attention(a, global, err);
+    }
     if (r < 0) {
         xrt_close(a);
         return r;
@@ -217,49 +362,6 @@ static int xrt_open(const struct attn_backend_options *o, void **ret, struct err
             log_info("npu", "product %s runs on the processor: %s", xrt_products_name((enum attn_product)i), a->products.why[i]);
     }
     *ret = a;
-    return 0;
-}
-
-/* From how many tokens on the NPU multiplies faster, at every power of two from there to a whole chunk; the first product that it
- * has stands for all. */
-static int measure(struct attn_xrt *a, uint32_t layer, struct err *err)
-{
-    enum attn_product which = ATTN_Q;
-    uint64_t spent = 0, processor = 0, npu = 0;
-    while (!a->products.op[which])
-        which++;
-    uint32_t *many = &a->many[layer < a->resident];
-    const char *where = layer < a->resident ? "whose weights stay there" : "whose weights are sent";
-    *many = UINT32_MAX;
-    for (uint32_t n = a->chunk_tokens; n > 0; n /= 2) {
-        uint64_t best[2] = {UINT64_MAX, UINT64_MAX};
-        for (int i = 0; i < 4; i++) { /* one, the other, and once more */
-            uint64_t ns = 0;
-            int r = attn_cpu_time(a->cpu, layer, which, n, i % 2, &ns, err);
-            if (r < 0)
-                return r;
-            if (r == ATTN_DECLINED)
-                return 0;
-            best[i % 2] = MIN(best[i % 2], ns);
-            spent += ns;
-        }
-        if (best[1] >= best[0])
-            break;
-        *many = n;
-        processor = best[0];
-        npu = best[1];
-        if (spent > MEASURE_NS)
-            break;
-    }
-    atomic_store_explicit(&a->offloaded, 0, memory_order_relaxed); /* these were nobody's */
-    if (*many == UINT32_MAX)
-        log_info("npu",
-                 "product %s is faster on the processor at every number of tokens up to %u: the NPU is not used for layers %s",
-                 xrt_products_name(which), a->chunk_tokens, where);
-    else
-        log_info("npu",
-                 "the NPU multiplies for chunks of %u tokens and more in layers %s (product %s: %.2f ms, on the processor %.2f ms)",
-                 *many, where, xrt_products_name(which), (double)npu / 1e6, (double)processor / 1e6);
     return 0;
 }
 

@@ -5,11 +5,16 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <math.h>
 #include <stdbool.h>
 #include <string.h>
 
+#include "kernels/attn.h"
+#include "kernels/quant.h"
 #include "kernels/repack.h"
 #include "model/hparams.h"
+#include "model/work_plan.h"
+#include "npu_worker/xrt_attend.h"
 #include "npu_worker/xrt_gemm.h"
 #include "proto/err.h"
 #include "proto/util.h"
@@ -31,6 +36,30 @@ static void add_operator(struct xrt_products *p, const struct manifest_operator 
     p->ops[p->n_ops++] = op;
 }
 
+/* With a window, the least work for a usual chunk; without, the one with room for most keys, as the processor attends beyond it. */
+static void choose_attention(const struct manifest *m, const struct hparams *h, bool global, struct xrt_products *ret)
+{
+    struct attn_shape s;
+    struct err why = {0};
+    const struct manifest_operator *op = NULL;
+    work_plan_attn_shape(h, global, QUANT_F16, &s);
+    uint32_t keys = s.window;
+    for (size_t i = 0; global && i < manifest_count(m); i++) {
+        op = manifest_get(m, i);
+        if (op->kind == MANIFEST_ATTENTION && op->dims[MANIFEST_WINDOW] == 0)
+            keys = MAX(keys, op->dims[MANIFEST_KEYS]);
+    }
+    const uint32_t want[MANIFEST_DIMS] = {
+        [MANIFEST_TOKENS] = USUAL_CHUNK,    [MANIFEST_KEYS] = keys,           [MANIFEST_HEADS] = s.n_heads,
+        [MANIFEST_KV_HEADS] = s.n_kv_heads, [MANIFEST_HEAD_DIM] = s.head_dim, [MANIFEST_WINDOW] = s.window};
+    int r = manifest_find(m, MANIFEST_ATTENTION, want, xrt_attend_usable, &op, NULL, &why);
+    if (r == 0 && fabsf(op->scale - s.scale) > s.scale / 256) /* bf16's precision */
+        r = err_set(&why, -ENOTSUP, "the scale of the attention of line %u is %g; expected %g", op->line, (double)op->scale,
+                    (double)s.scale);
+    ret->attend[global] = r == 0 ? op : NULL;
+    snprintf(ret->why_attend[global], sizeof(ret->why_attend[global]), "%.*s", (int)sizeof(ret->why_attend[global]) - 1, why.text);
+}
+
 int xrt_products_choose(const struct manifest *m, const struct hparams *h, struct xrt_products *ret, struct err *err)
 {
     uint32_t heads = h->n_heads * h->head_dim, kv = h->n_kv_heads * h->head_dim;
@@ -47,6 +76,10 @@ int xrt_products_choose(const struct manifest *m, const struct hparams *h, struc
             add_operator(ret, ret->op[i]);
         }
     }
+    if (h->global_every > 1)
+        choose_attention(m, h, false, ret);
+    if (h->n_layers >= h->global_every)
+        choose_attention(m, h, true, ret);
     return ret->n_ops ? 0
                       : err_set(err, -ENOTSUP, "the manifest has no operator for a product of this model: %s", ret->why[ATTN_Q]);
 }
@@ -56,6 +89,8 @@ int xrt_products_check_files(const struct xrt_products *p, struct err *err)
     int r = 0;
     for (uint32_t i = 0; r == 0 && i < p->n_ops; i++)
         r = manifest_check_files(p->ops[i], err);
+    for (int global = 0; r == 0 && global < 2; global++)
+        r = p->attend[global] ? manifest_check_files(p->attend[global], err) : 0;
     return r;
 }
 
@@ -67,10 +102,21 @@ uint32_t xrt_products_index(const struct xrt_products *p, enum attn_product whic
     return i;
 }
 
-int xrt_products_bytes(const struct xrt_products *p, uint32_t n_tokens, uint64_t *ret, struct err *err)
+static int attend_bytes(const struct xrt_products *p, uint64_t *ret, struct err *err)
 {
     int r = 0;
     *ret = 0;
+    for (int global = 0; r == 0 && global < 2; global++) {
+        uint64_t bytes = 0;
+        r = p->attend[global] ? xrt_attend_bytes(p->attend[global], &bytes, err) : 0;
+        *ret += bytes;
+    }
+    return r;
+}
+
+int xrt_products_bytes(const struct xrt_products *p, uint32_t n_tokens, uint64_t *ret, struct err *err)
+{
+    int r = attend_bytes(p, ret, err);
     for (uint32_t i = 0; r == 0 && i < p->n_ops; i++) {
         uint64_t bytes = 0;
         r = xrt_gemm_bytes(p->ops[i], n_tokens, &bytes, err);
@@ -84,6 +130,8 @@ uint64_t xrt_products_scratch(const struct xrt_products *p, uint32_t n_threads)
     uint64_t most = 0;
     for (uint32_t i = 0; i < p->n_ops; i++)
         most = MAX(most, xrt_gemm_scratch_bytes(p->ops[i], n_threads));
+    for (int global = 0; global < 2; global++)
+        most = MAX(most, p->attend[global] ? xrt_attend_scratch_bytes(p->attend[global], n_threads) : 0);
     return util_round_up(most, 4096);
 }
 
@@ -109,16 +157,17 @@ uint64_t xrt_products_kept(const struct xrt_products *p)
 int xrt_products_sizes(const struct xrt_products *p, FILE *out, struct err *err)
 {
     uint64_t fixed = 0, group[ATTN_PRODUCTS] = {0};
-    for (uint32_t i = 0; i < p->n_ops; i++) {
+    int r = attend_bytes(p, &fixed, err);
+    for (uint32_t i = 0; r == 0 && i < p->n_ops; i++) {
         uint64_t one = 0, two = 0;
-        int r = xrt_gemm_bytes(p->ops[i], 1, &one, err);
+        r = xrt_gemm_bytes(p->ops[i], 1, &one, err);
         if (r == 0)
             r = xrt_gemm_bytes(p->ops[i], p->ops[i]->dims[MANIFEST_M] + 1, &two, err);
-        if (r < 0)
-            return r;
         group[i] = two - one;
         fixed += one - group[i];
     }
+    if (r < 0)
+        return r;
     fprintf(out, "products\t%" PRIu64 "\t%" PRIu64 "\t%" PRIu64 "\t%" PRIu64 "\t", xrt_products_scratch(p, 1),
             xrt_products_moved(p), xrt_products_kept(p), fixed);
     for (uint32_t i = 0; i < p->n_ops; i++)
@@ -127,18 +176,9 @@ int xrt_products_sizes(const struct xrt_products *p, FILE *out, struct err *err)
     return 0;
 }
 
-static void print_product(const struct xrt_products *p, enum attn_product which, uint32_t many, bool here, FILE *out)
+static void print_operator(const char *name, const char *shape, uint32_t many, bool here, FILE *out)
 {
-    const struct manifest_operator *op = p->op[which];
-    char name[32], shape[64] = "";
-    snprintf(name, sizeof(name), "%s, %u x %u", xrt_products_name(which), p->rows[which], p->cols[which]);
-    if (op)
-        snprintf(shape, sizeof(shape), "gemm of line %u, m %u k %u n %u", op->line, op->dims[MANIFEST_M], op->dims[MANIFEST_K],
-                 op->dims[MANIFEST_N]);
-    if (!op)
-        fprintf(out, "%-20s processor: needs a gemm of any m, k %u or more, n %u or any multiple of %d; %s\n", name, p->cols[which],
-                p->rows[which], REPACK_ROWS, p->why[which]);
-    else if (here)
+    if (here)
         fprintf(out, "%-20s processor, as no NPU is used; the %s would fit\n", name, shape);
     else if (many == UINT32_MAX)
         fprintf(out, "%-20s NPU: %s (never: the processor was faster at every number of tokens)\n", name, shape);
@@ -148,12 +188,41 @@ static void print_product(const struct xrt_products *p, enum attn_product which,
         fprintf(out, "%-20s NPU: %s, from as many tokens as are measured at start\n", name, shape);
 }
 
+static void print_product(const struct xrt_products *p, enum attn_product which, uint32_t many, bool here, FILE *out)
+{
+    const struct manifest_operator *op = p->op[which];
+    char name[32], shape[64];
+    snprintf(name, sizeof(name), "%s, %u x %u", xrt_products_name(which), p->rows[which], p->cols[which]);
+    if (!op) {
+        fprintf(out, "%-20s processor: needs a gemm of any m, k %u or more, n %u or any multiple of %d; %s\n", name, p->cols[which],
+                p->rows[which], REPACK_ROWS, p->why[which]);
+        return;
+    }
+    snprintf(shape, sizeof(shape), "gemm of line %u, m %u k %u n %u", op->line, op->dims[MANIFEST_M], op->dims[MANIFEST_K],
+             op->dims[MANIFEST_N]);
+    print_operator(name, shape, many, here, out);
+}
+
+static void print_attention(const struct xrt_products *p, bool global, uint32_t many, bool here, FILE *out)
+{
+    const struct manifest_operator *op = p->attend[global];
+    const char *name = global ? "attention, global" : "attention, window";
+    char shape[96];
+    if (!op && p->why_attend[global][0]) /* else there is no such layer */
+        fprintf(out, "%-20s processor: %s\n", name, p->why_attend[global]);
+    if (!op)
+        return;
+    snprintf(shape, sizeof(shape), "attention of line %u, tokens %u keys %u", op->line, op->dims[MANIFEST_TOKENS],
+             op->dims[MANIFEST_KEYS]);
+    print_operator(name, shape, many, here, out);
+}
+
 static bool is_chosen(const struct xrt_products *p, const struct manifest_operator *op)
 {
     uint32_t i = 0;
     while (i < p->n_ops && p->ops[i] != op)
         i++;
-    return i < p->n_ops;
+    return i < p->n_ops || p->attend[0] == op || p->attend[1] == op;
 }
 
 /* Why a model's products pass over this operator. */
@@ -164,7 +233,11 @@ static void print_in_vain(const struct xrt_products *p, const struct manifest_op
     for (int i = 0; i < ATTN_PRODUCTS; i++)
         least = MIN(least, p->cols[i]);
     fprintf(out, "in vain: the %s of line %u", manifest_kind_name(op->kind), op->line);
-    if (op->kind != MANIFEST_GEMM)
+    if (op->kind == MANIFEST_ATTENTION && xrt_attend_usable(op, &why) < 0)
+        fprintf(out, ": %s\n", why.text);
+    else if (op->kind == MANIFEST_ATTENTION)
+        fprintf(out, ": it is of another shape than this model's layers, or another takes no more work\n");
+    else if (op->kind != MANIFEST_GEMM)
         fprintf(out, ": no backend calls operators of this kind\n");
     else if (xrt_gemm_usable(op, &why) < 0)
         fprintf(out, ": %s\n", why.text);
@@ -184,13 +257,14 @@ void xrt_products_print(const struct xrt_products *p, const struct manifest *m, 
         {"input norm", short_work, ATTN_Q},
         {"norm of q and k", short_work, ATTN_O},
         {"RoPE", short_work, ATTN_O},
-        {"attention", "no backend calls an operator for it", ATTN_O},
         {"post norm, residual", short_work, ATTN_PRODUCTS},
         {"products, few tokens", "it reads the quantized weights, a third of the bytes of bf16", ATTN_PRODUCTS},
     };
     if (here)
         fprintf(out, "no NPU is used: %s\n", here);
     for (int i = 0; i <= ATTN_PRODUCTS; i++) {
+        for (int global = 0; i == ATTN_O && global < 2; global++)
+            print_attention(p, global, many, here, out);
         for (size_t k = 0; k < ARRAY_LEN(rest); k++) {
             if (rest[k].before == i)
                 fprintf(out, "%-20s processor: %s\n", rest[k].name, rest[k].why);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * Which operator of a manifest multiplies which matrix of a model's attention, and what that takes. The plan and the backend ask
- * the same functions. Touches no device. Threads: any. */
+ * Which operator of a manifest multiplies which matrix of a model's attention, which one attends, and what that takes. The plan and
+ * the backend ask the same functions. Touches no device. Threads: any. */
 #ifndef TANDEM_NPU_WORKER_XRT_PRODUCTS_H
 #define TANDEM_NPU_WORKER_XRT_PRODUCTS_H
 
@@ -18,10 +18,12 @@ struct xrt_products {
     char why[ATTN_PRODUCTS][256];                       /* it is not on the NPU */
     const struct manifest_operator *ops[ATTN_PRODUCTS]; /* each once */
     uint32_t n_ops, rows[ATTN_PRODUCTS], cols[ATTN_PRODUCTS];
+    const struct manifest_operator *attend[2]; /* of layers with a window, of global ones; NULL: on the processor */
+    char why_attend[2][256];
 };
 
-/* -ENOTSUP when the manifest has an operator for none of them; *ret says for each what it needs even so. m: borrowed while ret is
- * used. */
+/* -ENOTSUP when the manifest has an operator for none of the products; *ret says for each what it needs even so. m: borrowed while
+ * ret is used. */
 int xrt_products_choose(const struct manifest *m, const struct hparams *h, struct xrt_products *ret, struct err *err);
 /* manifest_check_files of each operator that was chosen. */
 int xrt_products_check_files(const struct xrt_products *p, struct err *err);
@@ -39,7 +41,7 @@ uint64_t xrt_products_kept(const struct xrt_products *p); /* the same as buffers
  * memory whatever the chunk, and those of each further M tokens of each operator as M:BYTES with commas. */
 int xrt_products_sizes(const struct xrt_products *p, FILE *out, struct err *err);
 
-/* Where each operation of a layer runs, and why, the shapes of products that have no operator, and which operators of m are in
+/* Where each operation of a layer runs, and why, the shapes of those that have no operator, and which operators of m are in
  * vain; m: as it was chosen from, also in vain. many: tokens from which on the NPU is used; 0: not known, UINT32_MAX: never. here:
  * why no NPU is used at all, or NULL. */
 void xrt_products_print(const struct xrt_products *p, const struct manifest *m, uint32_t many, const char *here, FILE *out);
