@@ -146,7 +146,7 @@ struct engine_process_stats {
     uint64_t busy_ns, idle_ns, blocked_ns, chunks, bytes_read;
     uint64_t stream_visits, stream_hits, stream_wait_ns, stream_wait_max_ns; /* of streamed layers: see msg_stats */
     uint32_t n_stream_layers, stream_layer_us[512]; /* waited for each layer, up to the last streamed one */
-    uint64_t products, offloaded;                   /* npu_worker with an NPU: matrix products, and those that it made */
+    uint64_t products, offloaded;                   /* npu_worker with an NPU: operations (attn_backend.h), and those it had */
     struct engine_pool pool;                        /* npu_worker; bytes is 0 in others */
     char last_reason[256];                          /* of the last restart; "" */
 };

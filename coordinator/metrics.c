@@ -137,8 +137,10 @@ static const struct process_metric process_metrics[] = {
     OF("tandem_busy_seconds_total", "counter", "Time spent computing.", busy_ns, 1e-9, true),
     OF("tandem_idle_seconds_total", "counter", "Time spent waiting for a chunk.", idle_ns, 1e-9, true),
     OF("tandem_blocked_seconds_total", "counter", "Time spent waiting for room in the next ring.", blocked_ns, 1e-9, true),
-    OF("tandem_products_total", "counter", "Matrix products of attention.", products, 1, true),
-    OF("tandem_products_offloaded_total", "counter", "Of these, those that an NPU made.", offloaded, 1, true),
+    OF("tandem_products_total", "counter",
+       "Operations of attention that an NPU could have: matrix products, and attention itself where there is an operator.",
+       products, 1, true),
+    OF("tandem_products_offloaded_total", "counter", "Of these, those that an NPU computed.", offloaded, 1, true),
 };
 #undef OF
 

@@ -81,7 +81,7 @@ void report_processes(const struct monitor_snapshot *m, FILE *f)
                     s->name, s->stream_hits, s->stream_visits, (double)s->stream_wait_ns / 1e6,
                     (double)s->stream_wait_ns / 1e6 / (double)s->stream_visits, (double)s->stream_wait_max_ns / 1e6);
         if (stats[i].products)
-            fprintf(f, "%-12s %" PRIu64 " of %" PRIu64 " matrix products on the NPU\n", stats[i].name, stats[i].offloaded,
+            fprintf(f, "%-12s %" PRIu64 " of %" PRIu64 " operations of attention on the NPU\n", stats[i].name, stats[i].offloaded,
                     stats[i].products);
         if (stats[i].pool.bytes)
             print_pool(stats[i].name, &stats[i].pool, f);

@@ -54,11 +54,16 @@ class Model:
         """q, k, v, o of attention."""
         return x @ self.w[name + ".weight"].T
 
+    def attended(self, x):
+        """What enters attention itself: q, k or v."""
+        return x
+
     def attention(self, x, i):
         p, n = f"model.layers.{i}.self_attn.", x.shape[0]
         q, k, v = (self.product(x, f"{p}{m}_proj").reshape(n, -1, self.head_dim) for m in "qkv")
         q = self.rotate(self.norm(q, p + "q_norm"), self.is_global[i])
         k = self.rotate(self.norm(k, p + "k_norm"), self.is_global[i])
+        q, k, v = (self.attended(a) for a in (q, k, v))
         back = np.arange(n)[:, None] - np.arange(n)[None, :]
         seen = (back >= 0) & (self.is_global[i] | (back < self.window))
         out = np.empty_like(q)
@@ -91,12 +96,13 @@ class Model:
 
 class RoundedProducts(Model):
     """How far rounding in the products of attention may move logits: every factor and result is moved by a random part of what
-    rounding it to bf16 may change (2^-8 of it), and, where the CPU backend works with int8 activations, also by a random part of
-    half a step of its block of 32, twice in the FFN, whose inputs are rounded in both runs that are compared."""
+    rounding it to bf16 may change (2^-8 of it), with `attends` also the q, k and v that attention is computed of. Where the CPU
+    backend works with int8 activations, also by a random part of half a step of its block of 32, twice in the FFN, whose inputs are
+    rounded in both runs that are compared."""
 
-    def __init__(self, folder, int8, seed):
+    def __init__(self, folder, int8, attends, seed):
         super().__init__(folder)
-        self.int8, self.random = int8, np.random.default_rng(seed)
+        self.int8, self.attends, self.random = int8, attends, np.random.default_rng(seed)
 
     def move(self, a, by):
         return a + self.random.uniform(-1, 1, a.shape) * by
@@ -113,14 +119,17 @@ class RoundedProducts(Model):
     def product(self, x, name):
         return self.bf16(self.bf16(self.activations(x)) @ self.bf16(self.w[name + ".weight"]).T)
 
+    def attended(self, x):
+        return self.bf16(x) if self.attends else x
+
     def ffn_input(self, x):
         return self.activations(self.activations(x))
 
 
-def rounded_products(folder, ids, int8, draws=4):
+def rounded_products(folder, ids, int8, attends=False, draws=4):
     """The most that a logit was moved by, over some draws, and the root mean square."""
     exact = Model(folder).logits(ids)
-    moved = np.stack([RoundedProducts(folder, int8, seed).logits(ids) - exact for seed in range(draws)])
+    moved = np.stack([RoundedProducts(folder, int8, attends, seed).logits(ids) - exact for seed in range(draws)])
     return float(np.abs(moved).max()), float(np.sqrt(np.mean(moved ** 2)))
 
 

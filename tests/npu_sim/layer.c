@@ -30,7 +30,8 @@ static const struct hparams of_27b = {.n_layers = 1,
                                       .rope_base_local = 1e4f,
                                       .rope_factor_global = 8,
                                       .attn_scale = 0.0771517f};
-static const char *const operators_27b[] = {"gemm:128x5376x512:nk", "gemm:128x4096x256"};
+static const char *const operators_27b[] = {"gemm:128x5376x512:nk", "gemm:128x4096x256",
+                                            "attention:128x1152x32x16x128x1024:0.0771517"};
 
 static const struct hparams medium = {.n_layers = 1,
                                       .hidden = 1024,
@@ -47,7 +48,7 @@ static const struct hparams medium = {.n_layers = 1,
                                       .rope_base_local = 1e4f,
                                       .rope_factor_global = 1,
                                       .attn_scale = 0.088f};
-static const char *const operators_medium[] = {"gemm:128x1024x512:nk"};
+static const char *const operators_medium[] = {"gemm:128x1024x512:nk", "attention:128x640x8x4x128x512:0.088"};
 
 static const struct hparams little = {.n_layers = 1,
                                       .hidden = 64,
@@ -64,11 +65,14 @@ static const struct hparams little = {.n_layers = 1,
                                       .rope_base_local = 1e4f,
                                       .rope_factor_global = 1,
                                       .attn_scale = 0.176f};
-static const char *const operators_little[] = {"gemm:32x128x64"};
+static const char *const operators_little[] = {"gemm:32x128x64", "attention:16x115x4x2x32x100:0.176"};
 
-const struct layer_shape layer_27b = {&of_27b, operators_27b, ARRAY_LEN(operators_27b), QUANT_Q4_0},
+const struct layer_shape layer_27b = {&of_27b, operators_27b, 2, QUANT_Q4_0},
+                         layer_27b_attends = {&of_27b, operators_27b, 3, QUANT_Q4_0},
                          layer_medium = {&medium, operators_medium, 1, QUANT_BF16},
-                         layer_little = {&little, operators_little, 1, QUANT_Q8_0};
+                         layer_medium_attends = {&medium, operators_medium, 2, QUANT_BF16},
+                         layer_little = {&little, operators_little, 1, QUANT_Q8_0},
+                         layer_little_attends = {&little, operators_little, 2, QUANT_Q8_0};
 
 float layer_random(void)
 {

@@ -27,8 +27,10 @@ struct layer_shape {
     size_t n_operators;
     int type; /* of the matrices */
 };
-/* 27B: q4_0. medium: bf16, products that take long. little: q8_0; its operator's k is larger than any of its rows. */
-extern const struct layer_shape layer_27b, layer_medium, layer_little;
+/* 27B: q4_0. medium: bf16, products that take long. little: q8_0; its operator's k is larger than any of its rows. attends: with an
+ * operator for attention itself. */
+extern const struct layer_shape layer_27b, layer_27b_attends, layer_medium, layer_medium_attends, layer_little,
+    layer_little_attends;
 
 struct layer {
     const struct layer_shape *s;

@@ -25,13 +25,14 @@ enum sim_fault {
     SIM_MEMLOCK_OPEN, /* 1: opening throws what AMD's driver library throws where its heap may not be locked */
     SIM_SYNC_FAIL,    /* number of the sync that fails, from 1; all faults below likewise */
     SIM_SUBMIT_FAIL,
-    SIM_HANG_AT,     /* the run never completes */
-    SIM_TIMEOUT_AT,  /* ERT_CMD_STATE_TIMEOUT */
-    SIM_ERROR_AT,    /* ERT_CMD_STATE_ERROR */
-    SIM_ABORT_AT,    /* ERT_CMD_STATE_ABORT */
-    SIM_CRASH_AT,    /* abort() */
-    SIM_DELAY_US,    /* that each run takes longer */
-    SIM_GEMM_CORNER, /* 1: of a matrix product only the first row and the first columns are computed, the rest stays as it was */
+    SIM_HANG_AT,    /* the run never completes */
+    SIM_TIMEOUT_AT, /* ERT_CMD_STATE_TIMEOUT */
+    SIM_ERROR_AT,   /* ERT_CMD_STATE_ERROR */
+    SIM_ABORT_AT,   /* ERT_CMD_STATE_ABORT */
+    SIM_CRASH_AT,   /* abort() */
+    SIM_DELAY_US,   /* that each run takes longer */
+    SIM_CORNER, /* 1: of a matrix product only the first row and columns are computed, of attention the first head; the rest stays
+                   as it was */
     SIM_FAULTS
 };
 void sim_faults_read(void);

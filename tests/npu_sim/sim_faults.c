@@ -7,9 +7,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const names[SIM_FAULTS] = {"no_device",    "crash_open", "hang_open",   "load_fail",  "memory",     "memlock",
-                                              "memlock_open", "sync_fail",  "submit_fail", "hang_at",    "timeout_at", "error_at",
-                                              "abort_at",     "crash_at",   "delay_us",    "gemm_corner"};
+static const char *const names[SIM_FAULTS] = {"no_device",    "crash_open", "hang_open",   "load_fail", "memory",     "memlock",
+                                              "memlock_open", "sync_fail",  "submit_fail", "hang_at",   "timeout_at", "error_at",
+                                              "abort_at",     "crash_at",   "delay_us",    "corner"};
 static uint64_t values[SIM_FAULTS];
 
 static void unknown(const char *text)

@@ -59,7 +59,7 @@ static bool gemm(const struct run *r)
         return false;
     const uint16_t *a = argument(r, 0, m * k, 2), *b = argument(r, 1, k * n, 2);
     uint16_t *c = argument(r, 2, m * n, 2);
-    return a && b && c && sim_gemm(a, b, c, m, k, n, p[3] == 1, sim_fault(SIM_GEMM_CORNER));
+    return a && b && c && sim_gemm(a, b, c, m, k, n, p[3] == 1, sim_fault(SIM_CORNER));
 }
 
 static bool gemv(const struct run *r)
@@ -156,7 +156,7 @@ static bool attention(const struct run *r)
     uint16_t *o = argument(r, 4, (uint64_t)heads * tokens * d, 2);
     float *weights = malloc(keys * sizeof(float));
     bool ok = q && k && v && at && o && weights && at[2] >= 0 && (size_t)at[2] <= tokens && at[3] >= 0 && (size_t)at[3] <= keys;
-    for (size_t h = 0; ok && h < heads; h++) {
+    for (size_t h = 0; ok && h < (sim_fault(SIM_CORNER) ? 1 : heads); h++) {
         size_t kv = h / (heads / kv_heads) * keys * d;
         for (int32_t t = 0; t < at[2]; t++) {
             int64_t pos = (int64_t)at[0] + t, to = pos - at[1] + 1, from = window ? to - (int64_t)window : 0;

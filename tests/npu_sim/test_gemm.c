@@ -103,13 +103,13 @@ static int open_bench(struct bench *b, const char *folder, const char *const *op
     b->op = op;
     b->scratch = aligned_alloc(REPACK_ALIGN, xrt_gemm_scratch_bytes(op, 2));
     const struct xrt_operator_options o = {.ops = b->rig.ops,
-                                       .device = b->rig.device,
-                                       .op = op,
-                                       .pool = b->pool,
-                                       .arena = b->arena,
-                                       .scratch = b->scratch,
-                                       .n_tokens = TOKENS,
-                                       .timeout_ms = timeout_ms};
+                                           .device = b->rig.device,
+                                           .op = op,
+                                           .pool = b->pool,
+                                           .arena = b->arena,
+                                           .scratch = b->scratch,
+                                           .n_tokens = TOKENS,
+                                           .timeout_ms = timeout_ms};
     struct xrt_device_stats s;
     uint64_t bytes = 0;
     CHECK_OK(xrt_gemm_bytes(op, TOKENS, &bytes, err));
@@ -248,12 +248,12 @@ static int no_memory(const char *folder)
     CHECK_OK(arena_open(POOL, 8, &arena, err));
     CHECK_OK(arena_open(40000, 8, &small, err));
     struct xrt_operator_options o = {.ops = r.ops,
-                                 .device = r.device,
-                                 .op = manifest_get(r.manifest, 0),
-                                 .pool = pool,
-                                 .arena = arena,
-                                 .n_tokens = TOKENS,
-                                 .timeout_ms = 1000};
+                                     .device = r.device,
+                                     .op = manifest_get(r.manifest, 0),
+                                     .pool = pool,
+                                     .arena = arena,
+                                     .n_tokens = TOKENS,
+                                     .timeout_ms = 1000};
     CHECK_ERR(xrt_gemm_open(&o, &g, err), -ENOMEM, "out of NPU memory");
     o.arena = small; /* refused before the device is asked */
     CHECK_ERR(xrt_gemm_open(&o, &g, err), -ENOMEM, "bytes for NPU tiles do not fit");

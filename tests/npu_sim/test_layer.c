@@ -5,7 +5,7 @@
  * where.
  *
  * All of every product is computed for 256 tokens. Longer prompts are about buffers, calls and bytes: there the device computes one
- * corner of each product (NPU_SIM gemm_corner=1), so that they take seconds. npu_xrt_layer TOKENS...: instead, that many tokens of
+ * corner of each product (NPU_SIM corner=1), so that they take seconds. npu_xrt_layer TOKENS...: instead, that many tokens of
  * a prompt through one window layer of 27B shape, computed in full, with milliseconds a token on the processor and on the
  * simulator; what the simulator takes is no figure of an NPU. npu_xrt_layer decode: ten thousand steps of decode in that shape. */
 #include <errno.h>
@@ -103,10 +103,17 @@ static uint64_t planned(const struct layer_shape *s, uint32_t chunk_tokens)
     return bytes;
 }
 
-/* Runs of a chunk: every product in tiles of its operator's rows, every tile for groups of its tokens. */
-static uint64_t runs_27b(uint32_t groups)
+static const struct layer_shape *shape_27b;
+
+static uint64_t attends(const struct layer_shape *s) /* 1: on the NPU as well */
 {
-    return (4096 / 512 + 2 * (2048 / 512) + 5376 / 256) * (uint64_t)groups;
+    return strncmp(s->operators[s->n_operators - 1], "attention", 9) == 0;
+}
+
+/* Runs of a chunk: every product in tiles of its operator's rows, and attention; the operators take a whole chunk. */
+static uint64_t runs_27b(void)
+{
+    return 4096 / 512 + 2 * (2048 / 512) + 5376 / 256 + attends(shape_27b);
 }
 
 /* Root mean square of the difference between other and l->h, over that of what attention adds to the residual. */
@@ -127,11 +134,11 @@ static int exact_27b(const char *folder)
     struct layer *l = calloc(1, sizeof(*l));
     uint64_t products, offloaded;
     sampled = (struct sample){23, 29};
-    CHECK_OK(layer_open(l, &layer_27b, folder, 256, LAYER_CHUNK_27B, err));
+    CHECK_OK(layer_open(l, shape_27b, folder, 256, LAYER_CHUNK_27B, err));
     CHECK_OK(layer_prompt(l, 256, LAYER_CHUNK_27B, check_dump, err));
     CHECK(n_wrong == 0 && n_checked > 4000);
     attn_xrt.count(l->attn, &products, &offloaded);
-    CHECK(products == 8 && offloaded == 8);
+    CHECK(products == 2 * (ATTN_PRODUCTS + attends(shape_27b)) && offloaded == products);
     float *device = l->h;
     l->h = calloc((size_t)LAYER_CHUNK_27B * l->s->h->hidden, sizeof(float));
     layer_close_backend(l);
@@ -139,12 +146,13 @@ static int exact_27b(const char *folder)
     CHECK_OK(layer_load(l, err));
     CHECK_OK(layer_prompt(l, 256, LAYER_CHUNK_27B, NULL, err));
     double error = difference(l, device, LAYER_CHUNK_27B);
-    fprintf(stderr, "27B layer, 256 tokens: difference %.4f of what attention adds\n", error);
+    fprintf(stderr, "27B layer, 256 tokens%s: difference %.4f of what attention adds\n",
+            attends(shape_27b) ? ", attention there, too" : "", error);
     CHECK(error > 0 && error < 0.03);
     free(device);
     if (layer_close(l))
         return 1;
-    CHECK(rig_report(folder, "runs") == (int64_t)(2 * runs_27b(1)));
+    CHECK(rig_report(folder, "runs") == (int64_t)(2 * runs_27b()));
     free(inputs);
     free(l);
     return 0;
@@ -155,7 +163,7 @@ static int long_27b(const char *folder)
 {
     static const uint32_t prompts[] = {256, 1024, 2048, TANDEM_LONGEST};
     struct layer *l = calloc(1, sizeof(*l));
-    CHECK_OK(layer_open(l, &layer_27b, folder, 8192, LAYER_CHUNK_27B, err));
+    CHECK_OK(layer_open(l, shape_27b, folder, 8192, LAYER_CHUNK_27B, err));
     uint64_t opened = l->budget.total, tokens = 0;
     for (size_t i = 0; i < ARRAY_LEN(prompts); i++) {
         CHECK_OK(layer_prompt(l, prompts[i], LAYER_CHUNK_27B, NULL, err));
@@ -171,8 +179,9 @@ static int long_27b(const char *folder)
     int64_t peak = rig_report(folder, "peak_bytes");
     CHECK(peak > 0 && (uint64_t)peak <= device && device - (uint64_t)peak <= 16 * XRT_DEVICE_ALIGN);
     CHECK(rig_report(folder, "bytes") == 0);
-    CHECK(rig_report(folder, "runs") == (int64_t)(tokens / LAYER_CHUNK_27B * runs_27b(1)));
-    CHECK(rig_report(folder, "buffers") == 2 * (1 + 1 + 2 + 2 + 1)); /* of each operator: instructions, a, two b, two c, a dummy */
+    CHECK(rig_report(folder, "runs") == (int64_t)(tokens / LAYER_CHUNK_27B * runs_27b()));
+    /* of each product's operator: instructions, a, two b, two c, a dummy; of attention's: instructions, two of each argument */
+    CHECK(rig_report(folder, "buffers") == 2 * (1 + 1 + 2 + 2 + 1) + (attends(shape_27b) ? 1 + 2 * 5 : 0));
     free(l);
     return 0;
 }
@@ -180,12 +189,16 @@ static int long_27b(const char *folder)
 static void test_27b(void **state)
 {
     (void)state;
-    char faults[96];
-    uint64_t bytes = planned(&layer_27b, LAYER_CHUNK_27B);
-    snprintf(faults, sizeof(faults), "memory=%llu", (unsigned long long)bytes);
-    rig_case(exact_27b, faults);
-    snprintf(faults, sizeof(faults), "memory=%llu,gemm_corner=1", (unsigned long long)bytes);
-    rig_case(long_27b, faults);
+    static const struct layer_shape *const shapes[] = {&layer_27b, &layer_27b_attends};
+    for (size_t i = 0; i < ARRAY_LEN(shapes); i++) {
+        char faults[96];
+        shape_27b = shapes[i];
+        uint64_t bytes = planned(shape_27b, LAYER_CHUNK_27B);
+        snprintf(faults, sizeof(faults), "memory=%llu", (unsigned long long)bytes);
+        rig_case(exact_27b, faults);
+        snprintf(faults, sizeof(faults), "memory=%llu,corner=1", (unsigned long long)bytes);
+        rig_case(long_27b, faults);
+    }
 }
 
 /* ---- decode ---- */
@@ -202,13 +215,15 @@ static size_t resident(void)
 }
 
 /* Nothing grows once the window is full: neither the process, nor the pool, nor what the device holds. */
+static const struct layer_shape *decoded;
+
 static int long_decode(const char *folder)
 {
     struct layer *l = calloc(1, sizeof(*l));
     uint64_t products = 0, offloaded = 0, peak = 0;
     size_t before = 0;
     struct arena_stats s;
-    CHECK_OK(layer_open(l, &layer_little, folder, STEPS, 8, err));
+    CHECK_OK(layer_open(l, decoded, folder, STEPS, 8, err));
     for (uint32_t pos = 0; pos < STEPS; pos++) {
         CHECK_OK(layer_chunk(l, pos, 1, NULL, err));
         if (pos != STEPS / 10)
@@ -221,7 +236,7 @@ static int long_decode(const char *folder)
     CHECK(peak > 0 && s.all.peak == peak);
     CHECK(before > 0 && resident() <= before + (256 << 10));
     attn_xrt.count(l->attn, &products, &offloaded);
-    CHECK(products == ATTN_PRODUCTS * STEPS && offloaded == products);
+    CHECK(products == (ATTN_PRODUCTS + attends(decoded)) * STEPS && offloaded == products);
     if (layer_close(l))
         return 1;
     CHECK(rig_report(folder, "bytes") == 0 && rig_report(folder, "runs") == rig_report(folder, "submits"));
@@ -232,8 +247,12 @@ static int long_decode(const char *folder)
 static void test_decode(void **state)
 {
     (void)state;
-    planned(&layer_little, 8);
-    rig_case(long_decode, "");
+    static const struct layer_shape *const shapes[] = {&layer_little, &layer_little_attends};
+    for (size_t i = 0; i < ARRAY_LEN(shapes); i++) {
+        decoded = shapes[i];
+        planned(decoded, 8);
+        rig_case(long_decode, "");
+    }
 }
 
 /* ---- refusals ---- */
@@ -243,7 +262,7 @@ static int refused(const char *folder)
 {
     struct layer *l = calloc(1, sizeof(*l));
     int attempts = 0, r = -ENOMEM;
-    CHECK_OK(layer_prepare(l, &layer_little, folder, 256, 32, err));
+    CHECK_OK(layer_prepare(l, &layer_little_attends, folder, 256, 32, err));
     uint64_t before = l->budget.total;
     while (r < 0) {
         struct err err = {0};
@@ -264,7 +283,7 @@ static int refused(const char *folder)
 static int narrow(const char *folder)
 {
     struct layer *l = calloc(1, sizeof(*l));
-    CHECK_OK(layer_prepare(l, &layer_little, folder, 256, 32, err));
+    CHECK_OK(layer_prepare(l, &layer_little_attends, folder, 256, 32, err));
     CHECK_ERR(layer_open_backend(l, &attn_xrt, 32, 1, err), -ENOMEM, "out of NPU memory");
     CHECK(!l->attn);
     if (layer_close(l))
@@ -276,9 +295,9 @@ static int narrow(const char *folder)
 static void test_refusals(void **state)
 {
     (void)state;
-    uint64_t bytes = planned(&layer_little, 32);
+    uint64_t bytes = planned(&layer_little_attends, 32);
     rig_case(refused, "");
-    for (uint64_t room = 1; room < bytes / 2; room += bytes / 8) {
+    for (uint64_t room = 1; room < bytes - 16 * XRT_DEVICE_ALIGN; room += bytes / 12) {
         char faults[64];
         snprintf(faults, sizeof(faults), "memory=%llu", (unsigned long long)room);
         rig_case(narrow, faults);
@@ -304,11 +323,11 @@ static int few(const char *folder)
     struct layer *l = calloc(1, sizeof(*l));
     float other[5 * 64];
     uint64_t n = 0;
-    CHECK_OK(layer_prepare(l, &layer_little, folder, 256, 32, err));
+    CHECK_OK(layer_prepare(l, &layer_little_attends, folder, 256, 32, err));
     CHECK_OK(layer_open_backend(l, &attn_xrt, 32, 6, err));
     CHECK_OK(layer_load(l, err));
     CHECK_OK(counts(l, 6, &n, err));
-    CHECK(n == ATTN_PRODUCTS);
+    CHECK(n == ATTN_PRODUCTS + 1);
     CHECK_OK(counts(l, 5, &n, err));
     CHECK(n == 0);
     memcpy(other, l->h, sizeof(other));
@@ -338,8 +357,9 @@ static int slow(const char *folder)
 {
     struct layer *l = calloc(1, sizeof(*l));
     uint64_t products = 1, n = 1;
-    CHECK_OK(layer_prepare(l, &layer_little, folder, 256, 32, err));
+    CHECK_OK(layer_prepare(l, &layer_little_attends, folder, 256, 32, err));
     CHECK_OK(layer_open_backend(l, &attn_xrt, 32, 0, err));
+    CHECK(kv_pages_used(l->kv) == 0); /* what attention was measured over */
     CHECK_OK(layer_load(l, err));
     attn_xrt.count(l->attn, &products, &n);
     CHECK(products == 0 && n == 0);
@@ -356,25 +376,25 @@ static int fast(const char *folder)
 {
     struct layer *l = calloc(1, sizeof(*l));
     uint64_t n = 0;
-    CHECK_OK(layer_prepare(l, &layer_medium, folder, 256, LAYER_CHUNK_27B, err));
+    CHECK_OK(layer_prepare(l, &layer_medium_attends, folder, 256, LAYER_CHUNK_27B, err));
     l->variant = "ref";
     CHECK_OK(layer_open_backend(l, &attn_xrt, LAYER_CHUNK_27B, 0, err));
     CHECK_OK(layer_load(l, err));
     CHECK_OK(counts(l, LAYER_CHUNK_27B, &n, err));
-    CHECK(n == ATTN_PRODUCTS);
+    CHECK(n == ATTN_PRODUCTS + 1);
     return layer_close(l);
 }
 
 static void test_where(void **state)
 {
     (void)state;
-    planned(&layer_little, 32);
+    planned(&layer_little_attends, 32);
     rig_case(few, "");
     rig_case(some, "");
-    planned(&layer_little, 32);
+    planned(&layer_little_attends, 32);
     rig_case(slow, "delay_us=20000");
-    planned(&layer_medium, LAYER_CHUNK_27B);
-    rig_case(fast, "gemm_corner=1");
+    planned(&layer_medium_attends, LAYER_CHUNK_27B);
+    rig_case(fast, "corner=1");
 }
 
 /* ---- figures ---- */
