@@ -48,7 +48,7 @@ uint64_t npu_device_bytes(const struct npu_device *d, uint32_t chunk_tokens)
 
 int npu_device_find(const struct config *c, const char *stage_dir, struct npu_device *ret, struct err *err)
 {
-    char path[PATH_MAX], model[PATH_MAX + 16], manifest[sizeof(c->xrt.manifest) + 16], device[32];
+    char path[PATH_MAX], model[PATH_MAX + 16], manifest[sizeof(c->xrt.manifest) + 16], device[32], context[32];
     struct device_ask a;
     bool any = strcmp(c->npu.backend, "auto") == 0;
     *ret = (struct npu_device){0};
@@ -64,9 +64,10 @@ int npu_device_find(const struct config *c, const char *stage_dir, struct npu_de
     snprintf(model, sizeof(model), "model=%s", c->model);
     snprintf(manifest, sizeof(manifest), "npu.manifest=%s", c->xrt.manifest);
     snprintf(device, sizeof(device), "npu.device=%u", c->xrt.index);
-    const char *const words[] = {path,     "--choose-device", "--set", model,   "--set",
-                                 manifest, "--set",           device,  "--set", c->sandbox ? "sandbox=auto" : "sandbox=off",
-                                 NULL};
+    snprintf(context, sizeof(context), "context=%u", c->context);
+    const char *sandbox = c->sandbox ? "sandbox=auto" : "sandbox=off";
+    const char *const words[] = {path,   "--choose-device", "--set", model,   "--set", manifest, "--set",
+                                 device, "--set",           context, "--set", sandbox, NULL};
     if (device_ask(words, &a)) {
         if (parse(&a, ret)) {
             ret->xrt = true;

@@ -380,18 +380,19 @@ static int choose_devices(struct plan_inputs *in, struct plan *ret, struct err *
         struct gpu_device no_gpu = {.vulkan = false};
         struct plan_machine m = *all;
         in->machine = &m;
-        r = plan_choose(in, streams, ret);
+        in->may_stream = streams;
+        r = plan_choose(in, ret);
         if (r < 0 && less_npu) {
             plan_refuse(in, ret);
             snprintf(no_npu.reason, sizeof(no_npu.reason), "%.*s", (int)sizeof(no_npu.reason) - 1, ret->refusal.text);
             m.npu = &no_npu;
-            r = plan_choose(in, streams, ret);
+            r = plan_choose(in, ret);
         }
         if (r < 0 && less_gpu) {
             plan_refuse(in, ret);
             snprintf(no_gpu.reason, sizeof(no_gpu.reason), "%.*s", (int)sizeof(no_gpu.reason) - 1, ret->refusal.text);
             m.gpu = &no_gpu;
-            r = plan_choose(in, streams, ret);
+            r = plan_choose(in, ret);
         }
         if (r < 0 && streams) {
             plan_refuse(in, ret);

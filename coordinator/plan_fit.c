@@ -199,7 +199,7 @@ static void pin_most(const struct plan_inputs *in, struct plan_choice *ch, struc
     *ch = best;
 }
 
-int plan_choose(const struct plan_inputs *in, bool may_stream, struct plan *ret)
+int plan_choose(const struct plan_inputs *in, struct plan *ret)
 {
     struct plan_choice ch = {.ring_slots = DEFAULT_RING_SLOTS};
     bool any = false;
@@ -215,7 +215,7 @@ int plan_choose(const struct plan_inputs *in, bool may_stream, struct plan *ret)
         plan_compose(in, &ch, ret);
         return 0;
     }
-    if (!may_stream || !any) {
+    if (!in->may_stream || !any) {
         ch.pages = pages_of_one(in, &ch);
         plan_compose(in, &ch, ret);
         return -ENOMEM;
@@ -257,7 +257,7 @@ static bool chooses(const struct plan_inputs *in, const struct config *c)
     static struct plan p;
     struct plan_inputs other = *in;
     other.config = c;
-    return plan_choose(&other, true, &p) == 0;
+    return plan_choose(&other, &p) == 0;
 }
 
 /* The least value of a knob in whole MiB with which a plan fits; 0: none does. */

@@ -12,6 +12,7 @@ struct plan_inputs {
     const struct config *config;
     const struct plan_machine *machine;
     uint64_t command_bytes;
+    bool may_stream; /* false: layers are streamed only where the config says how many */
     struct hparams hparams;
     uint64_t layers[2][512];  /* bytes of npu_worker's and of gpu_worker's segments */
     uint64_t in_file[2][512]; /* bytes of the same tensors as they lie in the file */
@@ -45,9 +46,8 @@ void plan_compose(const struct plan_inputs *in, const struct plan_choice *ch, st
 /* The first limit that a plan passes; *ret_process: of PLAN_CAP. */
 enum plan_limit plan_passes(const struct plan_inputs *in, const struct plan *p, enum config_process *ret_process);
 
-/* Without may_stream layers are streamed only where the config says how many. -ENOMEM: *ret is the smallest one, and does not fit.
- */
-int plan_choose(const struct plan_inputs *in, bool may_stream, struct plan *ret);
+/* -ENOMEM: *ret is the smallest one, and does not fit. */
+int plan_choose(const struct plan_inputs *in, struct plan *ret);
 /* Why p, the smallest plan there is, does not fit, and the smallest change with which one would: its `refusal`. */
 void plan_refuse(const struct plan_inputs *in, struct plan *p);
 

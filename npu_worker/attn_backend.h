@@ -61,6 +61,7 @@ struct attn_backend_options {
     struct arena *arena;   /* borrowed, as the cache, whose pages come from it */
     struct kv *kv;
     const uint8_t *types; /* as CONFIGURE carries them; borrowed until open returns */
+    uint32_t context;     /* tokens of a sequence, at most */
     uint32_t n_threads, chunk_tokens, ring_slots;
     int kv_type;
     bool pin;            /* compute threads stay where they are (pool_pin) */
@@ -86,8 +87,8 @@ struct attn_backend {
     int (*run)(void *b, uint32_t layer, const struct chunk *c, const float *x, float *h, attn_dump_fn dump, void *dump_ctx,
                struct err *err);
     void (*close)(void *b); /* NULL is fine */
-    /* Operations so far that a device has an operator for (products, attention of a sequence's part of a chunk), and how many of
-     * them it computed. Any thread. NULL: none by a device. */
+    /* Operations so far: products, and attentions of a sequence's part of a chunk that the device has an operator for; and how many
+     * of them it computed. Any thread. NULL: none by a device. */
     void (*count)(void *b, uint64_t *ret_products, uint64_t *ret_offloaded);
 };
 

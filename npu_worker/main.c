@@ -142,6 +142,7 @@ static int run_rows(struct single *s, uint32_t layer, const uint32_t *positions,
                                            .arena = arena,
                                            .kv = kv,
                                            .types = s->types,
+                                           .context = s->config->context,
                                            .n_threads = threads,
                                            .chunk_tokens = chunk,
                                            .ring_slots = 1,
@@ -200,7 +201,7 @@ static int open_products(const struct config *c, struct manifest **ret_manifest,
     if (r == 0)
         r = gemma3_hparams(g, &h, err);
     if (r == 0)
-        r = xrt_products_choose(*ret_manifest, &h, ret, err);
+        r = xrt_products_choose(*ret_manifest, &h, c->context, ret, err);
     gguf_close(g);
     return r;
 }

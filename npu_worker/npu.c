@@ -109,6 +109,7 @@ static int npu_configure(void *state, struct stage_io *io, const struct msg_conf
                                            .arena = n->arena,
                                            .kv = n->kv,
                                            .types = n->types,
+                                           .context = c->context,
                                            .n_threads = c->threads,
                                            .pin = c->pin,
                                            .chunk_tokens = c->chunk_tokens,

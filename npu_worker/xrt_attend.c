@@ -53,10 +53,9 @@ int xrt_attend_usable(const struct manifest_operator *op, struct err *err)
                        "operator of line %u of the manifest: %u tokens with a window of %u see %u keys; it has room for %u",
                        op->line, tokens, window, window + tokens - 1, keys);
     if (dtype(op, Q) == MANIFEST_BF16 && dtype(op, K) == MANIFEST_BF16 && dtype(op, V) == MANIFEST_BF16 &&
-        dtype(op, POSITIONS) == MANIFEST_I32 && (dtype(op, O) == MANIFEST_BF16 || dtype(op, O) == MANIFEST_F32))
+        dtype(op, O) == MANIFEST_BF16 && dtype(op, POSITIONS) == MANIFEST_I32)
         return 0;
-    return err_set(err, -ENOTSUP,
-                   "operator of line %u of the manifest: expected bf16 for q, k and v, i32 for positions, bf16 or f32 for o",
+    return err_set(err, -ENOTSUP, "operator of line %u of the manifest: expected bf16 for q, k, v and o, i32 for positions",
                    op->line);
 }
 
@@ -189,6 +188,18 @@ static void put_keys(void *ctx, uint32_t begin, uint32_t end, int thread)
     }
 }
 
+/* All of K or V at once; of a buffer that is mostly unused, what each head has in it. */
+static int sync_keys(struct xrt_attend *a, struct xrt_buffer *b, enum manifest_role role, struct err *err)
+{
+    size_t keys = a->x.o.op->dims[MANIFEST_KEYS], row = a->shape.head_dim * sizeof(uint16_t);
+    int r = 0;
+    if (a->group.n_keys > keys / 2)
+        return xrt_operator_sync(&a->x, b, role, XRT_DEVICE_TO, err);
+    for (uint32_t h = 0; r == 0 && h < a->shape.n_kv_heads; h++)
+        r = xrt_operator_sync_part(&a->x, b, XRT_DEVICE_TO, h * keys * row, a->group.n_keys * row, err);
+    return r;
+}
+
 static int put(struct xrt_attend *a, struct err *err)
 {
     const struct group *g = &a->group;
@@ -197,10 +208,13 @@ static int put(struct xrt_attend *a, struct err *err)
     memcpy(map(a, POSITIONS), at, sizeof(at));
     pool_run(a->x.o.pool, a->shape.n_heads, 1, put_queries, a);
     pool_run(a->x.o.pool, a->shape.n_kv_heads * n_pages, 1, put_keys, a);
-    int r = 0;
-    for (int i = Q; r == 0 && i < O; i++)
-        r = xrt_operator_sync(&a->x, a->buffers[g->which][i], roles[i], XRT_DEVICE_TO, err);
-    return r;
+    struct xrt_buffer *const *b = a->buffers[g->which];
+    int r = xrt_operator_sync(&a->x, b[Q], MANIFEST_ARG_Q, XRT_DEVICE_TO, err);
+    if (r == 0)
+        r = sync_keys(a, b[K], MANIFEST_ARG_K, err);
+    if (r == 0)
+        r = sync_keys(a, b[V], MANIFEST_ARG_V, err);
+    return r < 0 ? r : xrt_operator_sync(&a->x, b[POSITIONS], MANIFEST_ARG_POSITIONS, XRT_DEVICE_TO, err);
 }
 
 /* Items: heads. */
@@ -208,14 +222,12 @@ static void take_heads(void *ctx, uint32_t begin, uint32_t end, int thread)
 {
     const struct xrt_attend *a = ctx;
     const struct group *g = &a->group;
-    enum manifest_dtype type = dtype(a->x.o.op, O);
-    size_t d = a->shape.head_dim, tokens = a->x.o.op->dims[MANIFEST_TOKENS], bytes = manifest_dtype_bytes(type);
-    const uint8_t *o = map(a, O);
+    size_t d = a->shape.head_dim, tokens = a->x.o.op->dims[MANIFEST_TOKENS];
+    const uint16_t *o = map(a, O);
     (void)thread;
     for (uint32_t h = begin; h < end; h++) {
         for (uint32_t i = 0; i < g->n; i++)
-            quant_ops_best()->to_f32(type == MANIFEST_BF16 ? QUANT_BF16 : QUANT_F32, o + (h * tokens + i) * d * bytes,
-                                     g->x->out + (g->at + i) * width(a) + h * d, d);
+            quant_ops_best()->to_f32(QUANT_BF16, o + (h * tokens + i) * d, g->x->out + (g->at + i) * width(a) + h * d, d);
     }
 }
 
@@ -255,5 +267,9 @@ int xrt_attend_run(struct xrt_attend *a, const struct attn_queries *x, struct er
             r = take(a, &before, err);
         before = g;
     }
-    return r < 0 ? r : take(a, &before, err);
+    if (r == 0)
+        r = take(a, &before, err);
+    if (r < 0)
+        xrt_operator_settle(&a->x);
+    return r;
 }

@@ -16,8 +16,8 @@ struct attn_queries;
 struct err;
 struct xrt_attend;
 
-/* Whether this operator can be driven: attention that takes positions, bf16 for q, k and v, bf16 or f32 for o, and, with a window,
- * keys enough for all that its tokens see. -ENOTSUP. */
+/* Whether this operator can be driven: attention that takes positions, bf16 for q, k, v and o, and, with a window, keys
+ * enough for all that its tokens see. -ENOTSUP. */
 int xrt_attend_usable(const struct manifest_operator *op, struct err *err);
 /* o->scratch: of xrt_attend_scratch_bytes. s: copied; heads, window and scale are the operator's. kernels read the pages. */
 int xrt_attend_open(const struct xrt_operator_options *o, const struct attn_shape *s, const struct attn_ops *kernels,

@@ -233,7 +233,11 @@ static int multiply(struct xrt_gemm *g, const struct gemm_matrix *m, struct xrt_
             last_group = group;
         }
     }
-    return r < 0 ? r : take_results(g, (int)((step - 1) % 2), last_row, last_group, n_tokens, y, err);
+    if (r == 0)
+        r = take_results(g, (int)((step - 1) % 2), last_row, last_group, n_tokens, y, err);
+    if (r < 0)
+        xrt_operator_settle(&g->x);
+    return r;
 }
 
 int xrt_gemm_multiply(struct xrt_gemm *g, const struct gemm_matrix *m, const float *x, uint32_t n_tokens, float *y, struct err *err)

@@ -78,21 +78,34 @@ int xrt_operator_make_run(struct xrt_operator *x, int which, struct xrt_buffer *
     return x->o.ops->make_run(x->kernel, x->instructions, arguments, x->o.op->n_arguments, &x->runs[which], err);
 }
 
+static int named(const struct xrt_operator *x, int r, struct err *err)
+{
+    return r < 0 ? err_wrap(err, r, "%s of line %u of the manifest", manifest_kind_name(x->o.op->kind), x->o.op->line) : 0;
+}
+
+int xrt_operator_sync_part(struct xrt_operator *x, struct xrt_buffer *b, enum xrt_device_direction to, size_t offset, size_t bytes,
+                           struct err *err)
+{
+    return named(x, x->o.ops->sync(b, to, offset, bytes, err), err);
+}
+
 int xrt_operator_sync(struct xrt_operator *x, struct xrt_buffer *b, enum manifest_role role, enum xrt_device_direction to,
                       struct err *err)
 {
-    return x->o.ops->sync(b, to, 0, manifest_bytes(x->o.op, (unsigned)manifest_argument(x->o.op, role)), err);
+    return xrt_operator_sync_part(x, b, to, 0, manifest_bytes(x->o.op, (unsigned)manifest_argument(x->o.op, role)), err);
 }
 
 int xrt_operator_set(struct xrt_operator *x, int which, enum manifest_role role, struct xrt_buffer *b, struct err *err)
 {
-    return x->o.ops->set_argument(x->runs[which], (unsigned)manifest_argument(x->o.op, role), b, err);
+    return named(x, x->o.ops->set_argument(x->runs[which], (unsigned)manifest_argument(x->o.op, role), b, err), err);
 }
 
 int xrt_operator_start(struct xrt_operator *x, int which, struct err *err)
 {
     x->started_ns[which] = trace_now(x->o.trace);
-    return x->o.ops->start(x->runs[which], err);
+    int r = x->o.ops->start(x->runs[which], err);
+    x->under_way[which] = r == 0;
+    return named(x, r, err);
 }
 
 /* Runs follow one another: one that was started while another was under way began when that ended. */
@@ -102,5 +115,15 @@ int xrt_operator_wait(struct xrt_operator *x, int which, struct err *err)
     uint64_t now = trace_now(x->o.trace);
     trace_span(x->o.trace, TRACE_DEVICE, TRACE_DEVICE_RUN, MAX(x->started_ns[which], x->ended_ns), now);
     x->ended_ns = now;
-    return r;
+    x->under_way[which] = false;
+    return named(x, r, err);
+}
+
+void xrt_operator_settle(struct xrt_operator *x)
+{
+    for (int which = 0; which < 2; which++) {
+        struct err none = {0};
+        if (x->under_way[which])
+            xrt_operator_wait(x, which, &none);
+    }
 }

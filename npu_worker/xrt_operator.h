@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: MIT
  * An operator of the manifest made ready on the device: its kernel, its instructions, and two runs that alternate, so that one is
  * under way while the processor fills or empties the buffers of the other. Which buffers there are and what is in them is its
- * user's to say (xrt_gemm, xrt_attend). Threads: all on the main thread but sync, start and wait, which are the data thread's and
- * allocate nothing. Errors of xrt_device.h. */
+ * user's to say (xrt_gemm, xrt_attend). Threads: all on the main thread but set, sync, start, wait and settle, which are the data
+ * thread's and allocate nothing. Errors of xrt_device.h, with the operator's line. */
 #ifndef TANDEM_NPU_WORKER_XRT_OPERATOR_H
 #define TANDEM_NPU_WORKER_XRT_OPERATOR_H
 
+#include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "npu_worker/manifest.h"
@@ -37,6 +39,7 @@ struct xrt_operator {
     struct xrt_buffer *buffers[XRT_OPERATOR_BUFFERS]; /* in the order in which they were made */
     uint32_t n_buffers;
     struct xrt_run *runs[2];
+    bool under_way[2];
     uint64_t started_ns[2], ended_ns; /* for traces: of each run, and of the last that ended */
     uint32_t tiles_block, instructions_block;
 };
@@ -55,8 +58,12 @@ int xrt_operator_make_buffer(struct xrt_operator *x, enum manifest_role role, st
 int xrt_operator_make_run(struct xrt_operator *x, int which, struct xrt_buffer *const buffers[MANIFEST_ROLES], struct err *err);
 int xrt_operator_sync(struct xrt_operator *x, struct xrt_buffer *b, enum manifest_role role, enum xrt_device_direction to,
                       struct err *err);
+int xrt_operator_sync_part(struct xrt_operator *x, struct xrt_buffer *b, enum xrt_device_direction to, size_t offset, size_t bytes,
+                           struct err *err);
 int xrt_operator_set(struct xrt_operator *x, int which, enum manifest_role role, struct xrt_buffer *b, struct err *err);
 int xrt_operator_start(struct xrt_operator *x, int which, struct err *err);
 int xrt_operator_wait(struct xrt_operator *x, int which, struct err *err);
+/* After an error: waits for what is under way, so that nothing writes to buffers any more, or the device is lost. */
+void xrt_operator_settle(struct xrt_operator *x);
 
 #endif

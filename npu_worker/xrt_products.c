@@ -36,31 +36,63 @@ static void add_operator(struct xrt_products *p, const struct manifest_operator 
     p->ops[p->n_ops++] = op;
 }
 
-/* With a window, the least work for a usual chunk; without, the one with room for most keys, as the processor attends beyond it. */
-static void choose_attention(const struct manifest *m, const struct hparams *h, bool global, struct xrt_products *ret)
+/* Whether an operator attends in layers of this shape. */
+static int attends(const struct manifest_operator *op, const struct attn_shape *s, struct err *err)
 {
-    struct attn_shape s;
-    struct err why = {0};
-    const struct manifest_operator *op = NULL;
-    work_plan_attn_shape(h, global, QUANT_F16, &s);
-    uint32_t keys = s.window;
-    for (size_t i = 0; global && i < manifest_count(m); i++) {
-        op = manifest_get(m, i);
-        if (op->kind == MANIFEST_ATTENTION && op->dims[MANIFEST_WINDOW] == 0)
-            keys = MAX(keys, op->dims[MANIFEST_KEYS]);
+    const struct {
+        enum manifest_dim dim;
+        const char *name;
+        uint32_t want;
+    } equal[] = {{MANIFEST_HEADS, "heads", s->n_heads},
+                 {MANIFEST_KV_HEADS, "kv_heads", s->n_kv_heads},
+                 {MANIFEST_HEAD_DIM, "head_dim", s->head_dim},
+                 {MANIFEST_WINDOW, "window", s->window}};
+    int r = xrt_attend_usable(op, err);
+    for (size_t i = 0; r == 0 && i < ARRAY_LEN(equal); i++) {
+        if (op->dims[equal[i].dim] != equal[i].want)
+            r = err_set(err, -ENOTSUP, "attention of line %u: %s is %u; expected %u", op->line, equal[i].name,
+                        op->dims[equal[i].dim], equal[i].want);
     }
-    const uint32_t want[MANIFEST_DIMS] = {
-        [MANIFEST_TOKENS] = USUAL_CHUNK,    [MANIFEST_KEYS] = keys,           [MANIFEST_HEADS] = s.n_heads,
-        [MANIFEST_KV_HEADS] = s.n_kv_heads, [MANIFEST_HEAD_DIM] = s.head_dim, [MANIFEST_WINDOW] = s.window};
-    int r = manifest_find(m, MANIFEST_ATTENTION, want, xrt_attend_usable, &op, NULL, &why);
-    if (r == 0 && fabsf(op->scale - s.scale) > s.scale / 256) /* bf16's precision */
-        r = err_set(&why, -ENOTSUP, "the scale of the attention of line %u is %g; expected %g", op->line, (double)op->scale,
-                    (double)s.scale);
-    ret->attend[global] = r == 0 ? op : NULL;
-    snprintf(ret->why_attend[global], sizeof(ret->why_attend[global]), "%.*s", (int)sizeof(ret->why_attend[global]) - 1, why.text);
+    if (r == 0 && fabsf(op->scale - s->scale) > s->scale / 256) /* bf16's precision */
+        r = err_set(err, -ENOTSUP, "attention of line %u: scale is %g; expected %g", op->line, (double)op->scale, (double)s->scale);
+    return r;
 }
 
-int xrt_products_choose(const struct manifest *m, const struct hparams *h, struct xrt_products *ret, struct err *err)
+/* Pairs of a query and a key that are computed for a usual chunk, padding included. */
+static uint64_t attend_work(const struct manifest_operator *op)
+{
+    return (uint64_t)util_round_up(USUAL_CHUNK, op->dims[MANIFEST_TOKENS]) * op->dims[MANIFEST_KEYS];
+}
+
+/* Least work; without a window first of all room for the context, or for as much of it as any has. */
+static bool attends_better(const struct manifest_operator *op, const struct manifest_operator *than, uint32_t context)
+{
+    uint32_t room = MIN(op->dims[MANIFEST_KEYS], context), other = MIN(than->dims[MANIFEST_KEYS], context);
+    return op->dims[MANIFEST_WINDOW] || room == other ? attend_work(op) < attend_work(than) : room > other;
+}
+
+static void choose_attention(const struct manifest *m, const struct hparams *h, uint32_t context, bool global,
+                             struct xrt_products *ret)
+{
+    struct attn_shape *s = &ret->shapes[global];
+    char *why = ret->why_attend[global];
+    work_plan_attn_shape(h, global, QUANT_F16, s);
+    snprintf(why, sizeof(ret->why_attend[global]), "the manifest has no attention");
+    for (size_t i = manifest_count(m);
+         i-- > 0;) { /* backwards: of equal ones the first is taken, and of reasons the first is told */
+        const struct manifest_operator *op = manifest_get(m, i), *best = ret->attend[global];
+        struct err no = {0};
+        if (op->kind != MANIFEST_ATTENTION)
+            continue;
+        if (attends(op, s, &no) < 0)
+            snprintf(why, sizeof(ret->why_attend[global]), "%.*s", (int)sizeof(ret->why_attend[global]) - 1, no.text);
+        else if (!best || !attends_better(best, op, context))
+            ret->attend[global] = op;
+    }
+}
+
+int xrt_products_choose(const struct manifest *m, const struct hparams *h, uint32_t context, struct xrt_products *ret,
+                        struct err *err)
 {
     uint32_t heads = h->n_heads * h->head_dim, kv = h->n_kv_heads * h->head_dim;
     const uint32_t rows[ATTN_PRODUCTS] = {[ATTN_Q] = heads, [ATTN_K] = kv, [ATTN_V] = kv, [ATTN_O] = h->hidden};
@@ -77,9 +109,9 @@ int xrt_products_choose(const struct manifest *m, const struct hparams *h, struc
         }
     }
     if (h->global_every > 1)
-        choose_attention(m, h, false, ret);
+        choose_attention(m, h, context, false, ret);
     if (h->n_layers >= h->global_every)
-        choose_attention(m, h, true, ret);
+        choose_attention(m, h, context, true, ret);
     return ret->n_ops ? 0
                       : err_set(err, -ENOTSUP, "the manifest has no operator for a product of this model: %s", ret->why[ATTN_Q]);
 }
@@ -176,16 +208,17 @@ int xrt_products_sizes(const struct xrt_products *p, FILE *out, struct err *err)
     return 0;
 }
 
-static void print_operator(const char *name, const char *shape, uint32_t many, bool here, FILE *out)
+/* tokens: of what they are counted */
+static void print_operator(const char *name, const char *shape, const char *tokens, uint32_t many, bool here, FILE *out)
 {
     if (here)
         fprintf(out, "%-20s processor, as no NPU is used; the %s would fit\n", name, shape);
     else if (many == UINT32_MAX)
         fprintf(out, "%-20s NPU: %s (never: the processor was faster at every number of tokens)\n", name, shape);
     else if (many)
-        fprintf(out, "%-20s NPU: %s, chunks of %u tokens and more\n", name, shape, many);
+        fprintf(out, "%-20s NPU: %s, from %u %s on\n", name, shape, many, tokens);
     else
-        fprintf(out, "%-20s NPU: %s, from as many tokens as are measured at start\n", name, shape);
+        fprintf(out, "%-20s NPU: %s, from as many %s on as are measured at start\n", name, shape, tokens);
 }
 
 static void print_product(const struct xrt_products *p, enum attn_product which, uint32_t many, bool here, FILE *out)
@@ -200,7 +233,7 @@ static void print_product(const struct xrt_products *p, enum attn_product which,
     }
     snprintf(shape, sizeof(shape), "gemm of line %u, m %u k %u n %u", op->line, op->dims[MANIFEST_M], op->dims[MANIFEST_K],
              op->dims[MANIFEST_N]);
-    print_operator(name, shape, many, here, out);
+    print_operator(name, shape, "tokens of a chunk", many, here, out);
 }
 
 static void print_attention(const struct xrt_products *p, bool global, uint32_t many, bool here, FILE *out)
@@ -208,13 +241,13 @@ static void print_attention(const struct xrt_products *p, bool global, uint32_t 
     const struct manifest_operator *op = p->attend[global];
     const char *name = global ? "attention, global" : "attention, window";
     char shape[96];
-    if (!op && p->why_attend[global][0]) /* else there is no such layer */
+    if (!op && p->shapes[global].n_heads)
         fprintf(out, "%-20s processor: %s\n", name, p->why_attend[global]);
     if (!op)
         return;
     snprintf(shape, sizeof(shape), "attention of line %u, tokens %u keys %u", op->line, op->dims[MANIFEST_TOKENS],
              op->dims[MANIFEST_KEYS]);
-    print_operator(name, shape, many, here, out);
+    print_operator(name, shape, "tokens of a sequence", many, here, out);
 }
 
 static bool is_chosen(const struct xrt_products *p, const struct manifest_operator *op)
@@ -230,13 +263,14 @@ static void print_in_vain(const struct xrt_products *p, const struct manifest_op
 {
     struct err why = {0};
     uint32_t least = UINT32_MAX;
+    const struct attn_shape *s = &p->shapes[op->dims[MANIFEST_WINDOW] == 0];
     for (int i = 0; i < ATTN_PRODUCTS; i++)
         least = MIN(least, p->cols[i]);
     fprintf(out, "in vain: the %s of line %u", manifest_kind_name(op->kind), op->line);
-    if (op->kind == MANIFEST_ATTENTION && xrt_attend_usable(op, &why) < 0)
-        fprintf(out, ": %s\n", why.text);
+    if (op->kind == MANIFEST_ATTENTION && attends(op, s, &why) < 0)
+        fprintf(out, ": %s\n", s->n_heads ? why.text : "the model has no such layers");
     else if (op->kind == MANIFEST_ATTENTION)
-        fprintf(out, ": it is of another shape than this model's layers, or another takes no more work\n");
+        fprintf(out, ": another takes no more work%s\n", s->window ? "" : ", or has room for more of the context");
     else if (op->kind != MANIFEST_GEMM)
         fprintf(out, ": no backend calls operators of this kind\n");
     else if (xrt_gemm_usable(op, &why) < 0)

@@ -7,6 +7,7 @@
 #include <stdint.h>
 #include <stdio.h>
 
+#include "kernels/attn.h"
 #include "npu_worker/attn_backend.h"
 #include "npu_worker/manifest.h"
 
@@ -20,11 +21,13 @@ struct xrt_products {
     uint32_t n_ops, rows[ATTN_PRODUCTS], cols[ATTN_PRODUCTS];
     const struct manifest_operator *attend[2]; /* of layers with a window, of global ones; NULL: on the processor */
     char why_attend[2][256];
+    struct attn_shape shapes[2]; /* n_heads 0: the model has no such layers */
 };
 
-/* -ENOTSUP when the manifest has an operator for none of the products; *ret says for each what it needs even so. m: borrowed while
- * ret is used. */
-int xrt_products_choose(const struct manifest *m, const struct hparams *h, struct xrt_products *ret, struct err *err);
+/* context: tokens of a sequence, at most. -ENOTSUP when the manifest has an operator for none of the products; *ret says for each
+ * what it needs even so. m: borrowed while ret is used. */
+int xrt_products_choose(const struct manifest *m, const struct hparams *h, uint32_t context, struct xrt_products *ret,
+                        struct err *err);
 /* manifest_check_files of each operator that was chosen. */
 int xrt_products_check_files(const struct xrt_products *p, struct err *err);
 uint32_t xrt_products_index(const struct xrt_products *p, enum attn_product which); /* of its operator among ops */

@@ -4,6 +4,7 @@ the CPU backend's numbers, what reached the device, what is planned and held, ev
 import ctypes
 import json
 import os
+import re
 import resource
 import subprocess
 
@@ -169,8 +170,10 @@ def test_attention_tiny_27b():
 
 def test_attention_that_does_not_fit():
     """Of another shape, another scale, without room: told, and the processor attends."""
-    for operator, why in (("attention:16x160x4x2x32x128:0.125", "head_dim"), ("attention:16x160x4x2x64x128:0.25", "the scale of the attention"),
-                          ("attention:16x142x4x2x64x128:0.125", "see 143 keys"), ("attention:16x160x4x2x64x64:0.125", "window")):
+    for operator, why in (("attention:16x160x4x2x32x128:0.125", "head_dim is 32; expected 64"),
+                          ("attention:16x160x4x2x64x128:0.25", "scale is 0.25; expected 0.125"),
+                          ("attention:16x142x4x2x64x128:0.125", "see 143 keys"),
+                          ("attention:16x160x4x2x64x64:0.125", "window is 64; expected 128")):
         cfg = config(model("demo", "q8_0"), **simulated((*OPERATORS, operator)))
         shown = run("npu_worker", "--config", cfg, "--list-operators").stdout
         line = [one for one in shown.splitlines() if one.startswith("attention, window ")][0]
@@ -189,7 +192,7 @@ def test_who_multiplies():
     check(worker["products"] == 12 * 4 * 8 and worker["offloaded"] == 12 * 4, worker)  # the prompt alone
     shown = run("npu_worker", "--config", cfg, "--list-operators").stdout
     check("cannot be used" not in shown, shown)
-    check("q, 256 x 256         NPU: gemm of line" in shown and "chunks of 4 tokens and more" in shown, shown)
+    check("q, 256 x 256         NPU: gemm of line" in shown and "from 4 tokens of a chunk on" in shown, shown)
     check("attention, window    processor: " in shown and "attention, global    processor: " in shown and "RoPE                 processor" in shown, shown)
     unused = [line for line in shown.splitlines() if line.startswith("in vain: ")]
     check(len(unused) == 1 and "the gemm of line " in unused[0] and "takes no more work" in unused[0], shown)
@@ -346,6 +349,16 @@ def test_budget():
     check(report(counters)["peak_bytes"] <= planned(small)["device"], report(counters))
     r = run("coordinator", "--config", config(model("demo", "q8_0"), **keys, npu__memory="2MiB"), "plan", status=None)
     check(r.returncode == 1 and "raise it to at least" in r.stderr, r.stderr)
+    # Where auto goes without the NPU, what it names as enough is enough: with as little streamed as without it.
+    keys = {**simulated((*OPERATORS, *ATTENDS)), "npu__backend": "auto"}
+    for memory in range(6, 12):
+        cfg = config(model("demo", "q8_0"), **keys, npu__memory=f"{memory}MiB")
+        shown = run("coordinator", "--config", cfg, "plan").stdout
+        without = re.search("not used: .* 'npu.memory' is .* raise it to at least ([0-9]+) MiB", shown)
+        check(("not used: " in shown) == bool(without), shown)
+        if without:
+            cfg = config(model("demo", "q8_0"), **keys, npu__memory=f"{without[1]}MiB")
+            check("NPU         'npu_sim'" in run("coordinator", "--config", cfg, "plan").stdout, memory, without[1])
 
 
 def test_faults():

@@ -128,6 +128,7 @@ int layer_prepare(struct layer *l, const struct layer_shape *s, const char *fold
     memset(l, 0, sizeof(*l));
     l->s = s;
     l->variant = "auto";
+    l->context = context;
     for (int i = 0; i < GEMMA3_LAYER_TENSORS; i++)
         l->types[i] = (uint8_t)(gemma3_is_norm((enum gemma3_tensor)i) ? QUANT_F32 : s->type);
     snprintf(l->manifest, sizeof(l->manifest), "%.4000s/manifest.yaml", folder);
@@ -166,6 +167,7 @@ int layer_open_backend(struct layer *l, const struct attn_backend *backend, uint
                                            .arena = l->arena,
                                            .kv = l->kv,
                                            .types = l->types,
+                                           .context = l->context,
                                            .n_threads = THREADS,
                                            .chunk_tokens = chunk_tokens,
                                            .ring_slots = 1,

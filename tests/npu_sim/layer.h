@@ -42,8 +42,8 @@ struct layer {
     struct kv *kv;
     const struct attn_backend *backend;
     void *attn, *data;
-    uint32_t weights; /* block of the pool */
-    float *x, *h;     /* [chunk_tokens][hidden] */
+    uint32_t context, weights; /* weights: block of the pool */
+    float *x, *h;              /* [chunk_tokens][hidden] */
     struct chunk chunk;
     char manifest[4096];
 };

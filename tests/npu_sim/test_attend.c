@@ -258,7 +258,7 @@ static int cannot_be_driven(const char *folder)
     CHECK_ERR(xrt_attend_usable(manifest_get(r.manifest, 1), err), -ENOTSUP, "expected an attention");
     CHECK_ERR(xrt_attend_usable(manifest_get(r.manifest, 2), err), -ENOTSUP, "see 48 keys; it has room for 47");
     x.dtypes[manifest_argument(&x, MANIFEST_ARG_K)] = MANIFEST_F16;
-    CHECK_ERR(xrt_attend_usable(&x, err), -ENOTSUP, "expected bf16 for q, k and v");
+    CHECK_ERR(xrt_attend_usable(&x, err), -ENOTSUP, "expected bf16 for q, k, v and o");
     x = *good;
     x.arguments[manifest_argument(&x, MANIFEST_ARG_POSITIONS)] = MANIFEST_ARG_X;
     CHECK_ERR(xrt_attend_usable(&x, err), -ENOTSUP, "takes no positions");
@@ -287,6 +287,20 @@ static int hangs(const char *folder)
 static int breaks(const char *folder)
 {
     return fails(folder, -EIO, "ended it with an error");
+}
+
+/* What the next group cannot be sent for leaves no run under way. */
+static int settles(const char *folder)
+{
+    struct bench b;
+    struct xrt_device_stats s;
+    if (open_bench(&b, folder, windowed, QUANT_F16, 60000))
+        return 1;
+    const struct attn_queries x = {.pos = 40, .n = 100, .pages = b.pages, .q = b.q, .out = b.out};
+    CHECK_ERR(xrt_attend_run(b.a, &x, err), -EIO, "attention of line 3 of the manifest: ");
+    b.rig.ops->stats(b.rig.device, &s);
+    CHECK(s.starts == 1 && s.waits == 1 && !b.rig.ops->lost(b.rig.device));
+    return close_bench(&b);
 }
 
 static int no_memory(const char *folder)
@@ -341,6 +355,7 @@ static void test_faults(void **state)
         snprintf(text, sizeof(text), "error_at=%d", at);
         rig_case(breaks, text);
     }
+    rig_case(settles, "sync_fail=7,delay_us=2000");
 }
 
 int main(void)

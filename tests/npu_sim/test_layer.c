@@ -97,7 +97,7 @@ static uint64_t planned(const struct layer_shape *s, uint32_t chunk_tokens)
     uint64_t bytes = 0;
     assert_ok(sim_files_write(unit_path(""), s->operators, s->n_operators, err));
     assert_ok(manifest_open(unit_path("manifest.yaml"), &m, err));
-    assert_ok(xrt_products_choose(m, s->h, &p, err));
+    assert_ok(xrt_products_choose(m, s->h, 1, &p, err));
     assert_ok(xrt_products_bytes(&p, chunk_tokens, &bytes, err));
     manifest_close(m);
     return bytes;

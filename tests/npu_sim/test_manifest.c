@@ -278,14 +278,79 @@ static void test_unusable(void **state)
                       "  - {kind: gemm, xclbin: x, instructions: i, arguments: [a, b, c], dtypes: [i8, i8, i32],\n"
                       "     shape: {m: 32, k: 64, n: 64}}\n";
     struct manifest *m = open_text(text);
-    assert_err(xrt_products_choose(m, &h, &p, err), -ENOTSUP, "line 3 of the manifest: expected bf16 for a and b");
+    assert_err(xrt_products_choose(m, &h, 1, &p, err), -ENOTSUP, "line 3 of the manifest: expected bf16 for a and b");
     manifest_close(m);
     add_gemm(text, 32, 64, 64);
     m = open_text(text);
-    assert_ok(xrt_products_choose(m, &h, &p, err));
+    assert_ok(xrt_products_choose(m, &h, 1, &p, err));
     for (int i = 0; i < ATTN_PRODUCTS; i++)
         assert_ptr_equal(p.op[i], manifest_get(m, 1));
     manifest_close(m);
+}
+
+/* Attention of layers of 8 heads of 64, with a window of 100 and without, in a context of 1000. */
+static const struct manifest_operator *chosen_attention(const char *more, bool global, const char **ret_why)
+{
+    static const struct hparams h = {.n_layers = 2,
+                                     .global_every = 2,
+                                     .hidden = 64,
+                                     .n_heads = 8,
+                                     .n_kv_heads = 4,
+                                     .head_dim = 64,
+                                     .window = 100,
+                                     .attn_scale = 0.125f};
+    static struct manifest *m;
+    static struct xrt_products p;
+    char text[4096] = "version: 1\noperators:\n";
+    manifest_close(m);
+    add_gemm(text, 32, 512, 64);
+    strcat(text, more);
+    m = open_text(text);
+    assert_ok(xrt_products_choose(m, &h, 1000, &p, err));
+    *ret_why = p.why_attend[global];
+    return p.attend[global];
+}
+
+#define ATTENTION(tokens, keys, heads, window, scale)                                                                   \
+    "  - {kind: attention, xclbin: a, instructions: a.bin, arguments: [q, k, v, positions, o], scale: " #scale          \
+    ",\n     dtypes: [bf16, bf16, bf16, i32, bf16],\n     shape: {tokens: " #tokens ", keys: " #keys ", heads: " #heads \
+    ", kv_heads: 4, head_dim: 64, window: " #window "}}\n"
+
+/* What does not fit hides nothing that does. */
+static void test_attention(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *more;
+        bool global;
+        uint32_t tokens, keys; /* of the one that is taken; 0: none, because of */
+        const char *why;
+    } cases[] = {
+        {"", false, 0, 0, "the manifest has no attention"},
+        {ATTENTION(16, 115, 8, 100, 0.125), false, 16, 115, NULL},
+        {ATTENTION(16, 115, 8, 100, 0.125), true, 0, 0, "window is 100; expected 0"},
+        {ATTENTION(16, 114, 8, 100, 0.125), false, 0, 0, "see 115 keys; it has room for 114"},
+        {ATTENTION(16, 115, 8, 100, 0.25), false, 0, 0, "scale is 0.25; expected 0.125"},
+        {ATTENTION(16, 115, 16, 100, 0.125), false, 0, 0, "heads is 16; expected 8"},
+        {ATTENTION(16, 115, 8, 100, 0.25) ATTENTION(16, 116, 8, 100, 0.125), false, 16, 116, NULL}, /* less work, wrong scale */
+        {ATTENTION(64, 300, 8, 100, 0.125) ATTENTION(16, 115, 8, 100, 0.1251), false, 16, 115, NULL},
+        {ATTENTION(16, 115, 8, 100, 0.125) ATTENTION(32, 131, 8, 100, 0.125), false, 16, 115, NULL},
+        {ATTENTION(16, 512, 8, 0, 0.125) ATTENTION(16, 4096, 16, 0, 0.125), true, 16, 512, NULL},  /* most keys, other heads */
+        {ATTENTION(16, 512, 8, 0, 0.125) ATTENTION(16, 768, 8, 0, 0.125), true, 16, 768, NULL},    /* more of the context */
+        {ATTENTION(16, 4096, 8, 0, 0.125) ATTENTION(16, 1024, 8, 0, 0.125), true, 16, 1024, NULL}, /* room enough, less work */
+        {ATTENTION(16, 1000, 8, 0, 0.125) ATTENTION(32, 1000, 8, 0, 0.125), true, 16, 1000, NULL}, /* equal: the first */
+    };
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        const char *why = NULL;
+        const struct manifest_operator *op = chosen_attention(cases[i].more, cases[i].global, &why);
+        assert_int_equal(op != NULL, cases[i].why == NULL);
+        if (op) {
+            assert_int_equal(op->dims[MANIFEST_TOKENS], cases[i].tokens);
+            assert_int_equal(op->dims[MANIFEST_KEYS], cases[i].keys);
+        } else {
+            assert_non_null(strstr(why, cases[i].why));
+        }
+    }
 }
 
 static void put_operator(const char *file, const char *format, struct manifest **ret)
@@ -358,13 +423,9 @@ static void test_instructions(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {UNIT_TEST(test_good),
-                                       UNIT_TEST(test_print),
-                                       UNIT_TEST(test_bad),
-                                       UNIT_TEST(test_bounds),
-                                       UNIT_TEST(test_find),
-                                       UNIT_TEST(test_unusable),
-                                       UNIT_TEST(test_no_regular_file),
-                                       UNIT_TEST(test_instructions)};
+    const struct CMUnitTest tests[] = {
+        UNIT_TEST(test_good),        UNIT_TEST(test_print),    UNIT_TEST(test_bad),       UNIT_TEST(test_bounds),
+        UNIT_TEST(test_find),        UNIT_TEST(test_unusable), UNIT_TEST(test_attention), UNIT_TEST(test_no_regular_file),
+        UNIT_TEST(test_instructions)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
