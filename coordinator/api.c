@@ -183,10 +183,13 @@ static void on_request(void *ctx, struct http_exchange *x)
             return;
         }
     }
-    const struct page_file *f = http_method(x) == HTTP_GET ? page_find(path) : NULL;
-    if (f)
+    const struct page_file *f = page_find(path);
+    bool model = strncmp(path, "/v1/models/", 11) == 0;
+    if ((f || model) && http_method(x) != HTTP_GET)
+        http_not_allowed(x, "GET, HEAD");
+    else if (f)
         page(x, f);
-    else if (strncmp(path, "/v1/models/", 11) == 0 && http_method(x) == HTTP_GET)
+    else if (model)
         one_model(a, x, path + 11);
     else
         http_error(x, 404, NULL, "not_found", "there is nothing at '%.80s'; docs/HTTP.md lists the paths", path);

@@ -134,20 +134,45 @@ static int bad(struct api_refusal *why, const char *what)
     return api_refuse(why, 400, "response_format", "invalid_value", "parameter 'response_format': %s", what);
 }
 
+/* What is not known is refused, as a client that sends it relies on it. known: ends with NULL. */
+static int check_members(json_t *object, const char *where, const char *const *known, struct api_refusal *why)
+{
+    const char *name;
+    json_t *v;
+    json_object_foreach(object, name, v)
+    {
+        size_t i = 0;
+        while (known[i] && strcmp(known[i], name) != 0)
+            i++;
+        if (!known[i])
+            return api_refuse(why, 400, "response_format", "unsupported_parameter",
+                              "parameter 'response_format': '%s%.60s' is not supported; leave it out", where, name);
+    }
+    return 0;
+}
+
 int api_format_read(const struct api *a, json_t *format, struct api_params *p, struct api_refusal *why)
 {
     const char *type = json_string_value(json_object_get(format, "type"));
-    const json_t *wrapper = json_object_get(format, "json_schema"), *schema = json_object_get(wrapper, "schema");
+    static const char *const plain[] = {"type", NULL}, *const with_schema[] = {"type", "json_schema", NULL},
+                             *const of_schema[] = {"name", "description", "schema", "strict", NULL};
+    json_t *wrapper = json_object_get(format, "json_schema");
+    const json_t *schema = json_object_get(wrapper, "schema");
     struct err err = {0};
     (void)a;
     if (type && strcmp(type, "text") == 0)
-        return 0;
+        return check_members(format, "", plain, why);
     bool object = type && strcmp(type, "json_object") == 0;
     if (!object && (!type || strcmp(type, "json_schema") != 0))
         return bad(why, "expected the type text, json_object or json_schema");
     if (!object && !json_is_object(schema))
         return bad(why, "expected {\"type\": \"json_schema\", \"json_schema\": {\"name\": ..., \"schema\": {...}}}");
-    int r = schema_compile(object ? NULL : schema, &p->grammar, &p->grammar_rule, &err);
+    int r = check_members(format, "", object ? plain : with_schema, why);
+    if (r == 0 && !object)
+        r = check_members(wrapper, "json_schema.", of_schema, why);
+    if (r < 0)
+        return r;
+    r = schema_compile(object ? NULL : schema, &p->grammar, &p->grammar_rule, &err);
     if (r == -ENOMEM)
         return api_refuse(why, 500, NULL, "out_of_memory", "%s", err.text);
     return r < 0 ? bad(why, err.text) : 0;

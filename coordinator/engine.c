@@ -213,8 +213,10 @@ static void on_lost(void *ctx, enum msg_role role)
     snprintf(e->lost, sizeof(e->lost), "%s ended and is started again", msg_role_name(role));
     e->moved_ns = util_now_ns();
     e->ready = e->output_broken = false;
-    if (e->monitor)
+    if (e->monitor) {
         monitor_set_state(e->monitor, MONITOR_RECOVERING);
+        monitor_lost(e->monitor, role);
+    }
     schedule_pause(e->schedule, true);
 }
 
@@ -507,13 +509,29 @@ const char *engine_state_name(enum engine_state s)
     return (unsigned)s < ARRAY_LEN(names) ? names[s] : "?";
 }
 
+/* A stage that somebody else has to start. */
+static const char *waits_for_others(const struct engine *e)
+{
+    static const char *const sentences[] = {
+        [MSG_ROLE_LOADER] = "loader has not connected; 'loader.spawn' is false: it is started by others",
+        [MSG_ROLE_NPU] = "npu_worker has not connected; 'npu.spawn' is false: it is started by others",
+        [MSG_ROLE_GPU] = "gpu_worker has not connected; 'gpu.spawn' is false: it is started by others"};
+    for (enum msg_role role = MSG_ROLE_LOADER; e->supervise && role <= MSG_ROLE_GPU; role++) {
+        if (!supervise_spawned(e->supervise, role) && supervise_pid(e->supervise, role) == 0)
+            return sentences[role];
+    }
+    return NULL;
+}
+
 enum engine_state engine_state(const struct engine *e, const char **ret_reason)
 {
     if (e->failed.code || e->ready) {
         *ret_reason = e->failed.code ? e->failed.text : "ready";
         return e->failed.code ? ENGINE_FAILED : ENGINE_READY;
     }
-    *ret_reason = e->was_ready ? e->lost : "the stages start and load the model";
+    *ret_reason = waits_for_others(e);
+    if (!*ret_reason)
+        *ret_reason = e->was_ready ? e->lost : "the stages start and load the model";
     return e->was_ready ? ENGINE_RECOVERING : ENGINE_LOADING;
 }
 

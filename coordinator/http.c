@@ -205,10 +205,24 @@ static int read_pem(const char *key, const char *path, char **ret, struct err *e
     return r < 0 ? err_wrap(err, r, "key '%s'", key) : 0;
 }
 
+/* As browsers send it: without a path, or a slash at its end. */
+static int check_cors(const char *cors, struct err *err)
+{
+    const char *host = strstr(cors, "://");
+    if (strcmp(cors, "none") == 0 || strcmp(cors, "*") == 0 || (host && host > cors && host[3] && !strpbrk(host + 3, "/?# ")))
+        return 0;
+    return err_set(err, -EINVAL,
+                   "key 'http.cors': found '%.120s'; expected none, * or one origin such as https://chat.example.org, "
+                   "without a path or a '/' at its end",
+                   cors);
+}
+
 static int open_secrets(struct http *h, struct err *err)
 {
     const struct config_http *c = h->config;
-    int r = c->api_key_file[0] ? http_auth_open("key 'http.api_key_file'", c->api_key_file, &h->auth, err) : 0;
+    int r = check_cors(c->cors, err);
+    if (r == 0 && c->api_key_file[0])
+        r = http_auth_open("key 'http.api_key_file'", c->api_key_file, &h->auth, err);
     if (r < 0)
         return r;
     if (!c->tls_cert[0] != !c->tls_key[0])

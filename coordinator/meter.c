@@ -44,16 +44,18 @@ static double window_rate(const struct meter *m, uint64_t from_ns, uint64_t late
     return n * 1e9 / MAX(took, 1e6); /* a first count that nobody began */
 }
 
-double meter_rate(const struct meter *m, uint64_t now_ns)
+double meter_rate(const struct meter *m, uint64_t now_ns, bool awaited)
 {
     if (m->n_spans == 0)
         return 0;
     const struct meter_span *last = &m->spans[(m->n_spans - 1) % METER_SPANS];
     uint64_t took = MAX(last->end_ns - last->since_ns, METER_SPAN_NS);
     uint64_t from = MAX(m->begun_ns, last->end_ns), waits = now_ns > from ? now_ns - from : 0;
+    if (!awaited && now_ns - MIN(now_ns, last->end_ns) >= METER_WINDOW_NS)
+        return 0;
     if (took >= RARE_NS)
-        return waits < GONE * took ? (double)last->n * 1e9 / (double)MAX(took, waits) : 0;
-    return window_rate(m, now_ns - MIN(now_ns, METER_WINDOW_NS), waits > took ? waits - took : 0);
+        return !awaited || waits < GONE * took ? (double)last->n * 1e9 / (double)(awaited ? MAX(took, waits) : took) : 0;
+    return window_rate(m, now_ns - MIN(now_ns, METER_WINDOW_NS), awaited && waits > took ? waits - took : 0);
 }
 
 const char *meter_text(char *buf, double rate)

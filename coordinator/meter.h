@@ -3,6 +3,7 @@
 #ifndef TANDEM_COORDINATOR_METER_H
 #define TANDEM_COORDINATOR_METER_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #define METER_SPANS 9 /* of a window, and the one that it cuts */
@@ -25,8 +26,9 @@ struct meter { /* all zero at first */
 void meter_begin(struct meter *m, uint64_t now_ns);
 void meter_add(struct meter *m, uint64_t now_ns, uint64_t n);
 /* Mean over the time that work took in the last two seconds. Of what comes less often than every second: by the time that the last
- * took, or the one that is awaited where that is longer already; 0 when it is four times as long. */
-double meter_rate(const struct meter *m, uint64_t now_ns);
+ * took, or the one that is awaited where that is longer already; 0 when it is four times as long. Not awaited: nothing is late, and
+ * what there was is shown for two seconds. */
+double meter_rate(const struct meter *m, uint64_t now_ns, bool awaited);
 /* A rate for people, with as many decimals as it needs: 123.4, 1.23, 0.012. Returns buf, of METER_TEXT bytes. */
 #define METER_TEXT 24
 const char *meter_text(char *buf, double rate);

@@ -200,6 +200,13 @@ void monitor_stats(struct monitor *m, enum msg_role role, const struct msg_stats
         finish_round(m);
 }
 
+void monitor_lost(struct monitor *m, enum msg_role role)
+{
+    m->pending &= ~(1u << role);
+    if (m->asking && !m->pending)
+        uv_timer_start(&m->timer, on_timer, 0, 0); /* its end is still being dealt with */
+}
+
 void monitor_ask(struct monitor *m, struct monitor_wait *w)
 {
     struct err err = {0};

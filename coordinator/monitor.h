@@ -62,6 +62,8 @@ int monitor_open(const struct monitor_options *o, struct monitor **ret, struct e
 void monitor_close(struct monitor *m); /* forgets who waits; runs the loop until its timer is closed; NULL is fine */
 void monitor_set_state(struct monitor *m, enum monitor_state state);
 /* An answer to supervise_request_stats. */
+/* A stage has ended: its answer is not waited for. */
+void monitor_lost(struct monitor *m, enum msg_role role);
 void monitor_stats(struct monitor *m, enum msg_role role, const struct msg_stats *s);
 /* `done` comes later, from the loop, once. Those who ask while others wait get the same snapshot. */
 void monitor_ask(struct monitor *m, struct monitor_wait *w);

@@ -335,7 +335,7 @@ static int parse_pass(struct options *o, int argc, char **argv, enum options_com
 static int parse_command(const char *word, enum options_command *ret, struct err *err)
 {
     const char *best = NULL;
-    unsigned best_distance = 4;
+    unsigned best_distance = (unsigned)MIN(strlen(word) / 2 + 1, 4u); /* more than half of a word is another one */
     for (unsigned i = OPTIONS_CHAT + 1; i < OPTIONS_COMMANDS; i++) {
         unsigned d = util_distance(word, commands[i].name);
         if (d == 0) {
@@ -347,6 +347,8 @@ static int parse_command(const char *word, enum options_command *ret, struct err
             best = commands[i].name;
         }
     }
+    if (strcmp(word, "chat") == 0)
+        return err_set(err, -EINVAL, "command 'chat': leave the word out, a chat is what there is without a command");
     char known[192] = "";
     for (unsigned i = OPTIONS_CHAT + 1; i < OPTIONS_COMMANDS; i++)
         snprintf(known + strlen(known), sizeof(known) - strlen(known), "%s%s", i > OPTIONS_CHAT + 1 ? ", " : "", commands[i].name);

@@ -118,8 +118,8 @@ void schedule_count(const struct schedule *s, struct schedule_counts *ret)
                                     .output_tokens = s->output_meter.total,
                                     .asked_tokens = s->n_asked,
                                     .cached_tokens = s->n_cached,
-                                    .prompt_per_second = meter_rate(&s->prompt_meter, now),
-                                    .output_per_second = meter_rate(&s->output_meter, now)};
+                                    .prompt_per_second = meter_rate(&s->prompt_meter, now, s->n_in_flight > s->decode_in_flight),
+                                    .output_per_second = meter_rate(&s->output_meter, now, s->n_active > 0)};
     for (uint32_t i = 0; i < s->n_slots; i++)
         ret->running += s->slots[i].req != NULL;
     ret->queued = s->n_active - ret->running;

@@ -159,6 +159,12 @@ static int refuse(struct build *b, const char *place, const char *name, const ch
     return err_set(b->err, -EINVAL, "schema, at '%s': '%.40s' %s", *place ? place : "#", name, what);
 }
 
+static int refuse_reference(struct build *b, const char *place, const char *to)
+{
+    return err_set(b->err, -EINVAL, "schema, at '%s': '$ref' %s%.60s%s does not name a schema under '#/$defs/' or '#/definitions/'",
+                   *place ? place : "#", to ? "to '" : "", to ? to : "", to ? "'" : "");
+}
+
 static void place_below(char ret[128], const char *place, const char *name)
 {
     snprintf(ret, 128, "%.80s/%.40s", *place ? place : "#", name);
@@ -438,7 +444,7 @@ static int add_reference(struct build *b, const json_t *ref, uint32_t rule, cons
     else if (text && strncmp(text, "#/definitions/", 14) == 0)
         to = json_object_get(json_object_get(b->root, "definitions"), text + 14);
     if (!to)
-        return refuse(b, place, "$ref", "does not name a schema under '#/$defs/' or '#/definitions/'");
+        return refuse_reference(b, place, text);
     for (uint32_t i = 0; i < b->n_done; i++) {
         if (b->done[i].schema == to) {
             add(b, rule, 1, grammar_call(b->done[i].rule));

@@ -46,6 +46,14 @@ function bottom() {
     $('log').scrollTop = $('log').scrollHeight;
 }
 
+// While an answer comes, who has scrolled up to read stays there.
+function follow(change) {
+    const log = $('log');
+    const there = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
+    change();
+    if (there) bottom();
+}
+
 function buttons() {
     const last = messages[messages.length - 1];
     $('send').disabled = running !== null;
@@ -116,13 +124,11 @@ async function answer() {
             if (c && c.delta.content) {
                 first = first || performance.now();
                 m.content += c.delta.content;
-                m.view.textContent = m.content;
-                bottom();
+                follow(() => { m.view.textContent = m.content; });
             }
             if (c && c.finish_reason) m.finish = c.finish_reason;
             if (c && c.numerics_changed) m.changed = true;
-            if (e.usage) m.foot.textContent = summary(m, e.usage, began, first || performance.now());
-            if (e.usage) bottom();
+            if (e.usage) follow(() => { m.foot.textContent = summary(m, e.usage, began, first || performance.now()); });
         }
     } catch (e) {
         if (e.name === 'AbortError') m.foot.textContent = 'stopped';

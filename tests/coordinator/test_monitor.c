@@ -24,20 +24,38 @@ static void test_meter(void **state)
     (void)state;
     struct meter m = {0};
     uint64_t now = 1000 * SECOND;
-    assert_float_equal(meter_rate(&m, now), 0, 0);
+    assert_float_equal(meter_rate(&m, now, true), 0, 0);
     meter_begin(&m, now);
     for (int i = 0; i < 100; i++) /* 50 a second for two seconds */
         meter_add(&m, now + (uint64_t)(i + 1) * SECOND / 50, 1);
-    assert_float_equal(meter_rate(&m, now + 2 * SECOND), 50, 0.5);
-    assert_float_equal(meter_rate(&m, now + 3 * SECOND), 25, 4);
-    assert_float_equal(meter_rate(&m, now + 4 * SECOND), 0, 0);
+    assert_float_equal(meter_rate(&m, now + 2 * SECOND, true), 50, 0.5);
+    assert_float_equal(meter_rate(&m, now + 3 * SECOND, true), 25, 4);
+    assert_float_equal(meter_rate(&m, now + 4 * SECOND, true), 0, 0);
     assert_int_equal(m.total, 100);
     now += 100 * SECOND; /* the pause counts for nothing */
     meter_begin(&m, now);
-    assert_float_equal(meter_rate(&m, now), 0, 0);
+    assert_float_equal(meter_rate(&m, now, true), 0, 0);
     meter_add(&m, now + SECOND / 2, 10);
-    assert_float_equal(meter_rate(&m, now + SECOND / 2), 20, 0.01);
+    assert_float_equal(meter_rate(&m, now + SECOND / 2, true), 20, 0.01);
     assert_int_equal(m.total, 110);
+}
+
+/* An answer that is over: what it came at, for two seconds, and nothing that is said to be late. */
+static void test_meter_at_rest(void **state)
+{
+    (void)state;
+    static const uint64_t distances[] = {1, 20, 400, 3000};
+    for (size_t i = 0; i < sizeof(distances) / sizeof(*distances); i++) {
+        struct meter m = {0};
+        uint64_t distance = distances[i] * (SECOND / 1000), now = 1000 * SECOND;
+        double true_rate = 1000.0 / (double)distances[i];
+        meter_begin(&m, now);
+        for (int k = 0; k < 60; k++)
+            meter_add(&m, now += distance, 1);
+        for (uint64_t look = 0; look < 10; look++)
+            assert_float_equal(meter_rate(&m, now + look * SECOND / 5, false), true_rate, true_rate / 10);
+        assert_float_equal(meter_rate(&m, now + 2 * SECOND, false), 0, 0);
+    }
 }
 
 /* A token every so many milliseconds, looked at all the time: what is shown is what there was, from the second one on. */
@@ -52,23 +70,23 @@ static void test_slow_meter(void **state)
         meter_begin(&m, begin);
         for (int k = 1; k <= 30 || now < begin + 4 * SECOND; k++) {
             for (uint64_t look = 0; look < 5; look++) {
-                double rate = meter_rate(&m, now + look * distance / 5);
+                double rate = meter_rate(&m, now + look * distance / 5, true);
                 if (k > 2 && (rate < 0.8 * true_rate || rate > 1.2 * true_rate))
                     fail_msg("every %u ms, token %d, look %d: %f", distances[i], k, (int)look, rate);
             }
             now += distance;
             meter_add(&m, now, 1);
         }
-        assert_float_equal(meter_rate(&m, now), true_rate, true_rate / 5);
+        assert_float_equal(meter_rate(&m, now, true), true_rate, true_rate / 5);
         if (distance > SECOND) /* the next one is late */
-            assert_float_equal(meter_rate(&m, now + 2 * distance), true_rate / 2, true_rate / 10);
-        assert_float_equal(meter_rate(&m, now + 4 * distance + 2 * SECOND), 0, 0);
+            assert_float_equal(meter_rate(&m, now + 2 * distance, true), true_rate / 2, true_rate / 10);
+        assert_float_equal(meter_rate(&m, now + 4 * distance + 2 * SECOND, true), 0, 0);
     }
     struct meter m = {0}; /* four sequences in a batch, every four seconds, each a moment later */
     meter_begin(&m, 1000 * SECOND);
     for (uint64_t k = 1; k <= 20; k++)
         meter_add(&m, 1000 * SECOND + (k + 3) / 4 * 4 * SECOND + (k - 1) % 4 * 1000, 1);
-    assert_float_equal(meter_rate(&m, 1021 * SECOND), 1, 0.01);
+    assert_float_equal(meter_rate(&m, 1021 * SECOND, true), 1, 0.01);
 }
 
 static void test_rate_text(void **state)
@@ -251,8 +269,9 @@ static void test_screen(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_meter),     cmocka_unit_test(test_slow_meter),
-                                       cmocka_unit_test(test_rate_text), cmocka_unit_test(test_there_and_back),
-                                       cmocka_unit_test(test_refused),   cmocka_unit_test(test_screen)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_meter),          cmocka_unit_test(test_meter_at_rest),
+                                       cmocka_unit_test(test_slow_meter),     cmocka_unit_test(test_rate_text),
+                                       cmocka_unit_test(test_there_and_back), cmocka_unit_test(test_refused),
+                                       cmocka_unit_test(test_screen)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -121,6 +121,8 @@ static const struct {
     {"generate --prompt x", "option '--config' is missing"},
     {"--config", "option '--config' needs a value"},
     {"--config f genrate", "unknown command 'genrate', did you mean 'generate'?"},
+    {"--config f chat", "command 'chat': leave the word out"},
+    {"--config f see", "unknown command 'see'; expected one of generate"},
     {"--config f zzzzzzzzzzzz", "unknown command 'zzzzzzzzzzzz'; expected one of generate"},
     {"--config f --propmt x", "unknown option '--propmt'"},
     {"--config f --prompt x", "option '--prompt' needs its command before it"},

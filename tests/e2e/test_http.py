@@ -34,7 +34,8 @@ def test_small_endpoints():
         check(status == 200 and body == b"" and int(headers["content-length"]) > 0, status, headers, body)
         for method, path, want, allow in (("GET", "/nothing", 404, None), ("GET", "/tokenize", 405, "POST"),
                                           ("POST", "/health", 405, "GET, HEAD"), ("DELETE", "/health", 405, "GET, HEAD"),
-                                          ("DELETE", "/tokenize", 405, "POST"), ("GET", "/v1/models%3Fx", 404, None),
+                                          ("DELETE", "/tokenize", 405, "POST"), ("PUT", "/", 405, "GET, HEAD"),
+                                          ("DELETE", "/v1/models/demo", 405, "GET, HEAD"), ("PUT", "/page.jss", 404, None), ("GET", "/v1/models%3Fx", 404, None),
                                           ("GET", "/health%3F/v1", 404, None),
                                           ("GET", "/v1/chat/completions?x=1", 405, "POST"), ("GET", "/health?x=1", 200, None)):
             status, headers, body = s.request(method, path, b"{}" if method == "POST" else None, JSON)
@@ -230,7 +231,12 @@ def test_formats():
         check(status == 500 and "no end" in j["error"]["message"], status, j)
         for bad, words in (({"type": "xml"}, "json_object"), ({}, "json_object"), ("json", "json_object"), ({"type": "json_schema"}, "json_schema"),
                            ({"type": "json_schema", "json_schema": {"schema": {"type": "string", "pattern": "x"}}}, "'pattern' is not supported"),
-                           ({"type": "json_schema", "json_schema": {"schema": {"$ref": "#"}}}, "comes back to itself")):
+                           ({"type": "json_schema", "json_schema": {"schema": {"$ref": "#"}}}, "comes back to itself"),
+                           ({"type": "json_schema", "json_schema": {"schema": {"$ref": "#/$defs/there"}}}, "'$ref' to '#/$defs/there' does not name"),
+                           ({"type": "json_object", "schema": {"type": "boolean"}}, "'schema' is not supported"),
+                           ({"type": "text", "json_schema": {}}, "'json_schema' is not supported"),
+                           ({"type": "json_schema", "strict": True, "json_schema": {"schema": {}}}, "'strict' is not supported"),
+                           ({"type": "json_schema", "json_schema": {"schema": {}, "shema": {}}}, "'json_schema.shema' is not supported")):
             status, j = s.post("/v1/chat/completions", {"messages": user("x"), "response_format": bad})
             check(status == 400 and j["error"]["param"] == "response_format" and words in j["error"]["message"], bad, status, j)
 
@@ -439,6 +445,9 @@ def test_other_origins():
         check(headers["access-control-expose-headers"] == "Retry-After", headers)
         check(status == 200 and headers["access-control-allow-origin"] == good["Origin"], headers)
         check(s.get("/health", evil)[0] == 403, "another origin")
+    for wrong in ("https://chat.example/", "https://chat.example/page", "chat.example", "https://"):
+        r = tandem.run("coordinator", "--config", config(model("demo", "bf16"), http__listen="127.0.0.1:0", http__cors=wrong), "serve", status=1)
+        tandem.one_line_error(r, f"key 'http.cors': found '{wrong}'")
     with Server(http__cors="'*'") as s:
         check(s.request("GET", "/health", None, evil)[1]["access-control-allow-origin"] == "*", "all")
 

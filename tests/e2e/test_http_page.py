@@ -33,7 +33,7 @@ def test_files():
             check("default-src 'none'" in headers["content-security-policy"], headers)
             with open(os.path.join(tandem.SOURCE, "coordinator", "page", file), "rb") as f:
                 check(body == f.read(), path)
-        check(s.request("GET", "/page.html")[0] == 401 and s.request("POST", "/", b"{}", {"Content-Type": "application/json"})[0] == 404, "else")
+        check(s.request("GET", "/page.html")[0] == 401 and s.request("POST", "/", b"{}", {"Content-Type": "application/json"})[0] == 405, "else")
 
 
 def key_file():

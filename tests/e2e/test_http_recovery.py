@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import threading
+import time
 
 import tandem
 import test_vulkan
@@ -99,6 +100,30 @@ def test_waits_while_a_stage_is_down():
             check(choices[0]["text"] == want[0]["text"], choices, want)
         s.wait_ready()
         check(s.stats()["state"] == "running" and restarts(s)["npu_worker"] > 0, s.stats())
+
+
+def test_statistics_of_a_stage_that_dies():
+    """Who asks at the moment of a death is answered by those that live, and does not wait for a stage that will not answer."""
+    with Server("q8_0", restarts=1000, restarts_per_minute=1000) as s:
+        took = []
+        for _ in range(5):
+            kill(s, "gpu_worker")
+            begin = time.monotonic()
+            check([p["name"] for p in s.stats()["processes"]][3] == "gpu_worker", "stats")
+            took.append(time.monotonic() - begin)
+            s.wait_ready()
+        took.sort()
+        print(f"  answers after {took[0]:.3f} to {took[-1]:.3f} s, median {took[2]:.3f}")
+        check(took[2] < 1.9, "half of them waited the two seconds that a living stage is given", took)
+
+
+def test_health_of_what_others_start():
+    """Nobody but others can help it: so it is they who are named."""
+    socket = os.path.join(tandem.WORK, "stages")
+    with Server("q8_0", wait=False, npu__spawn="false", stage_socket=socket) as s:
+        wait_until(lambda: s.stats()["processes"][3]["pid"] > 0, 60, lambda: s.log)
+        status, j = s.get("/health")
+        check(status == 503 and j["status"] == "loading" and j["reason"].startswith("npu_worker has not connected; 'npu.spawn' is false"), j)
 
 
 def test_next_backend():
