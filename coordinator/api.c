@@ -106,6 +106,9 @@ static json_t *read_body(const struct api *a, struct http_exchange *x)
                    "the body has a number that is too large, at byte %d: %s; expected whole numbers of 64 bits with a sign, others "
                    "below 1.8e308",
                    e.position, e.text);
+    else if (json_error_code(&e) == json_error_null_character || json_error_code(&e) == json_error_null_byte_in_key)
+        http_error(x, 400, NULL, "invalid_value", "the body has a \\u0000 in a text, at byte %d; expected text without it",
+                   e.position);
     else
         http_error(x, 400, NULL, "invalid_json", "the body is not JSON, at byte %d: %s; expected an object", e.position, e.text);
     json_decref(j);

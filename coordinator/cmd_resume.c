@@ -18,8 +18,15 @@ struct resumed {
     struct answer answer;
 };
 
-struct left { /* what is not ours to finish, and what was but cannot be as we are configured */
-    uint32_t others, unfit;
+struct claimed { /* and not begun yet */
+    struct claimed *next;
+    struct journal_request request;
+    struct journal_file *file;
+};
+
+struct resume {
+    struct claimed *claimed; /* in the order in which they are finished */
+    uint32_t others, unfit;  /* what is not ours, and what is but cannot be finished as we are configured */
 };
 
 /* How many tokens it would have got at most, had nobody been killed. */
@@ -91,22 +98,19 @@ static int take_one(struct command *c, const struct journal_request *q, struct j
     return 0;
 }
 
-/* Takes all that there is for us. One that cannot go on stays, and keeps no other from it. */
-static int take_all(struct command *c, struct resumed **ret, struct left *left, struct err *err)
+/* One that cannot go on stays, and keeps no other from it. */
+static void take_all(struct command *c, struct resumed **ret)
 {
-    struct journal_request q;
-    struct journal_file *file;
-    int r;
-    while ((r = engine_left_request(c->engine, &q, &file, &left->others, err)) > 0) {
+    for (struct claimed *one; (one = c->resume->claimed); free(one)) {
         struct err why = {0};
-        if (take_one(c, &q, file, ret, &why) == 0) {
+        c->resume->claimed = one->next;
+        if (take_one(c, &one->request, one->file, ret, &why) == 0) {
             ret = &(*ret)->next;
             continue;
         }
-        left->unfit++;
+        c->resume->unfit++;
         fprintf(stderr, "a request is left for another --resume: %s\n", why.text);
     }
-    return r;
 }
 
 /* One line, where there is nothing for us, or something that is not. */
@@ -148,17 +152,59 @@ static int print_all(struct resumed *all, bool unfit, struct err *err)
     return failed ? err_set(err, -EIO, "not every answer could be finished; --resume tries those again") : 0;
 }
 
+/* All that there is for us, before a stage is started and reads the model: there may be nothing. */
+static int started(void *ctx, struct engine *e, struct err *err)
+{
+    struct command *c = ctx;
+    struct claimed **end = &c->resume->claimed;
+    struct journal_request q;
+    struct journal_file *file;
+    int r;
+    while ((r = engine_left_request(e, &q, &file, &c->resume->others, err)) > 0) {
+        *end = calloc(1, sizeof(**end));
+        if (!*end) {
+            journal_leave(file);
+            return err_set(err, -ENOMEM, "out of memory");
+        }
+        **end = (struct claimed){.request = q, .file = file};
+        end = &(*end)->next;
+    }
+    if (r < 0)
+        return r;
+    say_what_is_left(c, c->resume->claimed != NULL, c->resume->others);
+    c->done = !c->resume->claimed;
+    return c->done ? err_set(err, -ECANCELED, "nothing to resume") : 0;
+}
+
+/* What was claimed and not begun stays for another time. */
+static void stopping(void *ctx)
+{
+    struct command *c = ctx;
+    for (struct claimed *one; (one = c->resume->claimed); free(one)) {
+        c->resume->claimed = one->next;
+        journal_leave(one->file);
+    }
+    free(take_ptr(&c->resume));
+}
+
+int cmd_resume_prepare(struct command *c, struct engine_options *o, struct err *err)
+{
+    c->resume = calloc(1, sizeof(*c->resume));
+    if (!c->resume)
+        return err_set(err, -ENOMEM, "out of memory");
+    o->started = started;
+    o->stopping = stopping;
+    o->ctx = c;
+    return 0;
+}
+
 int cmd_resume_run(struct command *c, struct err *err)
 {
     struct resumed *all = NULL;
-    struct left left = {0};
-    int r = take_all(c, &all, &left, err);
+    take_all(c, &all);
+    int r = engine_run(c->engine, err);
     if (r == 0)
-        say_what_is_left(c, all || left.unfit, left.others);
-    if (r == 0)
-        r = engine_run(c->engine, err);
-    if (r == 0)
-        r = print_all(all, left.unfit > 0, err);
+        r = print_all(all, c->resume->unfit > 0, err);
     while (all) {
         struct resumed *p = all;
         all = p->next;

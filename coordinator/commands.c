@@ -253,15 +253,21 @@ int commands_run(const struct options *o, const struct config *config, const str
     struct engine_options eo = {.command_bytes = bytes, .trace = o->trace, .ret_signal = ret_signal};
     if (r == 0 && o->command == OPTIONS_SERVE)
         r = cmd_serve_prepare(&c, &eo, err);
+    if (r == 0 && o->resume)
+        r = cmd_resume_prepare(&c, &eo, err);
     if (r == 0 && starts_stages(o->command))
         r = engine_open(config, g, &eo, &c.engine, err);
-    if (r == 0)
+    if (r < 0 && c.done) {
+        *err = (struct err){0};
+        r = 0;
+    } else if (r == 0)
         r = dispatch(&c, err);
     if (c.engine)
         *ret_signal = engine_signal(c.engine);
     if (r == 0 && (fflush(stdout) == EOF || ferror(stdout)))
         r = err_set(err, -EIO, "standard output: cannot be written");
     engine_close(c.engine);
+    free(c.resume); /* of an engine that did not come so far */
     tokenizer_close(c.tokenizer);
     return r;
 }

@@ -28,6 +28,8 @@ struct command { /* all borrowed */
     struct tokenizer *tokenizer; /* NULL for eval, bench, plan */
     struct engine *engine;       /* NULL for plan, tokenize, detokenize */
     struct api *api;             /* serve, as long as the engine's loop lives */
+    struct resume *resume;       /* --resume, likewise */
+    bool done;                   /* before the stages were started: nothing was left to do */
 };
 
 /* Opens what the command needs, runs it, closes everything. 0 or a negative errno; *ret_signal: what ended it, 0 = none. */
@@ -43,7 +45,8 @@ int cmd_imatrix_run(struct command *c, struct err *err);
 int cmd_bench_run(struct command *c, struct err *err);
 uint64_t cmd_serve_bytes(const struct config *c, uint32_t vocab); /* memory beside the pipeline */
 int cmd_serve_run(struct command *c, struct err *err);
-int cmd_serve_prepare(struct command *c, struct engine_options *o, struct err *err); /* before engine_open */
+int cmd_serve_prepare(struct command *c, struct engine_options *o, struct err *err); /* before engine_open; likewise */
+int cmd_resume_prepare(struct command *c, struct engine_options *o, struct err *err);
 /* These ask a coordinator that runs; they need neither model nor engine. */
 int cmd_stats_run(const struct options *o, struct err *err);
 int cmd_top_run(const struct options *o, int *ret_signal, struct err *err);

@@ -30,7 +30,7 @@ def alive(s):
 
 def test_bodies():
     bad = [b"", b"{", b"[]", b"3", b"null", b'"x"', b"{}{}", b"\x00", b"\xff\xfe{}", b'{"prompt": "\xff"}', b'{"prompt": "\xed\xa0\x80"}',
-           b'{"prompt": "\\ud800"}', b'{"prompt": "a\\u0000b"}', b'{"a": 1, "a": 2}', b"[" * 100000, b'{"a":' * 50000, b'{"prompt": [' + b"[" * 50000, b'{"prompt": "' + b"x" * 200000,
+           b'{"prompt": "\\ud800"}', b'{"a": 1, "a": 2}', b"[" * 100000, b'{"a":' * 50000, b'{"prompt": [' + b"[" * 50000, b'{"prompt": "' + b"x" * 200000,
            b'{"prompt": "x", "max_tokens": NaN}', b"{'prompt': 'x'}", b'\xef\xbb\xbf{"prompt": "x"}']
     with Server(http__max_body="300KiB") as s:
         for body in bad:
@@ -43,6 +43,9 @@ def test_bodies():
             check(status == 400 and j["error"]["code"] == "invalid_value" and "number that is too large" in j["error"]["message"], status, j)
         for number in (2**63 - 1, -2**63):
             check(s.post("/v1/completions", b'{"prompt": "x", "max_tokens": 1, "seed": %d}' % number)[0] == 200, number)
+        for body in (b'{"prompt": "a\\u0000b"}', b'{"a\\u0000": 1}'):
+            status, j = s.post("/v1/completions", body)
+            check(status == 400 and j["error"]["code"] == "invalid_value" and "has a \\u0000 in a text" in j["error"]["message"], status, j)
         limit = 300 << 10
         filler = json.dumps({"prompt": "x", "user": ""}).encode()
         exact = filler[:-2] + b"u" * (limit - len(filler)) + b'"}'

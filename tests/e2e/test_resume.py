@@ -4,6 +4,7 @@ import fcntl
 import os
 import re
 import resource
+import shutil
 import signal
 import struct
 import subprocess
@@ -270,6 +271,16 @@ def test_other_models_and_nothing():
     cfg, other = config(model("demo", "q8_0")), config(model("demo", "f32"))
     r = run("coordinator", "--config", cfg, "--resume")
     check(r.stdout == "" and "nothing to resume" in r.stderr, r.stdout, r.stderr)
+    damaged = os.path.join(tandem.WORK, "damaged.gguf")
+    shutil.copy(model("demo", "q8_0"), damaged)
+    with open(damaged, "r+b") as f:  # a weight
+        f.seek(-1000, os.SEEK_END)
+        byte = f.read(1)
+        f.seek(-1000, os.SEEK_END)
+        f.write(bytes([byte[0] ^ 1]))
+    check("is damaged" in run("coordinator", "--config", config(damaged), "generate", "--prompt", "a", status=1).stderr, "not damaged")
+    r = run("coordinator", "--config", config(damaged), "--resume")  # no weight is read to find nothing
+    check(r.stdout == "" and "nothing to resume" in r.stderr and "is damaged" not in r.stderr, r.stdout, r.stderr)
     killed(cfg, *STORY, "--seed", "3", grown=80)
     r = tandem.subprocess.run(tandem.command("coordinator", "--config", other, "--resume"), capture_output=True,
                               env=tandem.environment(), timeout=60)
