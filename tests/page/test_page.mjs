@@ -89,12 +89,17 @@ async function stopAndKill() {
     const messages = [{ role: 'user', content: 'Anything.' }];
     const want = await expected(messages, HOT);
     assert.ok(want.length > 1000, want);
-    await say(page, 'Anything.');
-    await page.waitForFunction(() => document.querySelector('.assistant p')?.textContent.length > 20);
-    await page.keyboard.press('Escape');
-    await idle(page);
-    const [part] = await answers(page);
-    assert.ok(part.length < want.length && want.startsWith(part), 'stopped in the middle');
+    let part = want;
+    for (let i = 0; part === want; i++) { // a fast machine may be at the end before the key is pressed
+        assert.ok(i < 30, 'stopped in the middle');
+        if (i) await page.click('#clear');
+        await say(page, 'Anything.');
+        await page.waitForFunction(() => document.querySelector('.assistant p')?.textContent.length > 20);
+        await page.keyboard.press('Escape');
+        await idle(page);
+        [part] = await answers(page);
+    }
+    assert.ok(want.startsWith(part), 'another text');
     assert.equal(await page.textContent('.assistant small'), 'stopped');
     for (let i = 0; (await stats()).requests.running; i++) assert.ok(i < 1000, 'the sequence is free');
 
