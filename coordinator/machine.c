@@ -139,9 +139,10 @@ double machine_read_rate(uint32_t n_threads, uint64_t available)
     uint64_t best = UINT64_MAX;
     if (parts < PARTS_LEAST)
         return 0;
-    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p == MAP_FAILED)
         return 0;
+    madvise(p, bytes, MADV_HUGEPAGE); /* as weights have them, where the kernel gives them */
     if (pool_open((int)n_threads, &pool) == 0) {
         memset(p, 1, bytes);
         r.data = p;
