@@ -74,13 +74,6 @@ const struct layer_shape layer_27b = {&of_27b, operators_27b, 2, QUANT_Q4_0},
                          layer_little = {&little, operators_little, 1, QUANT_Q8_0},
                          layer_little_attends = {&little, operators_little, 2, QUANT_Q8_0};
 
-float layer_random(void)
-{
-    static uint32_t seed = 1;
-    seed = seed * 1664525u + 1013904223u;
-    return (float)(seed >> 20) / 2048 - 1;
-}
-
 /* ---- weights ---- */
 
 static void fill_matrix(const struct segment_tensor *t, uint8_t *at)
@@ -95,7 +88,7 @@ static void fill_matrix(const struct segment_tensor *t, uint8_t *at)
         }
         for (size_t r = 0; r < REPACK_ROWS; r++) {
             for (uint32_t c = 0; c < t->n_cols; c++)
-                values[c] = layer_random();
+                values[c] = rig_random();
             quant_ops_best()->from_f32(t->type, values, rows + r * row, t->n_cols);
         }
         repack_tile(t->type, rows, REPACK_ROWS, t->n_cols, at + i * tile);
@@ -116,7 +109,7 @@ static void fill(struct layer *l)
             continue;
         }
         for (uint32_t c = 0; c < t->n_cols; c++)
-            ((float *)(void *)at)[c] = 1 + layer_random() / 4;
+            ((float *)(void *)at)[c] = 1 + rig_random() / 4;
     }
 }
 
@@ -156,7 +149,7 @@ int layer_prepare(struct layer *l, const struct layer_shape *s, const char *fold
     l->x = calloc((size_t)chunk_tokens * s->h->hidden, sizeof(float));
     l->h = calloc((size_t)chunk_tokens * s->h->hidden, sizeof(float));
     for (size_t i = 0; i < (size_t)chunk_tokens * s->h->hidden; i++)
-        l->x[i] = layer_random();
+        l->x[i] = rig_random();
     return 0;
 }
 

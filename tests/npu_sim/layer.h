@@ -48,8 +48,6 @@ struct layer {
     char manifest[4096];
 };
 
-float layer_random(void); /* -1 to 1, the same in every run */
-
 /* Everything but the backend. The operators lie in folder. */
 int layer_prepare(struct layer *l, const struct layer_shape *s, const char *folder, uint32_t context, uint32_t chunk_tokens,
                   struct err *err);

@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "tests/npu_sim/sim.h"
 #include "tests/npu_sim/sim_files.h"
 #include "tests/unit/unit_test.h"
 
@@ -125,4 +126,27 @@ int64_t rig_report(const char *folder, const char *name)
     if (f)
         fclose(f);
     return found;
+}
+
+float rig_random(void)
+{
+    static uint32_t seed = 1;
+    seed = seed * 1664525u + 1013904223u;
+    return (float)(seed >> 20) / 2048 - 1;
+}
+
+double rig_bf16(float x)
+{
+    return (double)sim_float(sim_bf16(x));
+}
+
+void rig_faults(int (*hangs)(const char *folder), int (*breaks)(const char *folder))
+{
+    for (int at = 1; at <= 7; at += 3) {
+        char text[32];
+        snprintf(text, sizeof(text), "hang_at=%d", at);
+        rig_case(hangs, text);
+        snprintf(text, sizeof(text), "error_at=%d", at);
+        rig_case(breaks, text);
+    }
 }

@@ -67,6 +67,11 @@ void rig_operator_close(struct rig *r, struct rig_operator *o);
 int rig_operator_run(struct rig *r, struct rig_operator *o, struct err *err);
 void *rig_map(const struct rig *r, const struct rig_operator *o, enum manifest_role role);
 
+float rig_random(void); /* -1 to 1, the same in every run */
+double rig_bf16(float x);
+/* A run that hangs, and one that ends in an error: the first, the fourth and the seventh of what each function does. */
+void rig_faults(int (*hangs)(const char *folder), int (*breaks)(const char *folder));
+
 /* A counter of the report that the simulator wrote for this folder; -1 when there is none. */
 int64_t rig_report(const char *folder, const char *name);
 

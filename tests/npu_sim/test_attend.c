@@ -13,7 +13,6 @@
 #include "npu_worker/xrt_attend.h"
 #include "proto/util.h"
 #include "tests/npu_sim/rig.h"
-#include "tests/npu_sim/sim.h"
 #include "tests/unit/unit_test.h"
 
 #define END 300u /* positions of the sequence */
@@ -34,24 +33,11 @@ struct bench {
     float *q, *out, *k, *v; /* q, out: [END][n_heads][head_dim]; as stored: [n_kv_heads][END][head_dim] */
 };
 
-static uint32_t seed = 1;
-
-static float random_value(void)
-{
-    seed = seed * 1664525u + 1013904223u;
-    return (float)(seed >> 20) / 2048 - 1;
-}
-
-static double bf16(float x)
-{
-    return (double)sim_float(sim_bf16(x));
-}
-
 static float *randoms(size_t n)
 {
     float *x = malloc(n * sizeof(float));
     for (size_t i = 0; i < n; i++)
-        x[i] = random_value();
+        x[i] = rig_random();
     return x;
 }
 
@@ -68,8 +54,8 @@ static void fill_cache(struct bench *b)
     }
     for (uint32_t i = 0; i < END; i++) {
         for (uint32_t x = 0; x < kv * d; x++) {
-            k[x] = random_value();
-            v[x] = random_value();
+            k[x] = rig_random();
+            v[x] = rig_random();
         }
         attn_ref.store(&b->shape, b->pages[i / ATTN_PAGE], i % ATTN_PAGE, k, v);
     }
@@ -155,7 +141,7 @@ static int check_head(const struct bench *b, uint32_t pos, uint32_t h, const flo
     for (uint32_t i = from; i <= pos; i++) {
         p[i] = 0;
         for (uint32_t x = 0; x < d; x++)
-            p[i] += bf16(q[x]) * bf16(b->k[(kv * END + i) * d + x]);
+            p[i] += rig_bf16(q[x]) * rig_bf16(b->k[(kv * END + i) * d + x]);
         p[i] *= (double)s->scale;
         top = fmax(top, p[i]);
     }
@@ -164,7 +150,7 @@ static int check_head(const struct bench *b, uint32_t pos, uint32_t h, const flo
     for (uint32_t x = 0; x < d; x++) {
         double want = 0, magnitude = 0, got = (double)out[x];
         for (uint32_t i = from; i <= pos; i++) {
-            double part = p[i] / sum * bf16(b->v[(kv * END + i) * d + x]);
+            double part = p[i] / sum * rig_bf16(b->v[(kv * END + i) * d + x]);
             want += part;
             magnitude += fabs(part);
         }
@@ -348,13 +334,7 @@ static void test_refusals(void **state)
 static void test_faults(void **state)
 {
     (void)state;
-    for (int at = 1; at <= 7; at += 3) {
-        char text[32];
-        snprintf(text, sizeof(text), "hang_at=%d", at);
-        rig_case(hangs, text);
-        snprintf(text, sizeof(text), "error_at=%d", at);
-        rig_case(breaks, text);
-    }
+    rig_faults(hangs, breaks);
     rig_case(settles, "sync_fail=7,delay_us=2000");
 }
 

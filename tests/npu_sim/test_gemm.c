@@ -14,7 +14,6 @@
 #include "npu_worker/xrt_gemm.h"
 #include "proto/util.h"
 #include "tests/npu_sim/rig.h"
-#include "tests/npu_sim/sim.h"
 #include "tests/unit/unit_test.h"
 
 #define ROWS 200
@@ -29,14 +28,6 @@ struct matrix {
     float *values; /* [ROWS][COLS], as the type keeps them */
 };
 
-static uint32_t seed = 1;
-
-static float random_value(void)
-{
-    seed = seed * 1664525u + 1013904223u;
-    return (float)(seed >> 20) / 2048 - 1;
-}
-
 static struct matrix make(int type)
 {
     size_t row = quant_row_bytes(type, COLS);
@@ -46,7 +37,7 @@ static struct matrix make(int type)
     float values[COLS];
     for (uint32_t i = 0; i < ROWS; i++) {
         for (int j = 0; j < COLS; j++)
-            values[j] = random_value();
+            values[j] = rig_random();
         quant_ops_best()->from_f32(type, values, packed + i % 16 * row, COLS);
         quant_ops_best()->to_f32(type, packed + i % 16 * row, x.values + i * COLS, COLS);
         if (i % 16 == 15 || i + 1 == ROWS)
@@ -56,18 +47,13 @@ static struct matrix make(int type)
     return x;
 }
 
-static double bf16(float x)
-{
-    return (double)sim_float(sim_bf16(x));
-}
-
 static int check(const struct matrix *w, const float *x, const float *y, uint32_t n_tokens)
 {
     for (uint32_t t = 0; t < n_tokens; t++) {
         for (uint32_t r = 0; r < ROWS; r++) {
             double sum = 0, magnitude = 0, got = (double)y[t * ROWS + r];
             for (uint32_t c = 0; c < COLS; c++) {
-                double product = bf16(w->values[r * COLS + c]) * bf16(x[t * COLS + c]);
+                double product = rig_bf16(w->values[r * COLS + c]) * rig_bf16(x[t * COLS + c]);
                 sum += product;
                 magnitude += fabs(product);
             }
@@ -120,7 +106,7 @@ static int open_bench(struct bench *b, const char *folder, const char *const *op
     arena_stats(b->arena, &in_pool);
     CHECK(in_pool.used[ARENA_INSTRUCTIONS] > 0 && in_pool.used[ARENA_TILES] + in_pool.used[ARENA_INSTRUCTIONS] == bytes);
     for (int i = 0; i < TOKENS * COLS; i++)
-        b->x[i] = random_value();
+        b->x[i] = rig_random();
     return 0;
 }
 
@@ -287,13 +273,7 @@ static void test_refusals(void **state)
 static void test_faults(void **state)
 {
     (void)state;
-    for (int at = 1; at <= 7; at += 3) {
-        char text[32];
-        snprintf(text, sizeof(text), "hang_at=%d", at);
-        rig_case(hangs, text);
-        snprintf(text, sizeof(text), "error_at=%d", at);
-        rig_case(breaks, text);
-    }
+    rig_faults(hangs, breaks);
 }
 
 int main(void)

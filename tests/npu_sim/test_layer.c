@@ -22,7 +22,6 @@
 #include "proto/util.h"
 #include "tests/npu_sim/layer.h"
 #include "tests/npu_sim/rig.h"
-#include "tests/npu_sim/sim.h"
 #include "tests/npu_sim/sim_files.h"
 #include "tests/unit/unit_test.h"
 
@@ -39,11 +38,6 @@ static struct sample sampled = {1, 1};
 static float *inputs; /* of the product to come */
 static unsigned n_checked, n_wrong;
 
-static double bf16(float x)
-{
-    return (double)sim_float(sim_bf16(x));
-}
-
 static void check_product(const struct layer *l, enum gemma3_tensor role, const float *y, uint32_t n_tokens)
 {
     struct gemm_matrix m = segment_matrix(&l->layout, l->data, role);
@@ -56,7 +50,7 @@ static void check_product(const struct layer *l, enum gemma3_tensor role, const 
         for (uint32_t t = r % sampled.tokens; t < n_tokens; t += sampled.tokens) {
             double sum = 0, magnitude = 0, got = (double)y[(size_t)t * m.n_rows + r];
             for (uint32_t c = 0; c < m.n_cols; c++) {
-                double product = bf16(row[c]) * bf16(inputs[(size_t)t * m.n_cols + c]);
+                double product = rig_bf16(row[c]) * rig_bf16(inputs[(size_t)t * m.n_cols + c]);
                 sum += product;
                 magnitude += fabs(product);
             }
